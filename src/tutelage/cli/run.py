@@ -1,0 +1,63 @@
+"""`demo`, `run`, `plan`: the stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tutelage.cli.app import AsJson, RunDir, Trust, app, emit
+from tutelage.cli.bars import Bars
+from tutelage.cli.tables import show_plan, show_result
+
+if TYPE_CHECKING:
+    from tutelage.recipe import Recipe
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML (see: tutelage init).")]
+
+
+@app.command(
+    epilog="Example: [bold]tutelage demo --run /tmp/demo[/bold], then open report.html in it."
+)
+def demo(
+    run: RunDir = None, as_json: AsJson = False, seed: Annotated[int, typer.Option()] = 0
+) -> int:
+    """Distil scikit-learn's digits to a Cortex-M4 board: teacher trained on the spot, offline."""
+    from tutelage.pipeline.demo import demo_recipe
+
+    return _run(demo_recipe(seed), run or Path("tutelage-demo"), as_json, trust_code=False)
+
+
+@app.command("run", epilog="Example: [bold]tutelage run recipe.yaml --run runs/first[/bold]")
+def run_(
+    recipe: RecipePath, run: RunDir = None, as_json: AsJson = False, trust_code: Trust = False
+) -> int:
+    """Do every stage of a recipe; run it again to go on where it stopped."""
+    from tutelage.recipe import Recipe
+
+    folder = run or Path("runs") / recipe.stem
+    return _run(Recipe.read(recipe), folder, as_json, trust_code=trust_code)
+
+
+@app.command(epilog="Example: [bold]tutelage plan recipe.yaml[/bold]")
+def plan(
+    recipe: RecipePath, run: RunDir = None, as_json: AsJson = False, trust_code: Trust = False
+) -> None:
+    """Show which students would fit the budget, before any of them is trained."""
+    from tutelage.pipeline.feasible import plan_recipe
+    from tutelage.recipe import Recipe
+
+    folder = run or Path("runs") / recipe.stem
+    answer = plan_recipe(Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code)
+    emit(answer, as_json, show_plan)
+
+
+def _run(recipe: Recipe, folder: Path, as_json: bool, *, trust_code: bool) -> int:
+    from tutelage.pipeline import raise_if_missed, run_recipe
+
+    result = run_recipe(recipe, folder, progress=Bars(), trust_code=trust_code)
+    answer: dict[str, Any] = result.to_json()
+    emit(answer, as_json, show_result)
+    raise_if_missed(result)
+    return 0

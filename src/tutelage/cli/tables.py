@@ -1,0 +1,76 @@
+"""Results as tables in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tutelage.units import format_quantity
+
+_UNITS = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J", "macs": "MAC"}
+_NAMES = {
+    "latency_s": "latency", "ram_bytes": "memory", "storage_bytes": "storage",
+    "energy_j": "energy per inference", "accuracy": "accuracy (validation)",
+}  # fmt: skip
+
+
+def show_result(answer: dict[str, Any]) -> None:
+    """Print what a run ended with."""
+    out = Console(highlight=False)
+    student, teacher = answer["student"], answer["teacher"]
+    table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
+    for column in ("", "limit", "value", "margin", "kind", "met"):
+        table.add_column(
+            column, justify="right" if column in ("limit", "value", "margin") else "left"
+        )
+    for row in answer["budget"]:
+        unit = _UNITS.get(row["metric"], "1")
+        table.add_row(
+            _NAMES[row["metric"]] + ("" if row["hard"] else " (soft)"),
+            format_quantity(row["limit"], unit),
+            format_quantity(row["value"], unit),
+            f"{row['margin']:+.0%}",
+            row["kind"],
+            "yes" if row["met"] else "NO",
+        )
+    out.print(table)
+    chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
+    if student["value"] is not None and teacher["value"]:
+        kept = student["value"] / teacher["value"]
+        out.print(
+            f"test accuracy: student {student['value']:.2%}, teacher {teacher['value']:.2%} "
+            f"(kept {kept:.1%}), measured on the {chosen['precision']} file",
+            markup=False,
+        )
+    out.print(
+        f"artifact: {answer['run']}/{answer['chosen']} ({format_quantity(chosen['bytes'], 'B')})",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    out.print(f"report:   {answer['run']}/report.html", markup=False, soft_wrap=True)
+    out.print(f"took {answer['seconds']:.0f} s", markup=False)
+
+
+def show_plan(answer: dict[str, Any]) -> None:
+    """Print the feasibility table."""
+    out = Console(highlight=False)
+    table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
+    names = ["storage_bytes", "ram_bytes", "macs", "latency_s", "energy_j"]
+    for column in ("student", "parameters", *(_NAMES.get(n, n) for n in names), "fits"):
+        table.add_column(column)
+    for row in answer["candidates"]:
+        figures = {f["name"]: f["value"] for f in row["figures"]}
+        cells = [
+            format_quantity(figures[n], _UNITS[n]) if n in figures else "no figure" for n in names
+        ]
+        missed = ", ".join(_NAMES[m] for m in row["missed"])
+        table.add_row(
+            row["name"], f"{row['parameters']:,}", *cells, "yes" if row["fits"] else f"no: {missed}"
+        )
+    out.print(table)
+    for row in answer["budget"]:
+        unit = _UNITS.get(row["metric"], "1")
+        limit = format_quantity(row["limit"], unit)
+        out.print(f"limit: {_NAMES[row['metric']]} {limit} ({row['source']})", markup=False)
+    out.print("figures are predicted; tutelage run measures them", markup=False)

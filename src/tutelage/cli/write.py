@@ -1,0 +1,45 @@
+"""`init`: look at a teacher and data, and write a commented recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutelage.cli.app import Trust, app
+from tutelage.errors import RecipeError
+
+
+@app.command(
+    epilog="Examples: [bold]tutelage init fit photos/[/bold]; "
+    "[bold]tutelage init teacher.onnx photos/ --device raspberry-pi-4[/bold]; "
+    "[bold]tutelage init net.py:build data.npz --weights net.safetensors --trust-code[/bold]"
+)
+def init(
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            help="fit (train one), file.py:function, timm:NAME, torchvision:NAME, an ONNX file, or "
+            "a folder with spec.json."
+        ),
+    ],
+    data: Annotated[str, typer.Argument(help="Images: folder, IDX, .npz, .parquet, .csv, digits.")],
+    out: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path("recipe.yaml"),
+    device: Annotated[str, typer.Option("--device", help="See: tutelage devices.")] = "host",
+    weights: Annotated[str | None, typer.Option("--weights", help="The teacher's weights.")] = None,
+    trust_code: Trust = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
+) -> None:
+    """Look at a teacher and data and write a recipe, commented."""
+    from tutelage.files import write_atomically
+    from tutelage.pipeline.initial import initial_recipe
+
+    if out.exists() and not force:
+        raise RecipeError(f"{out} exists; choose another with --out, or pass --force")
+    text = initial_recipe(
+        teacher, data, folder=out.resolve().parent, device=device, weights=weights,
+        trust_code=trust_code,
+    )  # fmt: skip
+    write_atomically(out, text)
+    typer.echo(f"wrote {out}; next: tutelage plan {out}, then tutelage run {out}")

@@ -1,0 +1,277 @@
+"""Devices as YAML files: the filename is the name, and every figure names its source."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tutelage.errors import DeviceError, RecipeError
+from tutelage.records import Limit
+from tutelage.registry import near_matches
+from tutelage.units import format_quantity, parse_quantity
+
+PROFILES = Path(__file__).parent / "profiles"
+HOST = "host"
+_SUFFIXES = (".yaml", ".yml")
+
+Precision = Literal["int8", "float16", "float32"]
+OpClass = Literal["conv", "depthwise", "linear", "pool", "add", "other"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Figure(_Strict):
+    """One figure of a profile: `value`, or a range `low` to `high`, in SI units of `unit`.
+
+    `prior` marks a figure from memory, to be replaced by a measurement.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str
+    source: str = Field(min_length=3)
+    prior: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Figure:
+        ends = (self.low is not None) + (self.high is not None)
+        if (self.value is None) == (ends == 0) or ends == 1:
+            raise ValueError("give either 'value', or both 'low' and 'high'")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError("'low' is above 'high'")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest, equal for a single value."""
+        if self.low is not None and self.high is not None:
+            return self.low, self.high
+        assert self.value is not None  # by _one_form
+        return self.value, self.value
+
+    @property
+    def typical(self) -> float:
+        """The value, or the geometric mean of the range."""
+        low, high = self.bounds
+        return low if low == high else math.sqrt(low * high)
+
+
+def _in(unit: str, most: float) -> BeforeValidator:
+    """Return the reader of a figure in `unit` that is positive, finite and at most `most`."""
+    base = unit.removesuffix("/s")
+    per_second = unit != base
+
+    def quantity(raw: Any) -> float:
+        text = raw.strip().removesuffix("/s") if per_second and isinstance(raw, str) else raw
+        try:
+            value = parse_quantity(text, base)
+        except RecipeError as error:
+            raise ValueError(str(error).replace(f"'{text}'", f"'{raw}'")) from None
+        if value > most:
+            raise ValueError(
+                f"'{raw}' is above {format_quantity(most, base)}, which is absurd here"
+            )
+        return value
+
+    def read(raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        given = {k: quantity(v) for k, v in raw.items() if k in _AMOUNTS and v is not None}
+        if raw.get("unit", unit) != unit:
+            raise ValueError(f"this figure is in {unit}, not {raw['unit']}")
+        return {**raw, **given, "unit": unit}
+
+    return BeforeValidator(read)
+
+
+_AMOUNTS = ("value", "low", "high")
+_Ram = Annotated[Figure, _in("B", 1e12)]
+_Storage = Annotated[Figure, _in("B", 1e15)]
+_Macs = Annotated[Figure, _in("MAC/s", 1e16)]
+_Bandwidth = Annotated[Figure, _in("B/s", 1e14)]
+_Power = Annotated[Figure, _in("W", 1e5)]
+_Time = Annotated[Figure, _in("s", 60.0)]
+_Ratio = Annotated[Figure, _in("", 10.0)]
+
+
+class DeviceLimits(_Strict):
+    """What the device has, of which `reserved_*` goes to the system or the rest of the firmware."""
+
+    ram_bytes: _Ram
+    storage_bytes: _Storage
+    reserved_ram_bytes: _Ram | None = None
+    reserved_storage_bytes: _Storage | None = None
+
+    @model_validator(mode="after")
+    def _something_left(self) -> DeviceLimits:
+        for name in ("ram_bytes", "storage_bytes"):
+            if self.free(name) <= 0:
+                raise ValueError(f"reserved_{name} leaves nothing of {name} for a model")
+        return self
+
+    def free(self, name: str) -> float:
+        """Return the bytes left for a model with its runtime, at the least favourable figures."""
+        reserved: Figure | None = getattr(self, f"reserved_{name}")
+        whole: Figure = getattr(self, name)
+        return whole.bounds[0] - (reserved.bounds[1] if reserved is not None else 0.0)
+
+
+class Device(_Strict):
+    """A named machine: runtime, limits, and the coefficients of its cost model.
+
+    `throughput` is for convolutions, per precision; `efficiency` scales it for another operator
+    class. `weights_in_ram` is false where weights are read in place from flash.
+    """
+
+    name: str
+    title: str
+    description: str
+    runtime: str
+    threads: int = Field(ge=1, le=1024)
+    precisions: Annotated[tuple[Precision, ...], Field(strict=False, min_length=1)]
+    weights_in_ram: bool = True
+    limits: DeviceLimits
+    throughput: dict[Precision, _Macs] = Field(default_factory=dict)
+    efficiency: dict[OpClass, _Ratio] = Field(default_factory=dict)
+    bandwidth: _Bandwidth | None = None
+    active_power_w: _Power | None = None
+    idle_power_w: _Power | None = None
+    runtime_ram_bytes: _Ram | None = None
+    runtime_storage_bytes: _Storage | None = None
+    invoke_overhead_s: _Time | None = None
+
+
+def load_device(name_or_path: str | Path) -> Device:
+    """Return the device of that name, or the one that a YAML file describes.
+
+    Raises `DeviceError` for an unknown name (with the nearest one), or naming the wrong key.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(_SUFFIXES) or "/" in text or os.sep in text:
+        return _read(Path(name_or_path))
+    if text == HOST:
+        return host()
+    if text not in list_devices():
+        hint = near_matches(text, list(list_devices()))
+        raise DeviceError(f"unknown device '{text}'. {hint} Or give the path of a YAML file.")
+    return _read(PROFILES / f"{text}.yaml")
+
+
+def list_devices() -> tuple[str, ...]:
+    """Names of the shipped devices and of the machine this runs on, sorted."""
+    return tuple(sorted([*(path.stem for path in PROFILES.glob("*.yaml")), HOST]))
+
+
+def device_limits(device: Device) -> tuple[Limit, Limit]:
+    """Return the limits a device sets by itself: RAM and storage, each for model and runtime."""
+    source = f"device {device.name}"
+    free = device.limits.free
+    return (
+        Limit(metric="ram_bytes", value=free("ram_bytes"), source=source),
+        Limit(metric="storage_bytes", value=free("storage_bytes"), source=source),
+    )
+
+
+def host(storage: str | Path = ".") -> Device:
+    """Describe this machine, without cost coefficients: those come from a calibration.
+
+    Its limits are whole RAM (the container's, where there is one) and the whole disk that holds
+    `storage`, not what is free at this moment, so that a run repeats.
+    """
+    from importlib.metadata import version
+
+    import psutil
+
+    ram = min(float(psutil.virtual_memory().total), _container_bytes(), 1e12)
+    disk = min(float(psutil.disk_usage(str(storage)).total), 1e15)
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    return Device(
+        name=HOST,
+        title=cpu_name(),
+        description="The machine this runs on.",
+        runtime=f"onnxruntime {version('onnxruntime')}",
+        threads=cores,
+        precisions=("int8", "float32"),
+        limits=DeviceLimits(
+            ram_bytes=_measured(ram, "psutil, total of this machine or container"),
+            storage_bytes=_measured(disk, "psutil, total of the disk in use"),
+        ),
+    )
+
+
+def _measured(value: float, source: str) -> Figure:
+    return Figure(value=value, unit="B", source=source)
+
+
+def _container_bytes() -> float:
+    try:
+        return float(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no cgroup, or 'max'
+        return math.inf
+
+
+def cpu_name() -> str:
+    """Name this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine() or "this machine"
+
+
+def _read(path: Path) -> Device:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DeviceError(f"no device file at '{path}': check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeviceError(f"device file '{path}' cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "not plain text data"
+        raise DeviceError(
+            f"device file '{path}'{line} is not valid YAML ({problem}): mend the line"
+        ) from None
+    if not isinstance(raw, dict):
+        raise DeviceError(f"device file '{path}' holds no keys: start from a shipped profile")
+    if raw.setdefault("name", path.stem) != path.stem:
+        raise DeviceError(
+            f"device file '{path}', key name: the file's name is the device's; leave the key out"
+        )
+    try:
+        return Device.model_validate(raw)
+    except ValidationError as error:
+        raise DeviceError(f"device file '{path}', {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Say in one line which key is wrong, and why."""
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"] if part != "[key]"]
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(parts[-1], sorted(_known_keys()), n=1, cutoff=0.5)
+        return f"unknown key {key}: " + (f"did you mean '{near[0]}'?" if near else "remove it")
+    message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
+    if first["type"] == "missing":
+        cure = "name where the figure is from" if parts[-1] == "source" else "add it"
+        message = f"is missing; {cure}"
+    more = error.error_count() - 1
+    return f"key {key}: {message}" + (f" (and {more} more)" if more else "")
+
+
+def _known_keys() -> set[str]:
+    models: tuple[type[BaseModel], ...] = (Device, DeviceLimits, Figure)
+    return {key for model in models for key in model.model_fields} - {"unit", "name"}

@@ -1,0 +1,1 @@
+"""Turning a student into the file that ships, and proving that the file says the same."""

@@ -1,0 +1,400 @@
+"""What an exported ONNX graph costs, counted exactly from the file; no device is needed.
+
+Covers: multiply-accumulates of convolutions and matrix products in their float and quantized forms,
+stored bytes, bytes moved by each operator, and the peak of the activations alive at once. Does not
+cover: scratch buffers of a runtime's kernels, in-place reuse beyond views and Relu or Clip, and
+operators whose work depends on a loop or a formula (`If`, `LSTM`, `Einsum`), refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tutelage.errors import CorruptFileError, ExportError
+from tutelage.records import OpCost
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+_VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
+_ACTIVATIONS = {"Relu", "Clip"}  # every runtime folds these into the operator before them
+_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+# fmt: off
+# Operator -> index of the weight among its inputs; the data is input 0.
+_CONV = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
+_GEMM = {"Gemm": 1, "FusedGemm": 1, "QGemm": 3}
+_MATMUL = {"MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "DynamicQuantizeMatMul": 1,
+           "MatMulIntegerToFloat": 1}
+_WEIGHT_AT = {**_CONV, **_GEMM, **_MATMUL}
+_INTEGER = {"QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
+            "MatMulIntegerToFloat", _QUANTIZE, _DEQUANTIZE}
+_UNCOUNTED = {"If", "Loop", "Scan", "SequenceMap", "LSTM", "GRU", "RNN", "Einsum", "Attention",
+              "DeformConv"}
+# onnx infers no shapes for onnxruntime's own operators: each is read as the standard operator of
+# the same shape, fed with these of its inputs.
+_ONE, _BOTH, _PAIR = slice(0, 1), slice(0, 2), slice(0, 4, 3)
+_STAND_IN: dict[str, tuple[str, slice]] = {
+    "QLinearAdd": ("Add", _PAIR), "QLinearMul": ("Mul", _PAIR), "QGemm": ("Gemm", _PAIR),
+    "QLinearConcat": ("Concat", slice(2, None, 3)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", _ONE),
+    "QLinearAveragePool": ("AveragePool", _ONE), "QLinearSigmoid": ("Identity", _ONE),
+    "QLinearLeakyRelu": ("Identity", _ONE), "QLinearSoftmax": ("Identity", _ONE),
+    "Gelu": ("Identity", _ONE), "FastGelu": ("Identity", _ONE), "QuickGelu": ("Identity", _ONE),
+    "FusedConv": ("Conv", slice(0, 3)), "FusedGemm": ("Gemm", slice(0, 3)),
+    "DynamicQuantizeMatMul": ("MatMul", _BOTH), "MatMulIntegerToFloat": ("MatMul", _BOTH),
+    _QUANTIZE: (_QUANTIZE, slice(0, 3)), _DEQUANTIZE: (_DEQUANTIZE, slice(0, 3)),
+}
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphCosts:
+    """What a graph costs for one example; `peak_activation_bytes` counts inputs and outputs too.
+
+    `parameter_bytes` counts every stored constant, `file_bytes` the file with its external data.
+    """
+
+    ops: tuple[OpCost, ...]
+    macs: int
+    parameter_bytes: int
+    peak_activation_bytes: int
+    file_bytes: int
+
+
+def graph_costs(source: str | Path | ModelProto) -> GraphCosts:
+    """Count what an ONNX graph costs at batch 1.
+
+    `source` is a file or a model in memory. A graph of Q/DQ pairs is counted as the 8-bit operators
+    it fuses to. Raises `CorruptFileError` for a truncated or altered file, `ExportError` for a
+    missing file, a dynamic shape other than the batch, or an operator that cannot be counted.
+    """
+    model, file_bytes, where = _load(source)
+    walk = _Walk(model, where)
+    ops = walk.costs()
+    return GraphCosts(
+        ops=ops,
+        macs=sum(op.macs for op in ops),
+        parameter_bytes=walk.parameter_bytes,
+        peak_activation_bytes=walk.peak_activation_bytes(),
+        file_bytes=file_bytes,
+    )
+
+
+def _load(source: str | Path | ModelProto) -> tuple[ModelProto, int, str]:
+    import onnx
+    from onnx import inliner
+
+    held = isinstance(source, onnx.ModelProto)
+    where = "the model in memory" if held else str(source)
+    if not held and not Path(source).is_file():
+        raise ExportError(f"no ONNX file at '{where}': check the path, or export the student first")
+    try:
+        # Protobuf and onnx raise unrelated types for damaged bytes, with no common base.
+        model = source if held else onnx.load(source, load_external_data=False)
+        size = model.ByteSize() if held else Path(source).stat().st_size
+        size += 0 if held else _external_bytes(model, Path(source))
+        onnx.checker.check_model(model if held else str(source))
+    except CorruptFileError:
+        raise
+    except Exception as error:
+        raise _corrupt(where, error) from error
+    if not model.graph.node or not model.graph.output:
+        raise CorruptFileError(f"'{where}' holds no operators or no output: export it again")
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    return model, size, where
+
+
+def _corrupt(where: str, error: Exception) -> CorruptFileError:
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return CorruptFileError(f"'{where}' is not a whole ONNX file ({first}): export it again")
+
+
+def _external_bytes(model: ModelProto, path: Path) -> int:
+    ends: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        entry = {item.key: item.value for item in tensor.external_data}
+        if "location" in entry:
+            end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+            ends[entry["location"]] = max(end, ends.get(entry["location"], 0))
+    total = 0
+    for location, end in ends.items():
+        file = (path.parent / location).resolve()
+        inside = file.is_relative_to(path.parent.resolve()) and file.is_file()
+        if not inside or file.stat().st_size < end:
+            raise CorruptFileError(
+                f"'{path}' keeps weights in '{location}', which is not whole beside it: "
+                "copy both files into one folder, or export again as one file"
+            )
+        total += file.stat().st_size
+    return total
+
+
+class _Walk:
+    """One pass over a graph: shapes, constants, widths and which tensors share a buffer."""
+
+    def __init__(self, model: ModelProto, where: str) -> None:
+        self.where = where
+        self.tensors = _infer(model, where)
+        graph = model.graph
+        self.constants = {t.name: _bytes(*self.tensors[t.name]) for t in graph.initializer}
+        self.inputs = [i.name for i in graph.input if i.name not in self.constants]
+        self.outputs = {o.name for o in graph.output}
+        self.parameter_bytes = sum(self.constants.values())
+        self.producer: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[NodeProto]] = {}
+        self.parent: dict[str, str] = {}
+        self.active: list[NodeProto] = []  # nodes that depend on the input
+        for node in graph.node:
+            self._fold_or_keep(node)
+        for node in self.active:
+            self._merge(node)
+        self.buffer_bytes = self._sizes()
+
+    def costs(self) -> tuple[OpCost, ...]:
+        """Price each operator that remains after fusion."""
+        return tuple(
+            self._cost(node)
+            for node in self.active
+            if node.op_type not in {_QUANTIZE, _DEQUANTIZE} and node.output[0] not in self.parent
+        )
+
+    def peak_activation_bytes(self) -> int:
+        """Most bytes alive at one step, in the order in which the file lists its operators."""
+        last = max(0, len(self.active) - 1)
+        spans = {self._root(name): [0, 0] for name in self.inputs}
+        for step, node in enumerate(self.active):
+            for name in (*self._activations(node), *self._written(node)):
+                spans.setdefault(self._root(name), [step, step])[1] = step
+        for name in self.outputs - self.constants.keys():
+            spans[self._root(name)][1] = last
+        change = [0] * (last + 2)
+        for root, (born, died) in spans.items():
+            change[born] += self.buffer_bytes[root]
+            change[died + 1] -= self.buffer_bytes[root]
+        return max(accumulate(change))
+
+    def _fold_or_keep(self, node: NodeProto) -> None:
+        if node.op_type in _UNCOUNTED:
+            raise ExportError(
+                f"{node.op_type} '{_name(node)}' in '{self.where}' has no exact operation count: "
+                "use convolutions or matrix products instead"
+            )
+        self.producer.update(dict.fromkeys(node.output, node))
+        used = [name for name in node.input if name]
+        if node.op_type == "Constant":
+            stored = self.constants[node.output[0]] = _bytes(*self._tensor(node.output[0]))
+            self.parameter_bytes += stored
+        elif node.op_type in {"Shape", "Size"}:
+            self.constants[node.output[0]] = 0
+        elif used and all(name in self.constants for name in used):
+            stored = sum(self.constants[name] for name in used)
+            self.constants.update(dict.fromkeys(node.output, stored))
+        else:
+            self.active.append(node)
+            for name in self._activations(node):
+                self.consumers.setdefault(name, []).append(node)
+
+    def _merge(self, node: NodeProto) -> None:
+        """Let tensors that fusion keeps in one buffer share it."""
+        activations = self._activations(node)
+        if not activations:
+            return
+        source, target, kind = activations[0], node.output[0], node.op_type
+        if kind in _VIEWS:
+            share = True
+        elif kind in _ACTIVATIONS:
+            share = self._alone(source) and self._root(source) not in self.inputs
+        elif kind == _QUANTIZE:
+            maker = self._maker(source)
+            share = self._alone(source) and (maker is None or self._bits(maker) == 8)
+        elif kind == _DEQUANTIZE:
+            # A float reader needs the float tensor itself.
+            share = all(self._bits(reader) == 8 for reader in self._readers(target))
+        else:
+            share = False
+        if share:
+            self.parent[target] = self._root(source)
+
+    def _alone(self, name: str) -> bool:
+        """Say whether a buffer has one reader left, so that it may be written over."""
+        names, readers = [self._root(name)], 0
+        for shared in names:
+            for node in self.consumers.get(shared, []):
+                if node.output[0] in self.parent:
+                    names.append(node.output[0])
+                else:
+                    readers += 1
+        return readers == 1 and self.outputs.isdisjoint(names)
+
+    def _root(self, name: str) -> str:
+        while name in self.parent:
+            name = self.parent[name]
+        return name
+
+    def _maker(self, name: str) -> NodeProto | None:
+        """Return the node whose arithmetic made `name`, or None for a graph input."""
+        node = self.producer.get(name)
+        while node is not None and node.op_type in _VIEWS | _ACTIVATIONS:
+            node = self.producer.get(self._activations(node)[0])
+        return node
+
+    def _readers(self, name: str) -> list[NodeProto]:
+        return [
+            reader
+            for node in self.consumers.get(name, [])
+            for reader in (self._readers(node.output[0]) if node.op_type in _VIEWS else [node])
+        ]
+
+    def _activations(self, node: NodeProto) -> list[str]:
+        return [name for name in node.input if name and name not in self.constants]
+
+    def _written(self, node: NodeProto) -> list[str]:
+        return [name for name in node.output if name in self.consumers or name in self.outputs]
+
+    def _bits(self, node: NodeProto) -> int:
+        kind = node.op_type
+        if kind in _INTEGER or kind.startswith("QLinear"):
+            return 8
+        read = self._activations(node)
+        if kind in _WEIGHT_AT:
+            read = [*read, node.input[_WEIGHT_AT[kind]]]
+        return 8 if read and all(self._is_eight(name) for name in read) else 32
+
+    def _is_eight(self, name: str) -> bool:
+        """Say whether a tensor holds, or comes straight from, one-byte integers."""
+        from onnx import TensorProto as T
+
+        one_byte, seen = {T.INT8, T.UINT8, T.INT4, T.UINT4}, name
+        while seen in self.tensors and self.tensors[seen][1] not in one_byte:
+            node = self.producer.get(seen)
+            if node is None or node.op_type not in _VIEWS | _ACTIVATIONS | {_DEQUANTIZE}:
+                return False
+            seen = node.input[0]
+        return seen in self.tensors
+
+    def _sizes(self) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        names = [*self.inputs, *(name for n in self.active for name in self._written(n))]
+        for name in names:
+            shape, kind = self._tensor(name)
+            size, root = _bytes(shape, kind), self._root(name)
+            sizes[root] = min(size, sizes.get(root, size))
+        return sizes
+
+    def _tensor(self, name: str) -> tuple[tuple[int, ...], int]:
+        if name in self.tensors:
+            return self.tensors[name]
+        maker = self.producer.get(name)
+        what = f"{maker.op_type} '{_name(maker)}'" if maker else f"input '{name}'"
+        raise ExportError(
+            f"the shape of {what} in '{self.where}' is not known ('{name}'): "
+            "export with static shapes (only the batch may be dynamic)"
+        )
+
+    def _cost(self, node: NodeProto) -> OpCost:
+        written = self._written(node)
+        reads = {self._root(name) for name in self._activations(node)}
+        writes = {self._root(name) for name in written}
+        return OpCost(
+            name=_name(node),
+            op=self._class(node),
+            bits=self._bits(node),
+            macs=self._macs(node),
+            weight_bytes=sum(self.constants.get(name, 0) for name in set(node.input) - {""}),
+            read_bytes=sum(self.buffer_bytes[root] for root in reads),
+            write_bytes=sum(self.buffer_bytes[root] for root in writes),
+            output_elements=sum(math.prod(self._tensor(name)[0]) for name in written),
+        )
+
+    def _macs(self, node: NodeProto) -> int:
+        kind = node.op_type
+        if kind not in _WEIGHT_AT:
+            return 0
+        data, _ = self._tensor(node.input[0])
+        weight, _ = self._tensor(node.input[_WEIGHT_AT[kind]])
+        out = math.prod(self._tensor(node.output[0])[0])
+        if kind == "ConvTranspose":  # each input element meets [out/group, *kernel] weights
+            return math.prod(data) * math.prod(weight[1:])
+        if kind in _CONV:  # each output element sums over [in/group, *kernel]
+            return out * math.prod(weight[1:])
+        if kind in _GEMM:
+            return out * (data[0] if _attribute(node, "transA", 0) else data[1])
+        return out * data[-1]
+
+    def _class(self, node: NodeProto) -> str:
+        kind = node.op_type
+        if kind in _CONV:
+            group, channels = _attribute(node, "group", 1), self._tensor(node.input[0])[0][1]
+            return "depthwise" if group == channels and group > 1 else "conv"
+        if kind in _WEIGHT_AT:
+            return "linear"
+        if "Pool" in kind or kind == "ReduceMean":
+            return "pool"
+        return "add" if kind in {"Add", "Sum", "QLinearAdd"} else "other"
+
+
+def _name(node: NodeProto) -> str:
+    return node.name or node.output[0]
+
+
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def _bytes(shape: tuple[int, ...], kind: int) -> int:
+    from onnx import TensorProto, helper
+
+    count = math.prod(shape)
+    if kind in {TensorProto.INT4, TensorProto.UINT4}:
+        return (count + 1) // 2
+    return count * helper.tensor_dtype_to_np_dtype(kind).itemsize
+
+
+def _infer(model: ModelProto, where: str) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and element type of every tensor whose shape is known at batch 1."""
+    from onnx import ModelProto, TensorProto, shape_inference
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    batches = set()
+    for value in copy.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].HasField("dim_value"):
+            batches.add(dims[0].dim_param)
+            dims[0].dim_value = 1
+    for value in (*copy.graph.value_info, *copy.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in batches:
+                dim.dim_value = 1
+    floats = {_stand_in(node) for node in copy.graph.node}
+    try:
+        graph = shape_inference.infer_shapes(copy, data_prop=True).graph
+    except Exception as error:  # see _load
+        raise _corrupt(where, error) from error
+    found = {t.name: (tuple(t.dims), t.data_type) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            element = TensorProto.FLOAT if value.name in floats else kind.elem_type
+            found[value.name] = (tuple(dim.dim_value for dim in kind.shape.dim), element)
+    return found
+
+
+def _stand_in(node: NodeProto) -> str | None:
+    """Turn an operator of onnxruntime's own into its stand-in; name its output if it is float."""
+    known = node.domain == "com.microsoft" and node.op_type in _STAND_IN
+    if not known or _attribute(node, "channels_last", 0):
+        return None
+    is_float = node.op_type in {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"} or (
+        node.op_type == "QGemm" and len([name for name in node.input if name]) < 8
+    )
+    kind, picked = _STAND_IN[node.op_type]
+    node.domain, node.op_type, inputs = "", kind, list(node.input)[picked]
+    del node.input[:]
+    node.input.extend(inputs)
+    return node.output[0] if is_float else None

@@ -1,0 +1,403 @@
+"""Static int8 for ONNX: calibrate on examples, then write QLinearConv directly.
+
+The graph is written in operator form rather than with a Q/DQ pair round every operator: weights and
+biases then need no operators of their own, which makes the file leaner at the same speed. Standard
+ONNX operators only. Activations are uint8 by default: onnxruntime's x86 kernels are quick for
+uint8 inputs alone (int8 ones ran up to five times slower than float32); int8 is there for Arm.
+
+Covers Conv, the ReLU behind it, residual Add, MaxPool, and the stored weights of Gemm and MatMul
+(which compute in float, so logits are never rounded). All else runs in float.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from tutelage.errors import DataError, ExportError, RecipeError
+from tutelage.export.artifact import OnnxModel, load_onnx, observe
+from tutelage.export.shrink import shrunk
+from tutelage.files import write_atomically
+from tutelage.registry import near_matches
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+Method = Literal["minmax", "percentile", "entropy"]
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
+Ranges = dict[str, tuple[float, float]]
+Names = tuple[str, ...]
+_LAYERS = ("Conv", "Gemm", "MatMul")
+_BINS = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """How int8 is written.
+
+    `activations`: `uint8` (x86) or `int8` (Arm). `reduce_range` gives weights 7 bits, for x86
+    without VNNI, whose 16-bit sums saturate. `per_channel` gives each output channel its scale.
+    `float_stem` leaves layers that read fewer than four channels in float: quicker in onnxruntime,
+    at the price of one float activation in memory.
+    """
+
+    activations: Literal["uint8", "int8"] = "uint8"
+    reduce_range: bool = False
+    per_channel: bool = True
+    float_stem: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One candidate: calibration method, layers left in float, and the loss that was checked."""
+
+    method: Method
+    kept_float: tuple[str, ...]
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeOutcome:
+    """The file that was kept, how it came about, and everything that was tried, in order."""
+
+    path: Path
+    method: Method
+    kept_float: tuple[str, ...]
+    loss: float
+    tried: tuple[Attempt, ...]
+
+
+def layer_names(path: Path | str) -> tuple[str, ...]:
+    """Name the layers of a float file that int8 applies to, in graph order."""
+    return tuple(name for name, _ in _layers(load_onnx(path).graph))
+
+
+def quantize_int8(
+    float_path: Path | str,
+    int8_path: Path | str,
+    calibration: Float[np.ndarray, "n c h w"],
+    *,
+    method: Method = "minmax",
+    keep_float: tuple[str, ...] = (),
+    precision: Precision | None = None,
+) -> Path:
+    """Write the int8 form of `float_path`, calibrated on `calibration` (normalised inputs).
+
+    Raises `RecipeError` for an unknown method or layer name, `DataError` for calibration data that
+    does not fit or holds NaN, `ExportError` when the network's activations are not finite.
+    """
+    model = load_onnx(float_path)
+    ranges = _calibrate(model, calibration, method)
+    return _write(model, ranges, keep_float, precision or Precision(), Path(int8_path))
+
+
+def quantize_within(
+    float_path: Path | str,
+    int8_path: Path | str,
+    calibration: Float[np.ndarray, "n c h w"],
+    check: Callable[[Path], float],
+    max_loss: float,
+    *,
+    precision: Precision | None = None,
+    most_float: int = 4,
+) -> QuantizeOutcome:
+    """Search for an int8 file whose `check` is at most `max_loss`, mildest repair first.
+
+    Tries each calibration method, then the best of them with the most sensitive layers left in
+    float, one more at a time up to `most_float`. Stops at the first that passes; else the best one
+    tried is written, and its `loss` says that it failed. `int8_path` is written once, at the end.
+    """
+    model, form, target = load_onnx(float_path), precision or Precision(), Path(int8_path)
+    known: dict[Method, Ranges] = {}
+    tried: list[Attempt] = []
+    files: list[bytes] = []
+    with tempfile.TemporaryDirectory(prefix="tutelage-int8-") as folder:
+        file = Path(folder) / target.name
+        for method, kept in _plans(model, calibration[:128], form, tried, known, most_float):
+            if method not in known:
+                known[method] = _calibrate(model, calibration, method)
+            _write(model, known[method], kept, form, file)
+            loss = float(np.nan_to_num(check(file), nan=np.inf, posinf=np.inf))
+            tried.append(Attempt(method=method, kept_float=kept, loss=loss))
+            files.append(file.read_bytes())
+            if loss <= max_loss:
+                break
+    best = min(range(len(tried)), key=lambda i: tried[i].loss)
+    write_atomically(target, files[best])
+    return QuantizeOutcome(path=target, method=tried[best].method, loss=tried[best].loss,
+                           kept_float=tried[best].kept_float, tried=tuple(tried))  # fmt: skip
+
+
+def _plans(
+    model: ModelProto, inputs: np.ndarray, form: Precision, tried: list[Attempt],
+    known: dict[Method, Ranges], most_float: int,
+) -> Iterator[tuple[Method, tuple[str, ...]]]:  # fmt: skip
+    # A generator: it reads the losses in `tried` as they come in.
+    for method in METHODS:
+        yield method, ()
+    method = min(tried, key=lambda attempt: attempt.loss).method
+    order = _sensitive(model, inputs, known[method], form)
+    for count in range(1, min(most_float, len(order)) + 1):
+        yield method, order[:count]
+
+
+def _sensitive(model: ModelProto, inputs: np.ndarray, ranges: Ranges, form: Precision) -> Names:
+    """Order layers by the squared error in the logits when that layer alone is in int8."""
+    names = [name for name, _ in _layers(model.graph)]
+    want = OnnxModel(model.SerializeToString()).run(inputs)
+    errors: dict[str, float] = {}
+    for name in names:
+        others = tuple(n for n in names if n != name)
+        alone = _Writer(model, ranges, others, form).write()
+        got = OnnxModel(alone.SerializeToString()).run(inputs)
+        errors[name] = float(np.square(got - want).mean())
+    return tuple(sorted(names, key=lambda name: -errors[name]))
+
+
+def _write(model: ModelProto, ranges: Ranges, keep: Names, form: Precision, path: Path) -> Path:
+    known = [name for name, _ in _layers(model.graph)]
+    for name in keep:
+        if name not in known:
+            raise RecipeError(f"no layer '{name}' to keep in float. {near_matches(name, known)}")
+    lean = shrunk(_Writer(model, ranges, keep, form).write())
+    path = Path(path)
+    write_atomically(path, lean.SerializeToString())
+    return path
+
+
+def _layers(graph: GraphProto) -> list[tuple[str, NodeProto]]:
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes = [n for n in graph.node if n.op_type in _LAYERS and n.input[1] in constants]
+    return [(node.name or f"{node.op_type}_{i}", node) for i, node in enumerate(nodes)]
+
+
+def _calibrate(model: ModelProto, inputs: np.ndarray, method: Method) -> Ranges:
+    """Return (low, high) of every float activation; zero is always inside."""
+    if method not in METHODS:
+        hint = near_matches(method, list(METHODS))
+        raise RecipeError(f"unknown calibration method '{method}'. {hint}")
+    if len(inputs) == 0 or not np.isfinite(inputs).all():
+        raise DataError("calibration needs one example at least, all finite. Check the data.")
+    ranges: Ranges = {}
+    for name, values in observe(model, inputs):
+        low, high = ranges.get(name, (0.0, 0.0))
+        ranges[name] = (min(low, float(values.min())), max(high, float(values.max())))
+        if not np.isfinite([values.min(), values.max()]).all():
+            raise ExportError(f"activation '{name}' is not finite. Train the student again.")
+    if method == "minmax":
+        return ranges
+    counts = {name: np.zeros(_BINS, np.int64) for name in ranges}
+    for name, values in observe(model, inputs):
+        low, high = ranges[name]
+        scaled = (values.ravel() - low) * (_BINS / max(high - low, 1e-30))
+        bins = np.clip(scaled.astype(np.int64), 0, _BINS - 1)
+        counts[name] += np.bincount(bins, minlength=_BINS)
+    clip = _percentile_clip if method == "percentile" else _entropy_clip
+    return {name: clip(counts[name], *bounds) for name, bounds in ranges.items()}
+
+
+def _percentile_clip(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Keep the central 99.99 % of the values."""
+    share = np.cumsum(counts) / counts.sum()
+    edges = np.linspace(low, high, _BINS + 1)
+    first = int(np.searchsorted(share, 5e-5, side="right"))
+    last = int(np.searchsorted(share, 1 - 5e-5))
+    return min(0.0, float(edges[first])), max(0.0, float(edges[last + 1]))
+
+
+def _entropy_clip(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Shrink the range to where 256 levels lose least: min KL(values || quantized values)."""
+    counts = counts.reshape(-1, 4).sum(1)  # two bins a level: finer ones reward clipping alone
+    edges = np.linspace(low, high, len(counts) + 1)
+    best, chosen = float("inf"), (low, high)
+    for shrinkage in np.linspace(1.0, 0.5, 26):
+        inside = (edges[1:] > low * shrinkage) & (edges[:-1] < high * shrinkage)
+        kept = counts[inside].astype(np.float64)
+        clipped, first = kept.copy(), int(inside.argmax())
+        clipped[[0, -1]] += counts[:first].sum(), counts[first + len(kept) :].sum()
+        level = np.arange(len(kept)) * 256 // len(kept)
+        filled = np.bincount(level, kept > 0, 256)[level]
+        spread = np.where(kept > 0, np.bincount(level, kept, 256)[level] / np.maximum(filled, 1), 0)
+        p, q = clipped / clipped.sum(), np.maximum(spread / max(spread.sum(), 1), 1e-9)
+        loss = float(np.sum(p * np.log(np.maximum(p, 1e-30) / q)))
+        if loss < best:
+            best, chosen = loss, (low * float(shrinkage), high * float(shrinkage))
+    return chosen
+
+
+class _Writer:
+    """Rewrites a float graph node by node; a tensor exists in float, in int8, or in both.
+
+    Asking for the form that is missing writes the QuantizeLinear or DequantizeLinear between.
+    """
+
+    def __init__(self, model: ModelProto, ranges: Ranges, keep: Names, form: Precision) -> None:
+        from onnx import ModelProto, helper, numpy_helper
+
+        self.make, self.attribute = helper.make_node, helper.make_attribute
+        self.to_tensor = numpy_helper.from_array
+        self.model = ModelProto.FromString(model.SerializeToString())
+        graph, self.ranges, self.form = self.model.graph, ranges, form
+        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.readers: dict[str, list[NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self.outputs = {value.name for value in graph.output}
+        chosen = [(name, node) for name, node in _layers(graph) if name not in keep]
+        self.layers = {node.output[0] for _, node in chosen if not self._is_stem(node)}
+        self.real, self.integer = {graph.input[0].name}, set[str]()
+        self.fused, self.dequantized = set[str](), set[str]()
+        self.nodes: list[NodeProto] = []
+
+    def write(self) -> ModelProto:
+        """Return the quantized model."""
+        handlers = {"Conv": self._conv, "Add": self._add, "MaxPool": self._maxpool,
+                    "Gemm": self._linear, "MatMul": self._linear}  # fmt: skip
+        for node in self.model.graph.node:
+            if node.output[0] in self.fused:
+                continue
+            handler = handlers.get(node.op_type)
+            if handler is None or not handler(node):
+                self._copy(node)
+        for name in self.outputs:
+            self._as_real(name)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(self.nodes)
+        return self.model
+
+    def _conv(self, node: NodeProto) -> bool:
+        bias = self.constants.get(node.input[2]) if len(node.input) > 2 else None
+        if node.output[0] not in self.layers or (bias is None and len(node.input) > 2):
+            return False
+        source, out, step = node.input[0], self._tail(node), self._step(node.input[0])
+        scale = self._weight(out, self.constants[node.input[1]], 0, bias, step)
+        weights = [out + ".w", out + ".ws", self._constant("zero", np.int8(0))]
+        inputs = [self._as_integer(source), *self._scale(source), *weights, *self._scale(out)]
+        if bias is not None:
+            levels = np.rint(bias / (step * scale.astype(np.float64))).astype(np.int32)
+            inputs.append(self._constant(out + ".b", levels))
+        self._emit_integer("QLinearConv", inputs, out, node)
+        return True
+
+    def _add(self, node: NodeProto) -> bool:
+        """Write DQ, DQ, Add, Q, which onnxruntime runs as one integer addition."""
+        if not self.integer.issuperset(node.input):
+            return False
+        out, inputs = self._tail(node), [self._dequantized(name) for name in node.input]
+        self.nodes.append(self.make("Add", inputs, [out + ".a"]))
+        self._emit_integer("QuantizeLinear", [out + ".a", *self._scale(out)], out)
+        return True
+
+    def _maxpool(self, node: NodeProto) -> bool:
+        name, out = node.input[0], node.output[0]
+        if name not in self.integer or len(node.output) > 1:
+            return False
+        self.ranges = {**self.ranges, out: self.ranges[name]}
+        self._emit_integer("MaxPool", [name + ".i"], out, node)
+        return True
+
+    def _linear(self, node: NodeProto) -> bool:
+        """Store the weight in int8 and compute in float: one small product, logits unrounded."""
+        out, weight = node.output[0], self.constants.get(node.input[1])
+        if out not in self.layers or weight is None or weight.ndim != 2:
+            return False
+        flipped = any(a.name == "transB" and a.i for a in node.attribute)
+        self._weight(out, weight, 0 if flipped else 1, None, 1.0)
+        real = self.make("DequantizeLinear", [out + ".w", out + ".ws"], [out + ".r"])
+        if flipped and self.form.per_channel:
+            real.attribute.append(self.attribute("axis", 0))
+        self.nodes.append(real)
+        node.input[1] = out + ".r"
+        self._copy(node)
+        return True
+
+    def _copy(self, node: NodeProto) -> None:
+        for i, name in enumerate(node.input):
+            if name in self.integer or name in self.real:
+                node.input[i] = self._as_real(name)
+        self.real.update(node.output)
+        self.nodes.append(node)
+
+    def _tail(self, node: NodeProto) -> str:
+        """Return the output of the ReLU or Clip behind `node`: the clipped range replaces it."""
+        out = node.output[0]
+        if len(self.readers.get(out, [])) != 1 or out in self.outputs:
+            return out
+        after = self.readers[out][0]
+        low = self.constants.get(after.input[1]) if len(after.input) > 1 else None
+        if after.op_type != "Relu" and (after.op_type != "Clip" or low is None or low != 0):
+            return out
+        self.fused.add(after.output[0])
+        return after.output[0]
+
+    def _is_stem(self, node: NodeProto) -> bool:
+        grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
+        narrow = node.op_type == "Conv" and self.constants[node.input[1]].shape[1] < 4
+        return self.form.float_stem and narrow and not grouped
+
+    def _emit_integer(
+        self, op_type: str, inputs: list[str], out: str, like: NodeProto | None = None
+    ) -> None:
+        self.nodes.append(self.make(op_type, inputs, [out + ".i"]))
+        if like is not None:
+            self.nodes[-1].attribute.extend(like.attribute)
+        self.integer.add(out)
+
+    def _as_integer(self, name: str) -> str:
+        if name not in self.integer:
+            self._emit_integer("QuantizeLinear", [name, *self._scale(name)], name)
+        return name + ".i"
+
+    def _as_real(self, name: str) -> str:
+        if name in self.real:
+            return name
+        return self._dequantized(name, name if name in self.outputs else "")
+
+    def _dequantized(self, name: str, target: str = "") -> str:
+        target = target or name + ".d"
+        if target not in self.dequantized:
+            inputs = [name + ".i", *self._scale(name)]
+            self.nodes.append(self.make("DequantizeLinear", inputs, [target]))
+            self.dequantized.add(target)
+            self.real.update({target} & self.outputs)
+        return target
+
+    def _step(self, name: str) -> float:
+        low, high = self.ranges[name]
+        return float(np.float32(max(high - low, 1e-8) / 255))
+
+    def _scale(self, name: str) -> tuple[str, str]:
+        """Write (once) the scale and zero point of activation `name`, and return their names."""
+        step, low = self._step(name), self.ranges[name][0]
+        zero = int(np.clip(np.rint(-low / step), 0, 255))
+        level = np.uint8(zero) if self.form.activations == "uint8" else np.int8(zero - 128)
+        return self._constant(name + ".s", np.float32(step)), self._constant(name + ".z", level)
+
+    def _weight(self, out: str, w: np.ndarray, axis: int, bias: Any, step: float) -> np.ndarray:
+        """Write int8 weights and their scales; the int32 bias of a near-dead channel must fit."""
+        top = 63 if self.form.reduce_range else 127
+        channels = np.moveaxis(w, axis, 0)
+        scale = np.abs(channels).reshape(len(channels), -1).max(1).astype(np.float64) / top
+        if bias is not None:
+            scale = np.maximum(scale, np.abs(bias) / (step * 2.0**30))
+        if not self.form.per_channel:
+            scale = np.full_like(scale, scale.max())
+        scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+        levels = np.rint(channels / scale.reshape(-1, *[1] * (w.ndim - 1)))
+        levels = np.moveaxis(np.clip(levels, -top, top), 0, axis).astype(np.int8)
+        self._constant(out + ".w", np.ascontiguousarray(levels))
+        self._constant(out + ".ws", scale if self.form.per_channel else scale[0])
+        return scale
+
+    def _constant(self, name: str, value: Any) -> str:
+        if name not in self.constants:
+            self.constants[name] = np.asarray(value)
+            self.model.graph.initializer.append(self.to_tensor(self.constants[name], name))
+        return name

@@ -1,0 +1,332 @@
+"""The objective: the weighted sum of losses on one batch of signals.
+
+It alone masks, averages over examples and pairs, weights, and applies T^2.
+
+Automatic balance, for a term whose weight is None. Let v_i(k) be term i's value (averaged, T^2
+included, not weighted) in training step k, and m_i the mean of |v_i| over steps 1..k, the present
+one included. The reference r is the first term that reads the teacher's decision and whose weight
+is not 0 (else the first whose weight is not 0); its own weight is the given one, or 1. Then
+
+    w_i = share * w_r * clamp(m_r / m_i, 1e-4, 1e4)
+
+so that the term weighs, on average, `share` times what the reference weighs. The mean stops growing
+after `balance_steps` steps, and the weights are frozen from there. A step is a forward pass in
+training mode; one with a value that is not finite, or with no example left, does not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+import tutelage.losses.features  # noqa: F401 (registers its losses)
+from tutelage.errors import RecipeError, TeacherError
+from tutelage.losses.decision import LOSSES, Loss, Reads
+from tutelage.types import Reading
+
+Pairs = tuple[tuple[int, int], ...]
+
+# What each kind of loss wants from the teacher (or the data), and from the student's taps.
+_WANTS: dict[Reads, tuple[frozenset[str], frozenset[str]]] = {
+    "labels": (frozenset({"labels"}), frozenset()),
+    "decision": (frozenset({"decision"}), frozenset()),
+    "labelled_decision": (frozenset({"decision", "labels"}), frozenset()),
+    "trajectory": (frozenset({"trajectory"}), frozenset({"trajectory"})),
+    "features": (frozenset({"features"}), frozenset({"features"})),
+    "maps": (frozenset({"maps"}), frozenset({"maps"})),
+    "branch_labels": (frozenset({"labels"}), frozenset({"trajectory"})),
+    "branch_decision": (frozenset({"decision"}), frozenset({"trajectory"})),
+}
+_PAIRED = frozenset({"trajectory", "features", "maps"})
+_LARGEST_RATIO = 1e4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One loss by name, its weight (None: balanced automatically) and its options."""
+
+    name: str
+    weight: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveValue:
+    """The total to minimise, and each loss's value before weighting (T^2 included, detached).
+
+    `total` = sum of weight * part.
+    """
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Weighted losses, with the projectors some of them need; these train but never ship.
+
+    `pairs` are (student tap, teacher tap) indices. Projectors are created term by term, pair by
+    pair, from `seed` alone. Raises `RecipeError` on a wrong name, option, weight or pairing.
+    """
+
+    def __init__(
+        self,
+        terms: tuple[Term, ...],
+        *,
+        pairs: Pairs = (),
+        student_widths: tuple[int, ...] = (),
+        teacher_widths: tuple[int, ...] = (),
+        share: float = 1.0,
+        balance_steps: int = 50,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.terms = _checked_terms(terms)
+        self.losses = tuple(LOSSES[term.name] for term in self.terms)
+        self.pairs = pairs
+        self.share = share
+        self.balance_steps = balance_steps
+        self.reference = _reference(self.terms, self.losses)
+        for entry in self.losses:
+            if entry.reads in _PAIRED:
+                _check_pairs(entry.name, pairs)
+        self.projectors = _projectors(self.losses, pairs, student_widths, teacher_widths, seed)
+        given = [term.weight for term in self.terms]
+        if given[self.reference] is None:
+            given[self.reference] = 1.0
+        self._reference_weight = float(given[self.reference] or 1.0)
+        self.fixed: Tensor
+        self.automatic: Tensor
+        self.sums: Tensor
+        self.steps: Tensor
+        fixed = torch.tensor([0.0 if weight is None else weight for weight in given])
+        automatic = torch.tensor([weight is None for weight in given])
+        self.register_buffer("fixed", fixed, persistent=False)
+        self.register_buffer("automatic", automatic, persistent=False)
+        self.register_buffer("sums", torch.zeros(len(given)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be at hand: of `labels`, `decision`, `trajectory`, `features`, `maps`."""
+        return frozenset().union(*(_WANTS[entry.reads][0] for entry in self.losses))
+
+    @property
+    def student_needs(self) -> frozenset[str]:
+        """What the student's taps must read: of `trajectory` (branches), `features`, `maps`."""
+        return frozenset().union(*(_WANTS[entry.reads][1] for entry in self.losses))
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights in use, by loss name; a balanced one moves until it is frozen."""
+        values = self._weights().tolist()
+        return {term.name: value for term, value in zip(self.terms, values, strict=True)}
+
+    def forward(
+        self,
+        student: Reading,
+        teacher: Reading | None,
+        labels: Int[Tensor, " batch"] | None,
+        mask: Bool[Tensor, " batch"] | None = None,
+    ) -> ObjectiveValue:
+        """Return the total over the examples where `mask` is true; 0 when there is none.
+
+        Raises `RecipeError` when a loss lacks what it reads, `TeacherError` when student and
+        teacher decide among different numbers of classes.
+        """
+        with torch.autocast(student.decision.device.type, enabled=False):
+            for entry in self.losses:
+                _check_given(entry, student, teacher, labels)
+            if mask is not None:
+                # Cut out, not zeroed: relations between examples must not see the masked ones.
+                student = _selected(student, mask)
+                teacher = None if teacher is None else _selected(teacher, mask)
+                labels = None if labels is None else labels[mask]
+            if student.decision.shape[0] == 0:
+                zero = student.decision.float().sum()
+                parts = {term.name: torch.zeros_like(zero).detach() for term in self.terms}
+                return ObjectiveValue(total=zero, parts=parts)
+            values = torch.stack(
+                [self._value(i, student, teacher, labels) for i in range(len(self.terms))]
+            )
+            self._observe(values.detach())
+            total = (self._weights() * values).sum()
+        parts = {t.name: v for t, v in zip(self.terms, values.detach(), strict=True)}
+        return ObjectiveValue(total=total, parts=parts)
+
+    def _value(
+        self, i: int, student: Reading, teacher: Reading | None, labels: Tensor | None
+    ) -> Tensor:
+        """Return term i's mean over examples and pairs (or branches), times T^2."""
+        entry, options = self.losses[i], self.terms[i].options
+        calls = _calls(entry, self.pairs, student, teacher, labels)
+        if entry.projector:
+            maps = self.projectors[entry.name]
+            assert isinstance(maps, nn.ModuleList)
+            calls = [(m(c[0].float()), *c[1:]) for m, c in zip(maps, calls, strict=True)]
+        value = torch.stack([entry(*call, **options).mean() for call in calls]).mean()
+        return value * options["temperature"] ** 2 if entry.tempered else value
+
+    @torch.no_grad()
+    def _observe(self, values: Tensor) -> None:
+        if not self.training:
+            return
+        # No branch on the values: reading one would make the accelerator wait.
+        counts = values.isfinite().all() & (self.steps < self.balance_steps)
+        self.sums += torch.where(counts, values.abs(), 0.0)
+        self.steps += counts
+
+    def _weights(self) -> Tensor:
+        means = self.sums / self.steps.clamp(min=1)
+        ratio = means[self.reference] / means.clamp(min=torch.finfo(means.dtype).tiny)
+        ratio = ratio.clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
+        ratio = torch.where(self.steps > 0, ratio, 1.0)
+        return torch.where(self.automatic, self.share * self._reference_weight * ratio, self.fixed)
+
+
+def _checked_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    if not terms:
+        raise RecipeError("the objective has no losses: name at least one, for instance dist")
+    checked: dict[str, Term] = {}
+    for term in terms:
+        if term.name in checked:
+            raise RecipeError(f"loss '{term.name}' is listed twice; keep one of them")
+        options = LOSSES[term.name].checked(term.options)
+        weight = term.weight
+        if weight is not None and not (
+            isinstance(weight, (int, float))
+            and not isinstance(weight, bool)
+            and math.isfinite(weight)
+            and weight >= 0
+        ):
+            raise RecipeError(
+                f"the weight of loss '{term.name}' is {weight!r}; give a finite number, 0 or more, "
+                "or leave it out to have it balanced"
+            )
+        checked[term.name] = Term(name=term.name, weight=weight, options=options)
+    return tuple(checked.values())
+
+
+def _reference(terms: tuple[Term, ...], losses: tuple[Loss, ...]) -> int:
+    heavy = [i for i, term in enumerate(terms) if term.weight != 0]
+    if not heavy:
+        raise RecipeError("every loss has the weight 0: give at least one a greater weight")
+    decisions = [i for i in heavy if losses[i].reads in ("decision", "labelled_decision")]
+    return decisions[0] if decisions else heavy[0]
+
+
+def _check_pairs(name: str, pairs: Pairs) -> None:
+    if not pairs:
+        raise RecipeError(
+            f"loss '{name}' compares paired taps, but no taps are paired: "
+            "pair at least one student tap with a teacher tap, or remove the loss"
+        )
+
+
+def _projectors(
+    losses: tuple[Loss, ...],
+    pairs: Pairs,
+    student_widths: tuple[int, ...],
+    teacher_widths: tuple[int, ...],
+    seed: int,
+) -> nn.ModuleDict:
+    generator = torch.Generator().manual_seed(seed)
+    projectors = nn.ModuleDict()
+    for entry in losses:
+        if not entry.projector:
+            continue
+        layers = nn.ModuleList()
+        for pair in pairs:
+            _check_pair(entry.name, pair, len(student_widths), len(teacher_widths))
+            cin, cout = student_widths[pair[0]], teacher_widths[pair[1]]
+            layer = nn.utils.skip_init(nn.Linear, cin, cout, bias=False)
+            nn.init.kaiming_uniform_(
+                layer.get_parameter("weight"), a=math.sqrt(5), generator=generator
+            )
+            layers.append(layer)
+        projectors[entry.name] = layers
+    return projectors
+
+
+def _check_pair(name: str, pair: tuple[int, int], student_taps: int, teacher_taps: int) -> None:
+    if not (0 <= pair[0] < student_taps and 0 <= pair[1] < teacher_taps):
+        raise RecipeError(
+            f"loss '{name}' pairs student tap {pair[0]} with teacher tap {pair[1]}, but the "
+            f"student has {student_taps} taps and the teacher {teacher_taps}: correct the pairing"
+        )
+
+
+def _check_given(
+    entry: Loss, student: Reading, teacher: Reading | None, labels: Tensor | None
+) -> None:
+    """Raise unless everything the loss reads is there."""
+    needs, student_needs = _WANTS[entry.reads]
+    if "labels" in needs and labels is None:
+        raise RecipeError(
+            f"loss '{entry.name}' reads labels, but the data has none: "
+            "add labels or remove the loss"
+        )
+    for what in sorted(needs - {"labels"}):
+        if teacher is None:
+            raise RecipeError(
+                f"loss '{entry.name}' reads the teacher's {what}, but there is no teacher: "
+                "name a teacher or remove the loss"
+            )
+        if len(getattr(teacher, what)) == 0:
+            raise RecipeError(
+                f"loss '{entry.name}' reads the teacher's {what}, but this teacher gives none: "
+                "use a teacher whose taps can be read, or remove the loss"
+            )
+        if what == "decision" or what == "trajectory":
+            _check_classes(student, teacher)
+    for what in sorted(student_needs):
+        if len(getattr(student, what)) == 0:
+            raise RecipeError(
+                f"loss '{entry.name}' reads the student's {what}, but this student gives none: "
+                "give it taps that can be read, or remove the loss"
+            )
+
+
+def _check_classes(student: Reading, teacher: Reading) -> None:
+    mine, theirs = student.decision.shape[1], teacher.decision.shape[1]
+    if mine != theirs:
+        raise TeacherError(
+            f"the student decides among {mine} classes but the teacher among {theirs}: "
+            "give the student the teacher's classes, in the same order"
+        )
+
+
+def _selected(reading: Reading, mask: Tensor) -> Reading:
+    return Reading(
+        decision=reading.decision[mask],
+        trajectory=tuple(x[mask] if x.numel() else x for x in reading.trajectory),
+        features=tuple(vectors[mask] for vectors in reading.features),
+        maps=tuple(energy[mask] for energy in reading.maps),
+    )
+
+
+def _calls(
+    entry: Loss, pairs: Pairs, student: Reading, teacher: Reading | None, labels: Tensor | None
+) -> list[tuple[Tensor, ...]]:
+    """Return the tensors of each call of the loss: one, or one a pair, or one a branch."""
+    needs, _ = _WANTS[entry.reads]
+    if entry.reads in _PAIRED:
+        assert teacher is not None
+        mine, theirs = getattr(student, entry.reads), getattr(teacher, entry.reads)
+        for pair in pairs:
+            _check_pair(entry.name, pair, len(mine), len(theirs))
+        return [(mine[s], theirs[t]) for s, t in pairs if mine[s].numel()]
+    targets: list[Tensor] = []
+    if "decision" in needs:
+        assert teacher is not None
+        targets.append(teacher.decision)
+    if "labels" in needs:
+        assert labels is not None
+        targets.append(labels)
+    branched = entry.reads.startswith("branch_")
+    outputs = student.trajectory if branched else (student.decision,)
+    return [(output, *targets) for output in outputs if output.numel()]

@@ -1,0 +1,154 @@
+"""The stages over a run directory, in their order; resumable at every one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.devices import load_device
+from tutelage.errors import BudgetMissedError
+from tutelage.files import hash_json, write_atomically
+from tutelage.pipeline.learning import distill
+from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.planning import budget_of, load_own_student, plan
+from tutelage.pipeline.proving import prove
+from tutelage.pipeline.shipping import ship
+from tutelage.pipeline.teaching import teach
+from tutelage.progress import Progress, Silent
+from tutelage.recipe import Recipe
+from tutelage.records import Measurement
+from tutelage.report import build_report
+from tutelage.run import Run
+from tutelage.units import format_quantity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run ended with. `student` is the torch network, `proof` what proof.json holds."""
+
+    run: Path
+    proof: dict[str, Any]
+    seconds: float
+    student: nn.Module
+
+    @property
+    def met(self) -> bool:
+        """Whether every hard limit is kept."""
+        return self.proof["status"] == "met"
+
+    def figure(self, who: str, name: str) -> Measurement:
+        """Return one figure of `teacher` or `student`; raises `KeyError` when there is none."""
+        for row in self.proof["figures"][who]:
+            if row["name"] == name:
+                return Measurement.from_json(row)
+        raise KeyError(f"{who} has no figure '{name}'")
+
+    @property
+    def artifact(self) -> Path:
+        """The file that ships."""
+        return self.run / self.proof["chosen"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints."""
+        return summary(self.run, self.proof, self.seconds)
+
+
+def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return the shape in which every command answers under `--json`."""
+
+    def metric(who: str) -> dict[str, Any]:
+        rows = {row["name"]: row for row in proof["figures"][who]}
+        row = rows.get("accuracy_test") or rows.get("accuracy_validation")
+        if row is None:
+            return {"metric": "agreement", "value": None}
+        return {"metric": "accuracy", "value": row["value"], "kind": row["kind"], "n": row["n"],
+                "spread": row["spread"], "where": row["where"]}  # fmt: skip
+
+    keys = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
+    return {
+        "status": proof["status"],
+        "run": str(run),
+        "task": proof["task"],
+        "device": proof["device"]["name"],
+        "teacher": metric("teacher"),
+        "student": metric("student"),
+        "budget": [{key: row[key] for key in keys} for row in proof["verdicts"]],
+        "chosen": proof["chosen"],
+        "artifacts": [
+            {key: row[key] for key in ("path", "runtime", "precision", "bytes", "sha256")}
+            for row in proof["artifacts"]
+        ],
+        "seconds": round(seconds, 2),
+    }
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    trust_code: bool = False,
+    material: Material | None = None,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+) -> Result:
+    """Do every stage that is not done yet and return the result.
+
+    The three last arguments come from Python and take the place of the recipe's. Raises a
+    `TutelageError` of the stage that cannot go on; a missed hard limit is no error here (see
+    `raise_if_missed`).
+    """
+    progress = progress or Silent()
+    recipe = _with_threads(recipe)
+    device = load_device(recipe.device)
+    with Run(folder, command=" ".join(sys.argv)) as run:
+        started = time.monotonic()
+        write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
+        material = material or read_material(recipe)
+        found = material.to_json(recipe.data.train)
+        run.stage("data", hash_json(found), lambda: (found, []))
+        for note in material.notes:
+            progress.say(f"data: {note}")
+        taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
+        own = student if student is not None else load_own_student(
+            recipe, material, trust_code=trust_code
+        )  # fmt: skip
+        limits = budget_of(recipe, device, 4 * taught.teacher.parameters)
+        chosen = plan(recipe, material, taught, device, limits, run, progress, own=own)
+        learned = distill(recipe, material, taught, chosen, run, progress)
+        shipped = ship(recipe, material, taught, learned, run, progress)
+        proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
+        spent = time.monotonic() - started
+        run.manifest["seconds"] = round(run.manifest.get("seconds", 0.0) + spent, 2)
+        run.save()
+        build_report(run.path)
+        return Result(run=run.path, proof=proof, seconds=spent, student=learned.network)
+
+
+def raise_if_missed(result: Result) -> None:
+    """Raise `BudgetMissedError` naming every hard limit that the artifact missed."""
+    units = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
+    lines = [
+        f"{row['metric']} is {format_quantity(row['value'], units.get(row['metric'], '1'))} "
+        f"({row['kind']}), limit {format_quantity(row['limit'], units.get(row['metric'], '1'))}"
+        for row in result.proof["verdicts"]
+        if row["hard"] and not row["met"]
+    ]
+    if lines:
+        raise BudgetMissedError(
+            f"{result.proof['chosen']} missed its budget: {'; '.join(lines)}. See "
+            f"{result.run / 'report.html'}; raise the limit or train longer"
+        )
+
+
+def _with_threads(recipe: Recipe) -> Recipe:
+    """Fix the thread count: sums differ in the last bit between counts, so it is part of a run."""
+    threads = recipe.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return recipe.model_copy(update={"threads": threads})

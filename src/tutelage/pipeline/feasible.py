@@ -1,0 +1,119 @@
+"""What is possible, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.devices import load_device
+from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.planning import budget_of, load_own_student, meta_of, with_shape
+from tutelage.pipeline.proving import verdicts
+from tutelage.pipeline.teaching import built_in_spec, open_teacher
+from tutelage.plan.compact import STRUCTURES, Candidate, weigh, widest
+from tutelage.plan.costs import Costing, cost_of, missed_limits
+from tutelage.progress import Progress, Silent, track
+from tutelage.recipe import Recipe
+from tutelage.records import Limit
+from tutelage.students.spec import StudentSpec
+
+
+def plan_recipe(
+    recipe: Recipe, folder: Path, *, progress: Progress | None = None, trust_code: bool = False
+) -> dict[str, Any]:
+    """Return the feasibility table in the shape of a run's answer, with `candidates` added.
+
+    Nothing is trained and nothing is written. The first candidate that fits stands for the student.
+    """
+    started = time.monotonic()
+    progress = progress or Silent()
+    material, device = read_material(recipe), load_device(recipe.device)
+    parameters = _teacher_parameters(recipe, material, trust_code)
+    limits = budget_of(recipe, device, 4 * parameters)
+    costing = Costing(
+        device=device,
+        limits=limits,
+        precision="float32" if recipe.export.precision == "float32" else "int8",
+        meta=meta_of(recipe, material),
+    )
+    rows = _rows(recipe, material, costing, parameters, trust_code, progress)
+    fitting = [c for _, c in rows if not c.missed]
+    best = fitting[0] if fitting else rows[0][1]
+    budget = [v.to_json() for v in verdicts(limits, best.figures)]
+    return {
+        "status": "feasible" if fitting else "infeasible",
+        "run": str(folder),
+        "task": recipe.task,
+        "device": device.name,
+        "teacher": {"metric": "parameters", "value": parameters},
+        "student": {"metric": "parameters", "value": best.parameters},
+        "budget": budget or [_bare(limit) for limit in limits],
+        "artifacts": [],
+        "candidates": [
+            {
+                "name": name,
+                "spec": c.spec.to_json() if c.spec.family != "own" else None,
+                "parameters": c.parameters,
+                "figures": [f.to_json() for f in c.figures],
+                "missed": list(c.missed),
+                "fits": not c.missed,
+            }
+            for name, c in rows
+        ],
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _rows(
+    recipe: Recipe, material: Material, costing: Costing, parameters: int, trust_code: bool,
+    progress: Progress,
+) -> list[tuple[str, Candidate]]:  # fmt: skip
+    own = load_own_student(recipe, material, trust_code=trust_code)
+    if own is not None:
+        figures = cost_of(own, costing)
+        candidate = Candidate(
+            spec=StudentSpec(family="own", knobs=None),
+            parameters=sum(p.numel() for p in own.parameters()),
+            figures=figures,
+            missed=missed_limits(figures, costing.limits),
+        )
+        return [(str(recipe.student.source), candidate)]
+    if recipe.student.spec is not None:
+        spec = StudentSpec.from_json(with_shape(recipe.student.spec, material))
+        return [(_name(spec), weigh(spec, costing))]
+    rows: list[tuple[str, Candidate]] = []
+    for structure in track(STRUCTURES, len(STRUCTURES), "Costing structures", progress):
+        best, narrowest = widest(
+            structure, costing, len(material.classes), max(2_000, parameters // 2)
+        )
+        candidate = narrowest if best is None else best
+        rows.append((_name(candidate.spec), candidate))
+    return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
+
+
+def _name(spec: StudentSpec) -> str:
+    knobs = spec.knobs
+    return f"{knobs.block} {'-'.join(map(str, knobs.widths))} x{knobs.depths[0]}"
+
+
+def _teacher_parameters(recipe: Recipe, material: Material, trust_code: bool) -> int:
+    if recipe.teacher.fit:
+        with torch.random.fork_rng(devices=[]):
+            return sum(p.numel() for p in built_in_spec(recipe, material).build().parameters())
+    return open_teacher(recipe, material, trust_code=trust_code).parameters
+
+
+def _bare(limit: Limit) -> dict[str, Any]:
+    return {
+        "metric": limit.metric,
+        "limit": limit.value,
+        "hard": limit.hard,
+        "source": limit.source,
+        "value": None,
+        "kind": None,
+        "margin": None,
+        "met": None,
+    }

@@ -1,0 +1,98 @@
+"""Writing a first recipe from a look at the teacher and the data."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tutelage.devices import load_device
+from tutelage.devices.profile import device_limits
+from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.teaching import open_teacher
+from tutelage.recipe import Recipe
+from tutelage.units import format_quantity
+
+
+def initial_recipe(
+    teacher: str, data: str, *, folder: Path, device: str, weights: str | None, trust_code: bool
+) -> str:
+    """Read the data, load the teacher once, and return a commented recipe for both.
+
+    `folder` is where the recipe will lie; paths in it are written relative to that. Raises the
+    errors of reading either.
+    """
+    fit = teacher == "fit"
+    part: dict[str, Any] = {"fit": True} if fit else {"source": _full(teacher)}
+    if weights is not None:
+        part["weights"] = _full(weights)
+    recipe = Recipe.parse({"data": {"train": _full(data)}, "teacher": part, "device": device})
+    profile = load_device(device)
+    material = read_material(recipe)
+    said = "trained on the data before anything else"
+    if not fit:
+        loaded = open_teacher(recipe, material, trust_code=trust_code)
+        taps = ", ".join(tap.path for tap in loaded.taps) or "none (decisions only)"
+        said = f"{loaded.parameters:,} parameters; taps: {taps}"
+    lines = [
+        f"# {_summary(material)}",
+        "# Relative paths start at this file. Every key: tutelage schema",
+        "task: vision",
+        "seed: 0",
+        "data:",
+        f"  train: {_near(data, folder)}",
+        "  validation: 0.1        # share of the training examples to choose by",
+        "  # test: path           # unset: a fifth is set aside, and read once at the end",
+        f"teacher:                 # {said}",
+    ]
+    lines += (
+        ["  fit: true"] if fit else [f"  source: {_near(teacher, folder)}"]
+        + ([f"  weights: {_near(weights, folder)}"] if weights else [])
+        + ["  # mean: [0.5]          # the teacher's own normalisation, if it is not the data's",
+           "  # std: [0.5]"]
+    )  # fmt: skip
+    lines += [f"device: {device}", "budget:                  # what the device itself allows:"]
+    for limit in device_limits(profile):
+        lines.append(f"  # {limit.metric}: {format_quantity(limit.value, 'B')}")
+    tail = f"""  storage: 100 kB
+  # memory: 64 kB
+  # latency: 2 ms
+  # energy: 5 mJ
+  # accuracy: {{limit: 95 %, hard: false}}
+augment:
+  views: 4               # variants of each image; the teacher is asked about each once
+  flip: false            # true where left and right do not matter; never for digits or letters
+student:
+  candidates: 4          # how many structures are compared by a short distillation
+distill:
+  losses:                # weight, or {{weight: 1, temperature: 4}}, or auto
+    dist: 1.0
+  # epochs: {30 if material.train.count > 20_000 else 60}
+export:
+  largest_loss: 0.01     # accuracy that int8 may cost on validation
+"""
+    text = "\n".join(lines) + "\n" + tail
+    return text
+
+
+def _summary(material: Material) -> str:
+    channels, height, width = material.shape
+    names = ", ".join(material.classes[:6]) + (", …" if len(material.classes) > 6 else "")
+    total = material.train.count + material.validation.count + material.test.count
+    return (
+        f"{total:,} images of {height} x {width} x {channels}, {len(material.classes)} classes: "
+        f"{' '.join(names.split())}"
+    )
+
+
+def _full(path: str) -> str:
+    if path == "digits" or path.startswith(("timm:", "torchvision:")):
+        return path
+    return str(Path(path).expanduser().resolve())
+
+
+def _near(path: str, folder: Path) -> str:
+    full = _full(path)
+    text = os.path.relpath(full, folder) if full != path or os.path.isabs(full) else full
+    return json.dumps(text) if any(c in text for c in ": #{}[]&*!|>'\"%@`") else text

@@ -1,0 +1,207 @@
+"""The stage `distill`: taps are paired, the student is taught, its files are written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import RecipeError
+from tutelage.files import hash_json, write_json, write_tensors
+from tutelage.pairing import Pairing, find_pairing
+from tutelage.pipeline.lessons import epochs_for, objective_of, schedule_of, terms_of
+from tutelage.pipeline.material import Material
+from tutelage.pipeline.planning import Chosen, warm_weights
+from tutelage.pipeline.teaching import Taught
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.run import Run
+from tutelage.students import spec as students
+from tutelage.students.taps import describe_taps, find_taps, reading
+from tutelage.train.distill import Distillation
+from tutelage.train.loop import Trainer
+from tutelage.train.qat import quantization_aware
+from tutelage.train.trackers import open_tracker
+from tutelage.types import Tap, pooled
+
+_PAIRING_EXAMPLES = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """The taught student, and the lesson with which it can be taught further."""
+
+    network: nn.Module
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """The student's taps and the pairing with the teacher's."""
+
+    taps: tuple[Tap, ...]
+    pairing: Pairing | None
+
+
+def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen) -> Paired:
+    """Find the student's taps and pair them with the teacher's by what they say on validation."""
+    network = warm_weights(chosen)
+    index = torch.arange(min(_PAIRING_EXAMPLES, material.validation.count))
+    examples = material.validation.batch(index, 0).inputs
+    if recipe.student.taps is None:
+        taps = find_taps(network, examples[:2])
+    else:
+        taps = describe_taps(network, examples[:2], recipe.student.taps)
+    teacher_taps = tuple(tap.path for tap in taught.teacher.taps)
+    if not taps or not teacher_taps:
+        if recipe.distill.pairs:
+            raise RecipeError("distill.pairs: this teacher has no taps to pair; remove the key")
+        return Paired(taps=taps, pairing=None)
+    with torch.inference_mode():
+        mine = reading(network, examples, taps, features=True, maps=False).features
+    theirs = taught.validation.read(index, 0).features
+    named = None if recipe.distill.pairs is None else list(recipe.distill.pairs)
+    pairing = find_pairing(mine, theirs, tuple(t.path for t in taps), teacher_taps, named)
+    return Paired(taps=taps, pairing=pairing)
+
+
+def build_lesson(
+    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired
+) -> Distillation:
+    """Put student, objective, signals and data together."""
+    objective = objective_of(
+        terms_of(recipe.distill),
+        pairs=paired.pairing.pairs if paired.pairing else (),
+        student_widths=tuple(_width(tap) for tap in paired.taps),
+        teacher_widths=tuple(_width(tap) for tap in taught.teacher.taps),
+        seed=recipe.seed,
+    )
+    return Distillation(
+        network,
+        objective,
+        material.train,
+        material.validation,
+        signals=taught.train,
+        validation_decision=_held_decision(material, taught),
+        taps=paired.taps,
+        classes=len(material.classes),
+        views=recipe.augment.views,
+        batch=recipe.distill.batch,
+        seed=recipe.seed,
+    )
+
+
+def distill(
+    recipe: Recipe, material: Material, taught: Taught, chosen: Chosen, run: Run,
+    progress: Progress,
+) -> Learned:  # fmt: skip
+    """Teach the chosen student (once a run) and write `student/`."""
+    epochs = epochs_for(recipe, material.train.count)
+    torch.manual_seed(recipe.seed)
+    network = chosen.network if chosen.spec is None else chosen.spec.build()
+    folder = run.file("student")
+
+    def work() -> tuple[Any, list[Path]]:
+        paired = pair_taps(recipe, material, taught, chosen)
+        lesson = build_lesson(recipe, material, taught, network, paired)
+        tracker = open_tracker(recipe.tracking, run.file("tracking"))
+        trainer = Trainer(
+            lesson,
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+            checkpoint=run.file("checkpoints/student.safetensors"),
+            progress=progress,
+            label="Teaching the student",
+            tracker=tracker.log if tracker else None,
+        )
+        history = dataclasses.asdict(trainer.train())
+        if tracker:
+            tracker.close()
+        result = {
+            "spec": None if chosen.spec is None else chosen.spec.to_json(),
+            "parameters": chosen.parameters,
+            "epochs": epochs,
+            "seed": recipe.seed,
+            "history": history,
+            "weights": lesson.objective.weights(),
+            "pairing": paired.pairing.to_json() if paired.pairing else None,
+        }
+        return result, _save(folder, chosen, network)
+
+    inputs = hash_json(
+        [
+            taught.train.key,
+            taught.validation.key,
+            None if chosen.spec is None else chosen.spec.to_json(),
+            _weights_hash(network) if chosen.spec is None else None,
+            recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
+            recipe.student.taps,
+            epochs,
+            recipe.augment.views,
+            recipe.seed,
+            recipe.threads,
+        ]
+    )
+    record = run.stage("distill", inputs, work)
+    if chosen.spec is not None:
+        network = students.load(folder)
+    else:
+        from tutelage.files import read_tensors
+
+        network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
+        network.eval()
+    return Learned(network=network, result=record.result)
+
+
+def distill_for_int8(
+    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    progress: Progress,
+) -> list[float]:  # fmt: skip
+    """Teach the student on from the same signals while it feels int8 rounding; return the curve.
+
+    A tenth of the epochs at a tenth of the rate. The network is changed in place.
+    """
+    epochs = max(3, epochs_for(recipe, material.train.count) // 10)
+    schedule = schedule_of(
+        recipe, epochs=epochs, seed=recipe.seed, rate=recipe.distill.rate / 10, precision="float32"
+    )
+    with quantization_aware(network):
+        lesson = build_lesson(recipe, material, taught, network, Paired(taps=(), pairing=None))
+        trainer = Trainer(
+            lesson,
+            schedule,
+            checkpoint=run.file("checkpoints/int8.safetensors"),
+            progress=progress,
+            label="Teaching the student int8",
+        )
+        return trainer.train().figure
+
+
+def _held_decision(material: Material, taught: Taught) -> Tensor:
+    return taught.validation.read(torch.arange(material.validation.count), 0).decision
+
+
+def _width(tap: Tap) -> int:
+    return int(pooled(torch.zeros(1, *tap.shape)).shape[1])
+
+
+def _save(folder: Path, chosen: Chosen, network: nn.Module) -> list[Path]:
+    if chosen.spec is not None:
+        return students.save(folder, chosen.spec, network)
+    paths = [folder / "spec.json", folder / "model.safetensors"]
+    write_json(paths[0], {"family": "own", "name": type(network).__name__})
+    write_tensors(paths[1], network.state_dict())
+    return paths
+
+
+def _weights_hash(network: nn.Module) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""From the recipe's words to objectives and schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tutelage.losses import LOSSES
+from tutelage.losses.objective import Objective, Pairs, Term
+from tutelage.recipe import DistillPart, LossPart, Recipe
+from tutelage.train.schedule import Schedule
+from tutelage.units import parse_quantity
+
+_STEPS_WANTED = 9_000
+_FEWEST_EPOCHS, _MOST_EPOCHS = 20, 120
+
+
+def terms_of(part: DistillPart) -> tuple[Term, ...]:
+    """Return the recipe's losses as terms of an objective."""
+    return tuple(_term(name, given) for name, given in part.losses.items())
+
+
+def _term(name: str, given: Any) -> Term:
+    weight = given.weight if isinstance(given, LossPart) else given
+    options = given.options if isinstance(given, LossPart) else {}
+    return Term(name=name, weight=None if weight == "auto" else float(weight), options=options)
+
+
+def wants(terms: tuple[Term, ...]) -> frozenset[str]:
+    """Return what the signal cache must hold for these losses, beside decisions."""
+    reads = {LOSSES[term.name].reads for term in terms}
+    return frozenset(
+        what
+        for what, kinds in (("features", {"trajectory", "features"}), ("maps", {"maps"}))
+        if reads & kinds
+    )
+
+
+def objective_of(
+    terms: tuple[Term, ...],
+    *,
+    pairs: Pairs,
+    student_widths: tuple[int, ...],
+    teacher_widths: tuple[int, ...],
+    seed: int,
+) -> Objective:
+    """Build the objective; raises `RecipeError` on a wrong loss, option or pairing."""
+    return Objective(
+        terms,
+        pairs=pairs,
+        student_widths=student_widths,
+        teacher_widths=teacher_widths,
+        seed=seed,
+    )
+
+
+def epochs_for(recipe: Recipe, examples: int) -> int:
+    """Return the recipe's epochs; unset, as many as make about 9,000 steps, from 20 to 120."""
+    if recipe.distill.epochs is not None:
+        return recipe.distill.epochs
+    steps = max(1, examples // recipe.distill.batch)
+    return min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, math.ceil(_STEPS_WANTED / steps)))
+
+
+def schedule_of(recipe: Recipe, *, epochs: int, seed: int, **changes: Any) -> Schedule:
+    """Return the recipe's training schedule."""
+    part = recipe.distill
+    values: dict[str, Any] = {
+        "batch": part.batch,
+        "optimizer": part.optimizer,
+        "shape": part.schedule,
+        "rate": part.rate,
+        "weight_decay": part.weight_decay,
+        "ema": part.ema,
+        "clip": part.clip,
+        "patience": part.patience,
+        "precision": part.precision,
+        "checkpoint_s": parse_quantity(part.checkpoint, "s"),
+    }
+    return Schedule(epochs=epochs, seed=seed, **{**values, **changes})

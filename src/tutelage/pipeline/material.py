@@ -1,0 +1,105 @@
+"""The data as every stage uses it: three splits, each a pure function from index and view."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tutelage.errors import DataError
+from tutelage.files import hash_json
+from tutelage.recipe import Recipe
+from tutelage.tasks import Task, find_task
+from tutelage.teach.signals import Split
+from tutelage.types import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What was read: the task's own data, its splits, how inputs are scaled and varied."""
+
+    task: Task
+    data: Any
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    normalisation: Any
+    augment: Any
+    train: Split
+    validation: Split
+    test: Split
+    notes: tuple[str, ...]
+
+    @property
+    def content(self) -> str:
+        """Hash of everything that shapes a batch."""
+        return hash_json([self.train.content, self.validation.content, self.test.content])
+
+    def to_json(self, source: str) -> dict[str, Any]:
+        """Return what the report says about the data."""
+        return {
+            "source": source,
+            "task": self.task.name,
+            "classes": list(self.classes),
+            "counts": {s.name: s.count for s in (self.train, self.validation, self.test)},
+            "shape": list(self.shape),
+            "fingerprint": self.content,
+            "notes": list(self.notes),
+        }
+
+
+def read_material(recipe: Recipe) -> Material:
+    """Read, check and split the recipe's data; raises `DataError` or `RecipeError`."""
+    task, part = find_task(recipe.task), recipe.data
+    data = task.load(
+        part.train,
+        part.test,
+        validation_share=part.validation,
+        seed=recipe.seed,
+        format=part.format,
+        train_labels=None if part.labels is None else Path(part.labels),
+        test_labels=None if part.test_labels is None else Path(part.test_labels),
+        image_column=part.image_column,
+        label_column=part.label_column,
+        size=part.size,
+    )
+    return material_of(task, data, recipe)
+
+
+def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
+    """Make the splits of data that is already read."""
+    normalisation = task.normalisation(data.train)
+    augment = task.augment(data.train, recipe.augment)
+
+    def split(name: str, examples: Any, *, varied: bool) -> Split:
+        def batch(index: Tensor, view: int) -> Batch:
+            return task.batch(
+                examples,
+                index.numpy(),
+                view=view if varied else 0,
+                seed=recipe.seed,
+                augment=augment,
+                normalisation=normalisation,
+            )
+
+        transform = {"normalisation": asdict(normalisation)}
+        if varied:
+            transform |= {"augment": asdict(augment), "seed": recipe.seed}
+        content = hash_json({"examples": examples.fingerprint, **transform})
+        return Split(name=name, count=len(examples), content=content, batch=batch)
+
+    if len(data.train) < 2:
+        raise DataError(f"{recipe.data.train} leaves fewer than 2 examples to train on; add more")
+    return Material(
+        task=task,
+        data=data,
+        classes=tuple(data.train.classes),
+        shape=tuple(task.input_shape(data.train)),
+        normalisation=normalisation,
+        augment=augment,
+        train=split("train", data.train, varied=True),
+        validation=split("validation", data.validation, varied=False),
+        test=split("test", data.test, varied=False),
+        notes=tuple(data.notes),
+    )

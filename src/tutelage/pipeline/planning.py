@@ -1,0 +1,286 @@
+"""The stage `plan`: the budget, the candidates, their short distillations, the choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage import __version__
+from tutelage.devices import HOST, Device, device_limits
+from tutelage.errors import InfeasibleError, RecipeError, StudentError
+from tutelage.export.artifact import ArtifactMeta
+from tutelage.files import hash_json, read_tensors, write_json, write_tensors
+from tutelage.losses import LOSSES
+from tutelage.losses.objective import Objective, Term
+from tutelage.pipeline.lessons import schedule_of, terms_of
+from tutelage.pipeline.material import Material
+from tutelage.pipeline.teaching import Taught
+from tutelage.plan import SPACES, Candidate, plan_json
+from tutelage.plan.compact import weigh
+from tutelage.plan.costs import Costing, Precision, cost_of, missed_limits
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.records import Limit, Measurement
+from tutelage.run import Run
+from tutelage.students.spec import StudentSpec
+from tutelage.tasks import wilson_interval
+from tutelage.teach.teachers import from_function
+from tutelage.train.distill import Distillation
+from tutelage.train.loop import Trainer
+from tutelage.units import format_quantity
+
+_TRIAL_STEPS = 900
+_TRIAL_EXAMPLES = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The student to teach: its spec (None for one's own function) and how to build it fresh.
+
+    `warm` are the weights after the short trial, for pairing; None when there was none.
+    """
+
+    spec: StudentSpec | None
+    network: nn.Module
+    parameters: int
+    warm: Path | None
+
+
+def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:
+    """Return the recipe's limits and the device's own; with none, a tenth of the teacher's bytes.
+
+    Raises `RecipeError` for a limit that the device's profile can neither measure nor predict.
+    """
+    limits = list(recipe.budget.limits())
+    given = {limit.metric for limit in limits}
+    limits += [limit for limit in device_limits(device) if limit.metric not in given]
+    if "energy_j" in given and (device.active_power_w is None or not device.throughput):
+        raise RecipeError(
+            f"budget.energy: device '{device.name}' has no power figure, so energy can be neither "
+            "measured nor estimated; add active_power to its profile, or choose another device"
+        )
+    if not given & {"storage_bytes", "latency_s", "energy_j", "ram_bytes"} and device.name == HOST:
+        tenth = max(10_000.0, teacher_bytes / 10)
+        limits = [limit for limit in limits if limit.metric != "storage_bytes"]
+        limits.append(Limit(metric="storage_bytes", value=tenth, source="default: teacher / 10"))
+    return tuple(limits)
+
+
+def meta_of(recipe: Recipe, material: Material) -> ArtifactMeta:
+    """Return what the artifact says about itself."""
+    return ArtifactMeta(
+        task=recipe.task,
+        classes=material.classes,
+        shape=material.shape,
+        mean=tuple(round(x, 6) for x in material.normalisation.mean),
+        std=tuple(round(x, 6) for x in material.normalisation.std),
+        version=__version__,
+    )
+
+
+def plan(
+    recipe: Recipe, material: Material, taught: Taught, device: Device, limits: tuple[Limit, ...],
+    run: Run, progress: Progress, *, own: nn.Module | None = None,
+) -> Chosen:  # fmt: skip
+    """Choose the student and write plan.json.
+
+    `own` is a student given from Python or by `student.source`. Raises `InfeasibleError` when
+    nothing fits.
+    """
+    precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
+    costing = Costing(
+        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material)
+    )
+    if own is not None:
+        return _own_student(own, costing, material, run)
+    found = _candidates(recipe, costing, taught, material, run, progress)
+    trials: dict[int, dict[str, Any]] = {}
+    if len(found) > 1:
+        for number, candidate in enumerate(found):
+            trials[number] = _trial(
+                recipe, material, taught, candidate, run, progress, f"{number + 1}/{len(found)}"
+            )
+        chosen = max(trials, key=lambda i: (trials[i]["value"], -found[i].parameters))
+        why = "best validation figure after a short distillation of each candidate"
+    else:
+        chosen, why = 0, "the only candidate"
+    write_json(run.file("plan.json"), plan_json(device.name, limits, found, trials, chosen, why))
+    best = found[chosen]
+    torch.manual_seed(recipe.seed)
+    warm = run.file(_trial_file(best.spec)) if trials else None
+    return Chosen(spec=best.spec, network=best.spec.build(), parameters=best.parameters, warm=warm)
+
+
+def _candidates(
+    recipe: Recipe, costing: Costing, taught: Taught, material: Material, run: Run,
+    progress: Progress,
+) -> tuple[Candidate, ...]:  # fmt: skip
+    if recipe.student.spec is not None:
+        spec = StudentSpec.from_json(with_shape(recipe.student.spec, material))
+        candidate = weigh(spec, costing)
+        if candidate.missed:
+            raise InfeasibleError(_missed_line(candidate, costing))
+        return (candidate,)
+
+    def search() -> tuple[Any, list[Path]]:
+        progress.say(f"plan: looking for students that fit {costing.device.name}")
+        found = SPACES["compact"](
+            costing,
+            classes=len(material.classes),
+            most_parameters=max(2_000, taught.teacher.parameters // 2),
+            count=recipe.student.candidates,
+        )
+        return [
+            {
+                "spec": c.spec.to_json(),
+                "parameters": c.parameters,
+                "figures": [f.to_json() for f in c.figures],
+            }
+            for c in found
+        ], []
+
+    inputs = hash_json(
+        [
+            dataclasses.asdict(costing.meta),
+            costing.device.model_dump(mode="json"),
+            [dataclasses.asdict(x) for x in costing.limits],
+            costing.precision,
+            recipe.student.candidates,
+            taught.teacher.parameters,
+        ]
+    )
+    record = run.stage("candidates", inputs, search)
+    return tuple(
+        Candidate(
+            spec=StudentSpec.from_json(row["spec"]),
+            parameters=row["parameters"],
+            figures=tuple(Measurement.from_json(f) for f in row["figures"]),
+        )
+        for row in record.result
+    )
+
+
+def with_shape(spec: dict[str, Any], material: Material) -> dict[str, Any]:
+    """Fill in what the data decides, so that a recipe need not repeat it."""
+    return {"image": list(material.shape), "classes": len(material.classes), **spec}
+
+
+def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run) -> Chosen:
+    figures = cost_of(own, costing)
+    parameters = sum(p.numel() for p in own.parameters())
+    missed = missed_limits(figures, costing.limits)
+    spec = StudentSpec(family="own", knobs=_OwnKnobs(name=type(own).__name__))
+    candidate = Candidate(spec=spec, parameters=parameters, figures=figures, missed=missed)
+    if missed:
+        raise InfeasibleError(_missed_line(candidate, costing))
+    rows = plan_json(
+        costing.device.name, costing.limits, (candidate,), {}, 0, "the student that was given"
+    )
+    write_json(run.file("plan.json"), rows)
+    return Chosen(spec=None, network=own, parameters=parameters, warm=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OwnKnobs:
+    name: str
+
+
+def _missed_line(candidate: Candidate, costing: Costing) -> str:
+    units = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
+    parts = [
+        f"{x.metric} {format_quantity(candidate.figure(x.metric), units[x.metric])} over its limit "
+        f"of {format_quantity(x.value, units[x.metric])}"
+        for x in costing.limits
+        if x.metric in candidate.missed
+    ]
+    return (
+        f"the given student does not fit {costing.device.name}: {'; '.join(parts)}. "
+        "Make it smaller, raise the limit, or leave student: out to have one found"
+    )
+
+
+def _trial_file(spec: StudentSpec) -> str:
+    return f"trials/{hash_json(spec.to_json())[:12]}.safetensors"
+
+
+def _trial(
+    recipe: Recipe, material: Material, taught: Taught, candidate: Candidate, run: Run,
+    progress: Progress, label: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Distil one candidate briefly on the decision alone; return its validation figure as JSON."""
+    key = hash_json(candidate.spec.to_json())[:12]
+    path = run.file(_trial_file(candidate.spec))
+
+    def work() -> tuple[Any, list[Path]]:
+        torch.manual_seed(recipe.seed)
+        network = candidate.spec.build()
+        lesson = Distillation(
+            network,
+            Objective(decision_terms(recipe)),
+            material.train,
+            material.validation,
+            signals=taught.train,
+            classes=len(material.classes),
+            views=recipe.augment.views,
+            batch=recipe.distill.batch,
+            seed=recipe.seed,
+            examples=_TRIAL_EXAMPLES,
+        )
+        epochs = max(2, round(_TRIAL_STEPS / max(1, lesson.steps())))
+        trainer = Trainer(
+            lesson,
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+            checkpoint=run.file(f"checkpoints/trial-{key}.safetensors"),
+            progress=progress,
+            label=f"Trying candidate {label}",
+        )
+        history = trainer.train()
+        write_tensors(path, network.state_dict())
+        value, n = max(history.figure), material.validation.count
+        figure = Measurement(
+            name="accuracy_validation", value=value, unit="1", kind="measured", n=n,
+            spread=wilson_interval(value, n), where=f"after {epochs} short epochs",
+        )  # fmt: skip
+        return figure.to_json(), [path]
+
+    inputs = hash_json(
+        [taught.train.key, candidate.spec.to_json(), recipe.distill.model_dump(mode="json"),
+         recipe.seed, recipe.threads, recipe.augment.views]
+    )  # fmt: skip
+    return run.stage(f"trial-{key}", inputs, work).result
+
+
+def decision_terms(recipe: Recipe) -> tuple[Term, ...]:
+    """Return the recipe's losses that need no taps; `dist` when all of them do."""
+    simple = ("labels", "decision", "labelled_decision")
+    kept = tuple(t for t in terms_of(recipe.distill) if LOSSES[t.name].reads in simple)
+    return kept or (Term(name="dist", weight=1.0),)
+
+
+def load_own_student(recipe: Recipe, material: Material, *, trust_code: bool) -> nn.Module | None:
+    """Build the recipe's own student (`file.py:function`), or return None when it names none."""
+    if recipe.student.source is None:
+        return None
+    file, _, name = recipe.student.source.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise StudentError(f"student.source is '{recipe.student.source}'; write file.py:function")
+    torch.manual_seed(recipe.seed)
+    return from_function(
+        Path(file), name, len(material.classes), trust_code, who="student", error=StudentError
+    )[0]
+
+
+def warm_weights(chosen: Chosen) -> nn.Module:
+    """Return a copy of the student with the trial's weights where there are some, for pairing."""
+    import copy
+
+    network = copy.deepcopy(chosen.network)
+    if chosen.warm is not None:
+        tensors, _ = read_tensors(chosen.warm)
+        network.load_state_dict(tensors)
+    return network.eval()

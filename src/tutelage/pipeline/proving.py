@@ -1,0 +1,255 @@
+"""The stage `prove`: every figure of the artifact, held against the budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage.audit.fidelity import (
+    Decided,
+    by_class,
+    differences,
+    fidelity,
+    probabilities,
+    reliability,
+)
+from tutelage.devices import HOST, Device
+from tutelage.errors import DeviceError, TutelageError
+from tutelage.export.artifact import run_onnx
+from tutelage.export.onnx_float import export_onnx
+from tutelage.files import write_json
+from tutelage.measure.costs import graph_figures
+from tutelage.measure.energy import measure_energy
+from tutelage.measure.latency import measure_latency
+from tutelage.measure.memory import measure_memory
+from tutelage.pipeline.material import Material
+from tutelage.pipeline.planning import meta_of
+from tutelage.pipeline.shipping import Shipped
+from tutelage.pipeline.teaching import Taught
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.records import Artifact, Limit, Measurement, Verdict
+from tutelage.run import Run
+from tutelage.tasks import accuracy
+from tutelage.teach.onnx_teacher import OnnxTeacher
+from tutelage.teach.torch_teacher import Renormalised, TorchTeacher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """One artifact with its figures and what they mean for the budget."""
+
+    artifact: Artifact
+    figures: tuple[Measurement, ...]
+    verdicts: tuple[Verdict, ...]
+    logits_test: np.ndarray
+
+    @property
+    def misses(self) -> int:
+        """Hard limits that are missed."""
+        return sum(v.limit.hard and not v.met for v in self.verdicts)
+
+    def value(self, name: str) -> float:
+        """Return the first figure of that name."""
+        return next(f.value for f in self.figures if f.name == name)
+
+
+def prove(
+    recipe: Recipe, material: Material, taught: Taught, shipped: Shipped, device: Device,
+    limits: tuple[Limit, ...], run: Run, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure each artifact, choose the one to ship, write proof.json and return it.
+
+    The test split is read here and nowhere else.
+    """
+    labels = material.data.test.labels
+    progress.start("Proving the artifacts", len(shipped.artifacts) + 2)
+    weighed = []
+    for artifact in shipped.artifacts:
+        weighed.append(_weigh(artifact, material, device, limits, run))
+        progress.advance(1, artifact.precision)
+    chosen = _choose(recipe, weighed, device)
+    teacher_test = taught.test.read(torch.arange(material.test.count), 0).decision.numpy()
+    where = f"{chosen.artifact.path} in onnxruntime, test split"
+    decided = Decided(student=chosen.logits_test, teacher=teacher_test, labels=labels, where=where)
+    progress.advance()
+    teacher = _teacher_figures(recipe, material, taught, device, teacher_test)
+    progress.advance()
+    progress.finish()
+    hard_misses = [v for v in chosen.verdicts if v.limit.hard and not v.met]
+    proof = {
+        "status": "missed" if hard_misses else "met",
+        "task": recipe.task,
+        "device": {"name": device.name, "title": device.title},
+        "chosen": chosen.artifact.path,
+        "verdicts": [v.to_json() for v in chosen.verdicts],
+        "figures": {
+            "teacher": [f.to_json() for f in teacher],
+            "student": [f.to_json() for f in chosen.figures],
+        },
+        "others": [
+            {"artifact": w.artifact.path, "figures": [f.to_json() for f in w.figures]}
+            for w in weighed
+            if w is not chosen
+        ],
+        "fidelity": [f.to_json() for f in fidelity(decided, seed=recipe.seed)],
+        "reliability": _reliability(decided),
+        "classes": by_class(decided, material.classes) if labels is not None else [],
+        "differences": _differences(decided, material),
+        "parity": shipped.parity,
+        "artifacts": [a.to_json() for a in shipped.artifacts],
+        "recipe": recipe.to_yaml(),
+        "notes": [*shipped.notes, *_unjudged(limits, chosen)],
+    }
+    write_json(run.file("proof.json"), proof)
+    return proof
+
+
+def _weigh(
+    artifact: Artifact, material: Material, device: Device, limits: tuple[Limit, ...], run: Run
+) -> Weighed:
+    path = run.file(artifact.path)
+    figures: list[Measurement] = []
+    logits = {}
+    for name in ("validation", "test"):
+        examples = getattr(material, name)
+        batch = examples.batch(torch.arange(examples.count), 0)
+        logits[name] = run_onnx(path, batch.inputs.numpy())
+        if batch.labels is not None:
+            figure = accuracy(
+                logits[name].argmax(1), batch.labels.numpy(), where=f"{artifact.path}, {name} split"
+            )
+            figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
+    on_host = _host_figures(path)
+    on_device = graph_figures(path, device)
+    # On the machine itself the measured figures are the ones that count, so they come first.
+    figures += [*on_host, *on_device] if device.name == HOST else [*on_device, *on_host]
+    return Weighed(
+        artifact=artifact,
+        figures=tuple(figures),
+        verdicts=verdicts(limits, tuple(figures)),
+        logits_test=logits["test"],
+    )
+
+
+def _host_figures(path: Path) -> list[Measurement]:
+    latency = measure_latency(path, threads=1)
+    figures = [
+        dataclasses.replace(latency.p50, name="latency_p50_s"),
+        dataclasses.replace(latency.p95, name="latency_p95_s"),
+        latency.noise_floor,
+        dataclasses.replace(measure_memory(path), name="ram_bytes"),
+    ]
+    try:
+        figures.append(dataclasses.replace(measure_energy(path), name="energy_j"))
+    except DeviceError:  # no counter here: the device's estimate, if it has one, stands alone
+        pass
+    return figures
+
+
+_FIGURE_OF = {"accuracy": ("accuracy_validation",), "latency_s": ("latency_s", "latency_p50_s")}
+
+
+def verdicts(limits: tuple[Limit, ...], figures: tuple[Measurement, ...]) -> tuple[Verdict, ...]:
+    """Hold each limit against its figure; a limit without one is left to the notes."""
+    found = []
+    for limit in limits:
+        names = _FIGURE_OF.get(limit.metric, (limit.metric,))
+        figure = next((f for f in figures if f.name in names), None)
+        if figure is not None:
+            found.append(Verdict(limit=limit, figure=figure))
+    return tuple(found)
+
+
+def _unjudged(limits: tuple[Limit, ...], chosen: Weighed) -> list[str]:
+    judged = {v.limit.metric for v in chosen.verdicts}
+    return [
+        f"{limit.metric} could not be judged: the profile has no figure for it"
+        for limit in limits
+        if limit.metric not in judged
+    ]
+
+
+def _choose(recipe: Recipe, weighed: list[Weighed], device: Device) -> Weighed:
+    """Choose by the budget first; among equals by measured speed on the host, else by size.
+
+    A microcontroller runs int8 several times faster and keeps it in less memory, so there the
+    smaller file wins; on the machine itself the measured latency decides.
+    """
+    wanted = recipe.export.precision
+    named = [w for w in weighed if w.artifact.precision == wanted]
+    if named:
+        return named[0]
+    speed = "latency_p50_s" if device.name == HOST else "storage_bytes"
+    return min(weighed, key=lambda w: (w.misses, w.value(speed)))
+
+
+def _teacher_figures(
+    recipe: Recipe, material: Material, taught: Taught, device: Device, test: np.ndarray
+) -> list[Measurement]:
+    figures: list[Measurement] = []
+    held = taught.validation.read(torch.arange(material.validation.count), 0).decision.numpy()
+    for name, logits in (("validation", held), ("test", test)):
+        labels = getattr(material.data, name).labels
+        if labels is not None:
+            figure = accuracy(logits.argmax(1), labels, where=f"teacher, {name} split")
+            figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
+    figures.append(
+        Measurement(
+            name="parameters", value=float(taught.teacher.parameters), unit="1", kind="measured",
+            where="counted in the teacher",
+        )
+    )  # fmt: skip
+    channels, height, width = material.shape
+    with tempfile.TemporaryDirectory(prefix="tutelage-teacher-") as folder:
+        path = Path(folder) / "teacher-float32.onnx"
+        try:
+            teacher = taught.teacher
+            teacher = teacher.teacher if isinstance(teacher, Renormalised) else teacher
+            if isinstance(teacher, TorchTeacher):
+                shape = (3 if teacher.repeats else channels, height, width)
+                export_onnx(teacher.module, shape, path, meta=meta_of(recipe, material))
+            elif isinstance(teacher, OnnxTeacher):
+                path = teacher.path
+            figures += [*graph_figures(path, device), *_host_figures(path)]
+        except TutelageError as error:
+            figures.append(
+                Measurement(
+                    name="storage_bytes", value=4.0 * taught.teacher.parameters, unit="B",
+                    kind="estimated", where=f"4 bytes a parameter; not exported ({error})"[:200],
+                )
+            )  # fmt: skip
+    return figures
+
+
+def _reliability(decided: Decided) -> dict[str, Any]:
+    if decided.labels is None:
+        return {}
+    return {
+        "student": reliability(probabilities(decided.student), decided.labels),
+        "teacher": reliability(probabilities(decided.teacher), decided.labels),
+    }
+
+
+def _differences(decided: Decided, material: Material) -> list[dict[str, Any]]:
+    rows = []
+    p, q = probabilities(decided.teacher), probabilities(decided.student)
+    labels = material.data.test.labels
+    for i in differences(decided):
+        rows.append(
+            {
+                "image": material.task.show(material.data.test, i),
+                "label": None if labels is None else material.classes[int(labels[i])],
+                "teacher": material.classes[int(p[i].argmax())],
+                "student": material.classes[int(q[i].argmax())],
+                "teacher_confidence": float(p[i].max()),
+                "student_confidence": float(q[i].max()),
+            }
+        )
+    return rows

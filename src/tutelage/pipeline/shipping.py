@@ -1,0 +1,203 @@
+"""The stage `export`: ONNX float32 and int8, checked, repaired or refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage.errors import ExportError
+from tutelage.export.artifact import run_onnx
+from tutelage.export.onnx_float import export_onnx
+from tutelage.export.parity import parity
+from tutelage.export.quantize import quantize_within
+from tutelage.files import hash_json, read_tensors, sha256_file, write_tensors
+from tutelage.pipeline.learning import Learned, distill_for_int8
+from tutelage.pipeline.material import Material
+from tutelage.pipeline.planning import meta_of
+from tutelage.pipeline.teaching import Taught
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.records import Artifact
+from tutelage.run import Run
+from tutelage.teach.signals import Split
+from tutelage.train.distill import decisions
+
+_CALIBRATION_EXAMPLES = 512
+_PARITY_EXAMPLES = 1_000
+_LARGEST_FLOAT_ERROR = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """The files, their parity with torch, and what had to be done."""
+
+    artifacts: tuple[Artifact, ...]
+    parity: list[dict[str, Any]]
+    notes: list[str]
+
+
+def ship(
+    recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
+    progress: Progress,
+) -> Shipped:  # fmt: skip
+    """Export the student (once a run); raises `ExportError` when int8 cannot be repaired."""
+
+    def work() -> tuple[Any, list[Path]]:
+        return _export_all(recipe, material, taught, learned.network, run, progress)
+
+    inputs = hash_json(
+        [
+            sha256_file(run.file("student/model.safetensors")),
+            asdict(meta_of(recipe, material)),
+            recipe.export.model_dump(mode="json"),
+            material.content,
+            recipe.threads,
+        ]
+    )
+    record = run.stage("export", inputs, work)
+    return Shipped(
+        artifacts=tuple(Artifact.from_json(row) for row in record.result["artifacts"]),
+        parity=record.result["parity"],
+        notes=record.result["notes"],
+    )
+
+
+def _export_all(
+    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    progress: Progress,
+) -> tuple[Any, list[Path]]:  # fmt: skip
+    channels, height, width = material.shape
+    meta, shape = meta_of(recipe, material), (channels, height, width)
+    inputs, reference = _parity_examples(material, network)
+    float_path = run.file("artifacts/student-float32.onnx")
+    progress.say("export: float32 ONNX")
+    export_onnx(network, shape, float_path, meta=meta, dynamic_batch=recipe.export.dynamic_batch)
+    close = parity(float_path, reference, inputs)
+    if close.largest_error > _LARGEST_FLOAT_ERROR * max(1.0, float(np.abs(reference).max())):
+        raise ExportError(
+            f"{float_path.name} departs from the network by {close.largest_error:.2g} in a logit; "
+            "it computes something torch does not. Simplify the student's forward function"
+        )
+    rows = [{"artifact": float_path.name, **asdict(close)}]
+    artifacts = [_artifact(run, float_path, "float32", ())]
+    notes: list[str] = []
+    if recipe.export.precision != "float32":
+        int8_path, remarks = _int8(recipe, material, taught, network, run, progress, float_path)
+        notes += remarks
+        rows.append({"artifact": int8_path.name, **asdict(parity(int8_path, reference, inputs))})
+        artifacts.append(_artifact(run, int8_path, "int8", tuple(remarks)))
+    paths = [run.file(artifact.path) for artifact in artifacts]
+    result = {
+        "artifacts": [artifact.to_json() for artifact in artifacts],
+        "parity": rows,
+        "notes": notes,
+    }
+    return result, paths
+
+
+def _int8(
+    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    progress: Progress, float_path: Path,
+) -> tuple[Path, list[str]]:  # fmt: skip
+    """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
+    path = run.file("artifacts/student-int8.onnx")
+    calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).inputs
+    check = _Check(material, taught, float_path)
+    progress.say("export: int8 ONNX")
+    outcome = quantize_within(
+        float_path, path, calibration.numpy(), check.loss, recipe.export.largest_loss
+    )
+    remarks = []
+    if outcome.method != "minmax":
+        remarks.append(f"int8 ranges were set by {outcome.method}, which lost least")
+    if outcome.kept_float:
+        remarks.append(f"left in float to keep accuracy: {', '.join(outcome.kept_float)}")
+    if outcome.loss <= recipe.export.largest_loss:
+        return path, remarks
+    progress.say(f"export: int8 loses {outcome.loss:.3f} of accuracy; teaching on with rounding")
+    retaught = _retaught(recipe, material, taught, network, run, progress)
+    channels, height, width = material.shape
+    again = run.file("artifacts/.retaught-float32.onnx")
+    export_onnx(retaught, (channels, height, width), again, meta=meta_of(recipe, material))
+    second = quantize_within(
+        again, path, calibration.numpy(), check.loss, recipe.export.largest_loss
+    )
+    again.unlink()
+    if second.loss > recipe.export.largest_loss:
+        path.unlink(missing_ok=True)
+        raise ExportError(
+            f"int8 loses {second.loss:.3f} of the accuracy on validation, over "
+            f"export.largest_loss ({recipe.export.largest_loss}), after every repair; raise it, or "
+            "set export.precision: float32"
+        )
+    return path, ["int8 was repaired by quantization-aware distillation"]
+
+
+def _retaught(
+    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    progress: Progress,
+) -> nn.Module:  # fmt: skip
+    path = run.file("student/int8.safetensors")
+
+    def work() -> tuple[Any, list[Path]]:
+        figures = distill_for_int8(recipe, material, taught, network, run, progress)
+        write_tensors(path, network.state_dict())
+        return {"figure": figures}, [path]
+
+    inputs = hash_json([sha256_file(run.file("student/model.safetensors")), recipe.seed])
+    run.stage("int8", inputs, work)
+    network.load_state_dict(read_tensors(path)[0])
+    return network.eval()
+
+
+class _Check:
+    """The accuracy an int8 file loses against float32, on validation."""
+
+    def __init__(self, material: Material, taught: Taught, float_path: Path) -> None:
+        index = torch.arange(material.validation.count)
+        batch = material.validation.batch(index, 0)
+        self.inputs = batch.inputs.numpy()
+        wanted = batch.labels
+        if wanted is None:
+            wanted = taught.validation.read(index, 0).decision.argmax(-1)
+        self.wanted = wanted.numpy()
+        self.base = self._right(float_path)
+
+    def loss(self, path: Path) -> float:
+        return self.base - self._right(path)
+
+    def _right(self, path: Path) -> float:
+        return float((run_onnx(path, self.inputs).argmax(1) == self.wanted).mean())
+
+
+def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Return at least 1,000 inputs (all there are, if fewer) and the network's logits."""
+    chosen = _spread(material.train, _PARITY_EXAMPLES)
+    inputs = material.train.batch(chosen, 0).inputs
+
+    def batch(index: torch.Tensor, view: int) -> Any:
+        return material.train.batch(chosen[index], 0)
+
+    picked = Split(name="parity", count=len(chosen), content="", batch=batch)
+    return inputs.numpy(), decisions(network.cpu(), picked).numpy()
+
+
+def _spread(split: Split, most: int) -> torch.Tensor:
+    """Return up to `most` positions spread evenly over a split."""
+    return torch.linspace(0, split.count - 1, min(most, split.count)).round().long().unique()
+
+
+def _artifact(run: Run, path: Path, precision: str, notes: tuple[str, ...]) -> Artifact:
+    return Artifact(
+        path=path.relative_to(run.path).as_posix(),
+        runtime="onnxruntime",
+        precision=precision,
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        notes=notes,
+    )

@@ -1,0 +1,238 @@
+"""The stage `teach`: the teacher is loaded or fitted, and asked for its signals."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.errors import TeacherError
+from tutelage.files import hash_json
+from tutelage.losses.objective import Objective, Term
+from tutelage.pipeline.lessons import terms_of, wants
+from tutelage.pipeline.material import Material
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.records import Measurement
+from tutelage.run import Run
+from tutelage.students import spec as students
+from tutelage.students.convnet import ConvNetSpec, stem_stride
+from tutelage.students.spec import StudentSpec
+from tutelage.tasks import accuracy
+from tutelage.teach.lenses import fit_lenses
+from tutelage.teach.signals import SignalCache
+from tutelage.teach.teachers import Teacher, load_teacher
+from tutelage.teach.torch_teacher import Renormalised
+from tutelage.train.distill import Distillation
+from tutelage.train.loop import Trainer
+from tutelage.train.schedule import Schedule
+
+_FIT_STEPS = 7_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """The teacher and everything it said, split by split."""
+
+    teacher: Teacher
+    train: SignalCache
+    validation: SignalCache
+    test: SignalCache
+
+
+def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
+    """Return the network of the teacher that is trained on the spot."""
+    channels, height, width = material.shape
+    stride = stem_stride(height, width)
+    stages = 2 if min(height, width) // stride < 12 else 3
+    base = recipe.teacher.width
+    return StudentSpec(
+        family="convnet",
+        knobs=ConvNetSpec(
+            image=(channels, height, width),
+            classes=len(material.classes),
+            widths=tuple(base * 2**i for i in range(stages)),
+            depths=(2,) * stages,
+            stem_stride=stride,
+        ),
+    )
+
+
+def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress) -> Path:
+    """Train the built-in teacher on labels (once a run); return its folder."""
+    spec = built_in_spec(recipe, material)
+    epochs = recipe.teacher.epochs or max(
+        8, min(60, -(-_FIT_STEPS * 128 // max(1, material.train.count)))
+    )
+    folder = run.file("teacher")
+
+    def work() -> tuple[Any, list[Path]]:
+        torch.manual_seed(recipe.seed)
+        network = spec.build()
+        lesson = Distillation(
+            network,
+            Objective((Term(name="cross_entropy", weight=1.0, options={"label_smoothing": 0.05}),)),
+            material.train,
+            material.validation,
+            classes=len(material.classes),
+            views=1_000_000,  # nothing is cached here, so every epoch may see a new view
+            batch=128,
+            seed=recipe.seed,
+        )
+        trainer = Trainer(
+            lesson,
+            Schedule(
+                epochs=epochs, rate=3e-3, weight_decay=5e-2, ema=0.99, seed=recipe.seed,
+                precision=recipe.distill.precision,
+            ),
+            checkpoint=run.file("checkpoints/teacher.safetensors"),
+            progress=progress,
+            label="Training the teacher",
+        )  # fmt: skip
+        history = dataclasses.asdict(trainer.train())
+        paths = students.save(folder, spec, network)
+        return {"spec": spec.to_json(), "epochs": epochs, "history": history}, paths
+
+    inputs = hash_json([material.content, spec.to_json(), epochs, recipe.seed, recipe.threads])
+    run.stage("fit", inputs, work)
+    return folder
+
+
+def open_teacher(
+    recipe: Recipe,
+    material: Material,
+    *,
+    trust_code: bool,
+    module: torch.nn.Module | None = None,
+) -> Teacher:
+    """Load the recipe's teacher, or take `module` for it; raises `TeacherError`."""
+    part = recipe.teacher
+    teacher = load_teacher(
+        module if module is not None else str(part.source),
+        weights=None if part.weights is None else Path(part.weights),
+        classes=len(material.classes),
+        image_shape=(material.shape[0], material.shape[1], material.shape[2]),
+        trust_code=trust_code,
+        channels=part.channels,
+        taps=part.taps,
+        open_folder=students.load,
+    )
+    if part.mean is not None and part.std is not None:
+        return Renormalised(teacher, material.normalisation, part.mean, part.std)
+    return teacher
+
+
+def teach(
+    recipe: Recipe,
+    material: Material,
+    run: Run,
+    progress: Progress,
+    *,
+    trust_code: bool,
+    module: torch.nn.Module | None = None,
+) -> Taught:
+    """Load or fit the teacher, ask it about every example and view, fit its lenses.
+
+    `module` is a teacher given from Python instead of the recipe's. Raises `TeacherError` when the
+    teacher cannot be used and `DiskError` when its signals do not fit.
+    """
+    if recipe.teacher.fit and module is None:
+        module = students.load(fit_teacher(recipe, material, run, progress))
+    teacher = open_teacher(recipe, material, trust_code=trust_code, module=module)
+    if not teacher.taps:
+        _refuse_taps(terms_of(recipe.distill))
+    needed, features = wants(terms_of(recipe.distill)), bool(teacher.taps)
+    caches = [
+        SignalCache(
+            run.file("signals"),
+            split,
+            views=views,
+            features=wanted,
+            maps="maps" in needed and split is material.train,
+            teacher=teacher,
+        )
+        for split, views, wanted in (
+            (material.train, recipe.augment.views, features and "features" in needed),
+            (material.validation, 1, features),
+            (material.test, 1, False),
+        )
+    ]
+    return _fill(recipe, material, run, progress, teacher, (caches[0], caches[1], caches[2]))
+
+
+def _refuse_taps(terms: tuple[Term, ...]) -> None:
+    """Refuse losses that read a teacher's taps, when it has none."""
+    for term in terms:
+        if wants((term,)):
+            raise TeacherError(
+                f"distill.losses: '{term.name}' reads the teacher's taps, and this teacher gives "
+                "decisions only; use kl, dkd or dist, or give the teacher as a torch module"
+            )
+
+
+def _fill(
+    recipe: Recipe,
+    material: Material,
+    run: Run,
+    progress: Progress,
+    teacher: Teacher,
+    caches: tuple[SignalCache, SignalCache, SignalCache],
+) -> Taught:
+    """Fill the caches (what is there is not asked again), fit lenses, record both stages."""
+    for cache in caches:
+        progress.say(cache.describe())
+    train, validation, test = caches
+    files = [path for cache in caches for path in cache.fill(progress)]
+    keys = [cache.key for cache in caches]
+
+    def signals() -> tuple[Any, list[Path]]:
+        result = {
+            "views": recipe.augment.views,
+            "bytes": sum(cache.total_bytes for cache in caches),
+            "bytes_per_example": train.bytes_per_example,
+            "files": len(files),
+            "keys": keys,
+        }
+        return result, files
+
+    run.stage("signals", hash_json(keys), signals)
+    held = validation.read(torch.arange(material.validation.count), 0)
+    agreements: list[float] = []
+    if train.features:
+        seen = train.read(torch.arange(material.train.count), 0)
+        lenses = fit_lenses(seen.features, seen.decision, held.features, held.decision)
+        train.lenses = validation.lenses = lenses
+        agreements = [lens.agreement for lens in lenses]
+
+    def describe() -> tuple[Any, list[Path]]:
+        labels = material.data.validation.labels
+        figures = []
+        if labels is not None:
+            figure = accuracy(
+                held.decision.argmax(-1).numpy(), labels, where="teacher on validation"
+            )
+            figures.append(_named(figure, "accuracy_validation"))
+        lenses = [
+            {"tap": tap.path, "agreement": value}
+            for tap, value in zip(teacher.taps, agreements, strict=False)
+        ]
+        return {
+            "source": "fitted on the data" if recipe.teacher.fit else recipe.teacher.source,
+            "fingerprint": teacher.fingerprint,
+            "parameters": teacher.parameters,
+            "taps": [tap.path for tap in teacher.taps],
+            "notes": list(teacher.notes),
+            "figures": figures,
+            "lenses": lenses,
+            "history": run.manifest["stages"].get("fit", {}).get("result", {}).get("history"),
+        }, []
+
+    run.stage("teacher", hash_json([teacher.fingerprint, keys, recipe.teacher.fit]), describe)
+    return Taught(teacher=teacher, train=train, validation=validation, test=test)
+
+
+def _named(figure: Measurement, name: str) -> dict[str, Any]:
+    return dataclasses.replace(figure, name=name).to_json()

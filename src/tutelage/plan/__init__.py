@@ -1,0 +1,50 @@
+"""Choosing the student: spaces of students, their costs, short trials.
+
+A space is one module here with a function that returns candidates inside the limits; `SPACES` names
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tutelage.plan.compact import Candidate, candidates
+from tutelage.registry import Registry
+
+SPACES: Registry[Callable[..., tuple[Candidate, ...]]] = Registry("student space")
+SPACES.add("compact", candidates)
+
+__all__ = ["SPACES", "Candidate", "plan_json"]
+
+
+def plan_json(
+    device: str,
+    limits: tuple[Any, ...],
+    found: tuple[Candidate, ...],
+    trials: dict[int, dict[str, Any]],
+    chosen: int,
+    why: str,
+) -> dict[str, Any]:
+    """Return what plan.json holds: the limits, every candidate with its costs, the choice."""
+    return {
+        "device": device,
+        "limits": [
+            {"metric": x.metric, "value": x.value, "hard": x.hard, "source": x.source}
+            for x in limits
+        ],
+        "space": "compact",
+        "candidates": [
+            {
+                "spec": candidate.spec.to_json(),
+                "parameters": candidate.parameters,
+                "figures": [figure.to_json() for figure in candidate.figures],
+                "fits": not candidate.missed,
+                "missed": list(candidate.missed),
+                "trial": trials.get(number),
+                "chosen": number == chosen,
+            }
+            for number, candidate in enumerate(found)
+        ],
+        "why": why,
+    }

@@ -1,0 +1,163 @@
+"""The compact space: for each structure of the family, the widest network inside the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tutelage.errors import InfeasibleError
+from tutelage.plan.costs import Costing, cost_of, missed_limits
+from tutelage.records import Measurement
+from tutelage.students.convnet import ConvNetSpec, stem_stride
+from tutelage.students.spec import StudentSpec
+from tutelage.units import format_quantity
+
+_UNITS = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
+_NARROWEST, _WIDEST = 4, 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """Everything about a convnet but its width."""
+
+    block: Literal["plain", "depthwise"]
+    growth: float
+    depth: int
+    expand: int = 2
+
+
+STRUCTURES = (
+    Structure(block="plain", growth=2.0, depth=1),
+    Structure(block="plain", growth=1.5, depth=1),
+    Structure(block="plain", growth=1.5, depth=2),
+    Structure(block="depthwise", growth=1.5, depth=2, expand=3),
+    Structure(block="depthwise", growth=2.0, depth=2, expand=2),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A student that could be built, what it would cost, and which limits it would miss."""
+
+    spec: StudentSpec
+    parameters: int
+    figures: tuple[Measurement, ...]
+    missed: tuple[str, ...] = ()
+
+    def figure(self, name: str) -> float:
+        """Return the value of one figure."""
+        return next(f.value for f in self.figures if f.name == name)
+
+
+def candidates(
+    costing: Costing, *, classes: int, most_parameters: int, count: int
+) -> tuple[Candidate, ...]:
+    """Return up to `count` candidates that keep every hard limit, the most able first.
+
+    Each structure is widened by bisection until a limit binds; ability is guessed by operations,
+    and decided later by short distillations. Raises `InfeasibleError` when not even the narrowest
+    network fits, naming the limit that binds.
+    """
+    found = []
+    narrowest = []
+    for structure in STRUCTURES:
+        best, smallest = widest(structure, costing, classes, most_parameters)
+        narrowest.append(smallest)
+        if best is not None:
+            found.append(best)
+    if not found:
+        raise InfeasibleError(_why_none(narrowest, costing))
+    distinct = {str(c.spec.to_json()): c for c in found}.values()
+    return tuple(sorted(distinct, key=lambda c: -c.figure("macs"))[:count])
+
+
+def widest(
+    structure: Structure, costing: Costing, classes: int, most_parameters: int
+) -> tuple[Candidate | None, Candidate]:
+    """Bisect the base width; cost grows with it. Return the widest that fits, and the narrowest."""
+    known: dict[int, Candidate] = {}
+
+    def at(width: int) -> Candidate:
+        if width not in known:
+            known[width] = weigh(_spec(structure, width, costing, classes), costing)
+        return known[width]
+
+    def fits(width: int) -> bool:
+        candidate = at(width)
+        return not candidate.missed and candidate.parameters <= most_parameters
+
+    low, high = _NARROWEST, _WIDEST
+    if not fits(low):
+        return None, at(low)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return at(low), at(_NARROWEST)
+
+
+def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
+    """Cost one spec."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = spec.build()
+        _shake(network)
+    figures = cost_of(network, costing)
+    return Candidate(
+        spec=spec,
+        parameters=sum(p.numel() for p in network.parameters()),
+        figures=figures,
+        missed=missed_limits(figures, costing.limits),
+    )
+
+
+def _shake(network: nn.Module) -> None:
+    """Give norms values as after training: equal constants would merge, and shrink the file."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_()
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+
+
+def _spec(structure: Structure, width: int, costing: Costing, classes: int) -> StudentSpec:
+    channels, height, side = costing.meta.shape
+    stride = stem_stride(height, side)
+    stages = 2 if min(height, side) // stride < 12 else 3
+    widths = tuple(_even(width * structure.growth**i) for i in range(stages))
+    return StudentSpec(
+        family="convnet",
+        knobs=ConvNetSpec(
+            image=(channels, height, side),
+            classes=classes,
+            widths=widths,
+            depths=(structure.depth,) * stages,
+            block=structure.block,
+            expand=structure.expand,
+            stem_stride=stride,
+        ),
+    )
+
+
+def _even(width: float) -> int:
+    return max(2, 2 * round(width / 2))
+
+
+def _why_none(narrowest: list[Candidate], costing: Costing) -> str:
+    """Say which limit binds, by how much, and the nearest point that could be met."""
+    nearest = min(narrowest, key=lambda c: sum(1 for _ in _overshoots(c, costing)) or 99)
+    parts = [
+        f"{metric} is limited to {format_quantity(limit, _UNITS[metric])} and the smallest student "
+        f"needs {format_quantity(value, _UNITS[metric])}"
+        for metric, limit, value in _overshoots(nearest, costing)
+    ]
+    return f"no student fits {costing.device.name}: {'; '.join(parts)}. Raise the limit in budget:"
+
+
+def _overshoots(candidate: Candidate, costing: Costing) -> Iterator[tuple[str, float, float]]:
+    for limit in costing.limits:
+        if limit.metric in candidate.missed:
+            yield limit.metric, limit.value, candidate.figure(limit.metric)

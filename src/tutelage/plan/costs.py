@@ -1,0 +1,56 @@
+"""What a student would cost on a device, before it is trained: T0 and T1."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from tutelage.devices import Device
+from tutelage.export.artifact import ArtifactMeta
+from tutelage.export.onnx_float import export_onnx
+from tutelage.export.quantize import quantize_int8
+from tutelage.measure.costs import graph_figures
+from tutelage.records import Limit, Measurement
+
+Precision = Literal["int8", "float32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costing:
+    """What is asked of every candidate alike."""
+
+    device: Device
+    limits: tuple[Limit, ...]
+    precision: Precision
+    meta: ArtifactMeta
+
+
+def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
+    """Export the untrained network as it would ship and read its costs off the graph.
+
+    Sizes, operations and memory do not depend on the weights, so these are exact up to the few
+    bytes by which equal scales merge. Raises `ExportError` when it cannot be exported.
+    """
+    shape = costing.meta.shape
+    with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
+        path = Path(folder) / "float.onnx"
+        export_onnx(network, (shape[0], shape[1], shape[2]), path, meta=costing.meta)
+        if costing.precision == "int8":
+            example = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+            path = quantize_int8(path, Path(folder) / "int8.onnx", example)
+        return graph_figures(path, costing.device, exact="predicted")
+
+
+def missed_limits(figures: tuple[Measurement, ...], limits: tuple[Limit, ...]) -> tuple[str, ...]:
+    """Name the hard limits that the figures do not keep; one without a figure is not judged."""
+    values = {figure.name: figure.value for figure in figures}
+    return tuple(
+        limit.metric
+        for limit in limits
+        if limit.hard and limit.metric in values and not limit.met_by(values[limit.metric])
+    )

@@ -1,0 +1,109 @@
+"""From a run directory to report.html."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.files import write_atomically
+from tutelage.report.budget import BudgetRow, budget
+from tutelage.report.candidates import Candidates, candidates
+from tutelage.report.comparison import CompareRow, comparison
+from tutelage.report.fidelity import Fidelity, fidelity
+from tutelage.report.overview import Overview, came_out, overview, went_in
+from tutelage.report.provenance import Provenance, provenance
+from tutelage.report.shipped import Shipped, shipped
+from tutelage.report.source import Sources, load, reading
+from tutelage.report.training import Training, training
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All that the template shows; a section without data is None or empty."""
+
+    title: str
+    missing: tuple[str, ...]
+    overview: Overview
+    budget: tuple[BudgetRow, ...]
+    comparison: tuple[CompareRow, ...]
+    candidates: Candidates | None
+    fidelity: Fidelity
+    training: Training | None
+    shipped: Shipped | None
+    provenance: Provenance
+
+
+def build_report(run_dir: Path) -> Path:
+    """Write report.html into a run directory and return its path.
+
+    Reads run.json, plan.json and proof.json only, and shows what is there. The page is one file
+    without outside resources. Raises `RecipeError` when the folder holds no run, `CorruptFileError`
+    when a file is damaged, `DiskError` when the page cannot be written.
+    """
+    target = run_dir / "report.html"
+    write_atomically(target, render(page(load(run_dir))))
+    return target
+
+
+def page(sources: Sources) -> Page:
+    """Read every section; each is blamed on the file it is read from."""
+    run, plan, proof = sources.run, sources.plan, sources.proof
+    data, teacher = sources.stage("data"), sources.stage("teacher")
+    distilled = sources.stage("distill")
+    with reading(sources.folder / "run.json"):
+        given, made = went_in(data, teacher), came_out(distilled)
+        taught = training(distilled, teacher)
+        origin = provenance(run, proof)
+    with reading(sources.folder / "plan.json"):
+        planned = candidates(plan)
+    with reading(sources.folder / "proof.json"):
+        return Page(
+            title=f"{proof['device']['name']}: proof" if proof else sources.folder.name,
+            missing=sources.missing,
+            overview=overview(proof, bool(distilled), given, made),
+            budget=budget(proof),
+            comparison=comparison(proof),
+            candidates=planned,
+            fidelity=fidelity(proof),
+            training=taught,
+            shipped=shipped(proof),
+            provenance=origin,
+        )
+
+
+def render(shown: Page) -> str:
+    """Return the page as HTML; every text from the files is escaped, and no float is printed."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_no_numbers,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_HERE / "script.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = environment.get_template("template.html.j2").render(
+        page=shown,
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        markup=Markup,
+    )
+    # half a surrogate pair, which JSON may hold, cannot be written as UTF-8
+    return html.encode("utf-8", "replace").decode("utf-8")
+
+
+def _no_numbers(value: Any) -> Any:
+    """Refuse bare floats: a figure goes through a `Measurement`, which has a kind."""
+    if value is None or isinstance(value, float):
+        raise TypeError(f"the report was about to print {value!r}; pass a Figure or a text")
+    return value

@@ -1,0 +1,108 @@
+"""How closely the student follows the teacher: agreement, calibration, classes, examples."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.report.canvas import Chart
+from tutelage.report.charts import Bin, reliability_chart
+from tutelage.report.figures import Figure, label, made, points, read_figure
+
+_IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRow:
+    """One class; `level` from -4 (lost most) to 4 (gained most) colours the change."""
+
+    name: str
+    n: int
+    teacher: Figure
+    student: Figure
+    change: Figure
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One image on which teacher and student differ; `image` is a data URI, `alt` its text."""
+
+    image: str
+    alt: str
+    label: str
+    teacher: str
+    student: str
+    teacher_confidence: Figure
+    student_confidence: Figure
+    right: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """Named figures, the reliability chart, the table by class and the differing examples.
+
+    `unseen` are classes without test examples.
+    """
+
+    figures: tuple[tuple[str, Figure], ...]
+    chart: Chart | None
+    classes: tuple[ClassRow, ...]
+    unseen: tuple[str, ...]
+    examples: tuple[Example, ...]
+
+
+def fidelity(proof: dict[str, Any]) -> Fidelity:
+    """Return what the proof says of fidelity; parts that it lacks are empty."""
+    given = proof.get("classes") or []
+    seen = [c for c in given if c["teacher"] is not None and c["student"] is not None]
+    seen.sort(key=lambda c: c["student"] - c["teacher"])
+    return Fidelity(
+        figures=tuple((label(m["name"]), read_figure(m)) for m in proof.get("fidelity") or []),
+        chart=_reliability(proof.get("reliability") or {}),
+        classes=tuple(_class(c) for c in seen),
+        unseen=tuple(str(c["name"]) for c in given if c not in seen),
+        examples=tuple(_example(d) for d in proof.get("differences") or []),
+    )
+
+
+def _class(c: dict[str, Any]) -> ClassRow:
+    n, change = int(c["n"]), c["student"] - c["teacher"]
+    size = 0 if abs(change) < 0.0005 else 1 + sum(abs(change) > step for step in (0.01, 0.03, 0.06))
+    return ClassRow(
+        name=str(c["name"]),
+        n=n,
+        teacher=made("accuracy", c["teacher"], n=n),
+        student=made("accuracy", c["student"], n=n),
+        change=Figure(text=points(change), kind="measured", hint="measured: points"),
+        level=size if change > 0 else -size,
+    )
+
+
+def _example(d: dict[str, Any]) -> Example:
+    if not _IMAGE.match(d["image"]):
+        raise ValueError("an example image is not a data URI of a PNG, JPEG, WebP or GIF")
+    sure = made("confidence", d["teacher_confidence"]), made("confidence", d["student_confidence"])
+    right = [who for who in ("teacher", "student") if d[who] == d["label"]]
+    return Example(
+        image=d["image"],
+        alt=f"An image labelled {d['label']}: the teacher decides {d['teacher']} ({sure[0].text} "
+        f"sure), the student {d['student']} ({sure[1].text} sure)",
+        label=str(d["label"]),
+        teacher=str(d["teacher"]),
+        student=str(d["student"]),
+        teacher_confidence=sure[0],
+        student_confidence=sure[1],
+        right=f"{right[0]} right" if len(right) == 1 else "both right" if right else "both wrong",
+    )
+
+
+def _reliability(given: dict[str, Any]) -> Chart | None:
+    bins = [
+        Bin(who=who, confidence=b["confidence"], accuracy=b["accuracy"], n=int(b["n"]))
+        for who in ("student", "teacher")
+        for b in given.get(who, [])
+        if b["n"] and b["confidence"] is not None and b["accuracy"] is not None
+    ]
+    return reliability_chart(tuple(bins)) if bins else None

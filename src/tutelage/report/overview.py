@@ -1,0 +1,214 @@
+"""The first screen: one sentence, one verdict, what went in and what came out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tutelage.records import Measurement
+from tutelage.report.figures import Figure, label, made, measurement, quantity, ratio, show
+
+State = Literal["good", "bad", "open"]
+Words = tuple[str | Figure, ...]
+Rows = tuple[tuple[str, Words], ...]
+_SPARE = {
+    "storage_bytes": "storage",
+    "ram_bytes": "memory",
+    "latency_s": "time",
+    "energy_j": "energy",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One large figure with its name and a line that puts it beside something."""
+
+    name: str
+    figure: Figure
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The headline in parts (text and figures), the badge, tiles, and the in and out lists."""
+
+    sentence: Words
+    badge: str
+    state: State
+    tiles: tuple[Tile, ...]
+    went_in: Rows
+    came_out: Rows
+
+
+def overview(proof: dict[str, Any], begun: bool, went_in: Rows, came_out: Rows) -> Overview:
+    """Summarise the proof, which may be empty, after the rows that the stages gave."""
+    badge, state = _verdict(proof)
+    return Overview(
+        sentence=_sentence(proof, begun),
+        badge=badge,
+        state=state,
+        tiles=_tiles(proof),
+        went_in=(*went_in, *_device(proof)),
+        came_out=(*came_out, *_shipped(proof)),
+    )
+
+
+def _verdict(proof: dict[str, Any]) -> tuple[str, State]:
+    if not proof:
+        return "Not proven yet", "open"
+    if proof["status"] != "met":
+        return "Budget missed", "bad"
+    soft = any(not v["met"] and not v["hard"] for v in _verdicts(proof))
+    return ("Budget met, a soft limit missed" if soft else "Budget met"), "good"
+
+
+def _sentence(proof: dict[str, Any], distilled: bool) -> Words:
+    if not proof:
+        what = "A student is distilled" if distilled else "The run has begun"
+        return (f"{what}; nothing is proven yet. Run the same command again to go on.",)
+    return (*_who(proof), *_kept(proof), *_fits(proof))
+
+
+def _who(proof: dict[str, Any]) -> Words:
+    for artifact in proof.get("artifacts") or []:
+        if artifact["path"] == proof.get("chosen"):
+            size = made("storage_bytes", artifact["bytes"], "B")
+            return ("A ", size, f" {artifact['precision']} student")
+    return ("The student",)
+
+
+def _kept(proof: dict[str, Any]) -> Words:
+    for data in proof.get("fidelity") or []:
+        if data["name"] == "kept":
+            return (" keeps ", show(measurement(data)), " of the teacher’s test accuracy")
+    return (" is measured",)
+
+
+def _fits(proof: dict[str, Any]) -> Words:
+    device = proof["device"]["name"]
+    missed = [v for v in _verdicts(proof) if not v["met"]]
+    hard = next((v for v in missed if v["hard"]), None)
+    if hard is not None or proof["status"] != "met":
+        if hard is None:
+            return (f" but does not meet the budget of {device}.",)
+        name, unit = label(hard["metric"]).lower(), unit_of(hard["metric"])
+        value = made(hard["metric"], hard["value"], unit, hard["kind"], where=hard["where"])
+        limit = quantity(hard["metric"], hard["limit"], unit)
+        return (f" but misses the budget of {device}: {name} ", value, f" where {limit} is asked.")
+    kept = [v for v in _verdicts(proof) if v["met"] and v["metric"] in _SPARE]
+    if not kept:
+        return (f", proven for {device}.",)
+    tight = min(kept, key=lambda v: v["margin"])
+    spare = made("share", tight["margin"], kind=tight["kind"], where=tight["where"])
+    rest = "" if len(kept) == 1 else ", its tightest limit,"
+    return (
+        f" and fits the {device} with ",
+        spare,
+        f" of its {_SPARE[tight['metric']]}{rest} to spare.",
+    )
+
+
+def _verdicts(proof: dict[str, Any]) -> list[dict[str, Any]]:
+    return proof.get("verdicts") or []
+
+
+def unit_of(metric: str) -> str:
+    """Return the SI unit of a limit."""
+    return {"s": "s", "bytes": "B", "j": "J"}.get(metric.rpartition("_")[2], "1")
+
+
+def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
+    if not proof:
+        return ()
+    figures = proof.get("figures") or {}
+    students = [measurement(m) for m in figures.get("student") or []]
+    teachers = [measurement(m) for m in figures.get("teacher") or []]
+    tiles = []
+    for name, title in (
+        ("accuracy_test", "Test accuracy"),
+        ("storage_bytes", "Storage"),
+        ("latency_p50_s", "Latency"),
+        ("energy_j", "Energy"),
+    ):
+        own = next((m for m in students if m.name == name), None)
+        if own is not None:
+            other = _beside(own, teachers)
+            tiles.append(Tile(name=title, figure=show(own), note=_note(own, other)))
+    return tuple(tiles)
+
+
+def _beside(own: Measurement, teachers: list[Measurement]) -> Measurement | None:
+    """Find the teacher's figure that compares: speed and energy only on the same machine."""
+    same = [m for m in teachers if m.name == own.name]
+    if own.name in ("latency_p50_s", "energy_j"):
+        same = [m for m in same if m.where == own.where]
+    return same[0] if same else None
+
+
+def _note(own: Measurement, other: Measurement | None) -> str:
+    if other is None:
+        return own.where
+    theirs = quantity(other.name, other.value, other.unit)
+    if own.name == "accuracy_test":
+        return f"teacher {theirs}"
+    if not own.value > 0 or not other.value > own.value:
+        return f"teacher {theirs}"
+    return f"{ratio(other.value, own.value)} less than the teacher’s {theirs}"
+
+
+def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
+    """Say what the run was given, from the results of its stages `data` and `teacher`."""
+    rows: list[tuple[str, Words]] = []
+    if data:
+        counts = ", ".join(f"{int(n):,} {split}" for split, n in data["counts"].items())
+        shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
+        rows.append(("Data", (str(data["source"]),)))
+        rows.append(("Examples", (f"{counts}; each {shape}, {len(data['classes']):,} classes",)))
+    if teacher:
+        rows.append(("Teacher", (str(teacher["source"]),)))
+        if teacher.get("parameters") is not None:
+            rows.append(("", (made("parameters", teacher["parameters"]), " parameters")))
+    return tuple(rows)
+
+
+def came_out(distilled: dict[str, Any]) -> Rows:
+    """Say what the student is, from the result of the stage `distill`."""
+    if not distilled:
+        return ()
+    size = made("parameters", distilled["parameters"])
+    return ("Student", (describe(distilled["spec"]),)), ("", (size, " parameters"))
+
+
+def _device(proof: dict[str, Any]) -> Rows:
+    return (("Device", (str(proof["device"]["title"]),)),) if proof else ()
+
+
+def _shipped(proof: dict[str, Any]) -> Rows:
+    if not proof:
+        return ()
+    met = sum(bool(v["met"]) for v in _verdicts(proof))
+    limits = f"{met} of {len(proof['verdicts'])} met"
+    chosen = proof.get("chosen")
+    rows: Rows = (("Artifact", (str(chosen),)),) if chosen else ()
+    return (*rows, ("Limits", (limits,)))
+
+
+def describe(spec: dict[str, Any]) -> str:
+    """Write a student spec in a few words."""
+    what, detail = structure(spec)
+    return f"{what}; {detail}" if detail else what
+
+
+def structure(spec: dict[str, Any]) -> tuple[str, str]:
+    """Return a spec's size and its other knobs in words; an unknown family lists all of them."""
+    if "widths" not in spec or "depths" not in spec:
+        return ", ".join(f"{k} {_plain(v)}" for k, v in spec.items()) or "unknown", ""
+    kernel = f"kernel {spec['kernel']}" if "kernel" in spec else ""
+    family = " ".join(str(spec[key]) for key in ("block", "family") if key in spec)
+    size = f"widths\u00a0{_plain(spec['widths'])}, depths\u00a0{_plain(spec['depths'])}"
+    return size, ", ".join(part for part in (family, kernel) if part)
+
+
+def _plain(value: Any) -> str:
+    # the hyphen that does not break a line
+    return "\u2011".join(str(v) for v in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,80 @@
+"""The files that ship: hashes, parity with torch, and how to use the chosen one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.records import Artifact
+from tutelage.report.figures import Figure, made
+
+_SNIPPET = """\
+import json
+import numpy as np
+import onnxruntime as ort
+
+session = ort.InferenceSession({path})
+stored = session.get_modelmeta().custom_metadata_map
+meta = {{key: json.loads(text) for key, text in stored.items()}}
+mean, std = (np.reshape(meta[key], (-1, 1, 1)) for key in ("mean", "std"))
+
+pixels = np.zeros(meta["shape"])  # your image: channels, height, width; 0 to 255
+image = (pixels * meta["scale"] - mean) / std
+(logits,) = session.run(None, {{meta["input"]: image[None].astype(np.float32)}})
+print(meta["classes"][int(logits[0].argmax())])
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityRow:
+    """One artifact against torch, example by example."""
+
+    artifact: str
+    n: int
+    largest_error: Figure
+    agreement: Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactRow:
+    """One file with its exact size."""
+
+    artifact: Artifact
+    size: Figure
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """The files, their parity, and a program that runs the chosen one."""
+
+    artifacts: tuple[ArtifactRow, ...]
+    parity: tuple[ParityRow, ...]
+    snippet: str
+
+
+def shipped(proof: dict[str, Any]) -> Shipped | None:
+    """Return the section, or None when nothing was exported."""
+    found = [Artifact.from_json(data) for data in proof.get("artifacts") or []]
+    if not found:
+        return None
+    chosen = proof.get("chosen") or found[0].path
+    return Shipped(
+        artifacts=tuple(
+            ArtifactRow(
+                artifact=a, size=made("storage_bytes", a.bytes, "B"), chosen=a.path == chosen
+            )
+            for a in found
+        ),
+        parity=tuple(
+            ParityRow(
+                artifact=str(p["artifact"]),
+                n=int(p["n"]),
+                largest_error=made("largest_error", p["largest_error"], n=int(p["n"])),
+                agreement=made("agreement", p["agreement"], n=int(p["n"])),
+            )
+            for p in (proof.get("parity") or [])
+        ),
+        snippet=_SNIPPET.format(path=json.dumps(chosen)),
+    )

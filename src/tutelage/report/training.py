@@ -1,0 +1,139 @@
+"""How the student was taught: learning curves, losses, pairing, and what the lenses see."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.report.canvas import Chart
+from tutelage.report.charts import Cell, heat_chart, lens_chart
+from tutelage.report.curves import Series, figure_chart, loss_chart
+from tutelage.report.figures import Figure, made, measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossRow:
+    """One loss: the weight used, its value in the last epoch and its share of the total then."""
+
+    name: str
+    weight: Figure
+    last: Figure | None
+    share: Figure | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Curves, the table of losses, facts in words, the pairing and the lenses."""
+
+    curves: tuple[Chart, ...]
+    losses: tuple[LossRow, ...]
+    facts: tuple[str, ...]
+    pairing: Chart | None
+    pairs: tuple[str, ...]
+    paired_by: str
+    lenses: Chart | None
+
+
+def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | None:
+    """Return the section from the stages' results; None when neither has anything to show."""
+    history = distilled.get("history") or {}
+    found = Training(
+        curves=_curves(history, _teacher_line(teacher)),
+        losses=_losses(distilled, history),
+        facts=_facts(distilled, history),
+        pairing=_heat(distilled.get("pairing") or {}),
+        pairs=_pairs(distilled.get("pairing") or {}),
+        paired_by=str((distilled.get("pairing") or {}).get("by", "")),
+        lenses=_lenses(teacher.get("lenses") or []),
+    )
+    return found if distilled or found.lenses else None
+
+
+def _teacher_line(teacher: dict[str, Any]) -> float | None:
+    found = [measurement(m) for m in teacher.get("figures") or []]
+    return next((m.value for m in found if m.name == "accuracy_validation"), None)
+
+
+def _curves(history: dict[str, Any], teacher: float | None) -> tuple[Chart, ...]:
+    charts = []
+    series = [_series("total", history.get("loss") or [])]
+    parts = history.get("parts") or []
+    names = list(dict.fromkeys(name for epoch in parts for name in epoch))
+    if len(names) > 1:
+        series += [_series(name, [epoch.get(name) for epoch in parts]) for name in names]
+    series = [s for s in series if s.values]
+    if series:
+        charts.append(loss_chart(tuple(series)))
+    shown = _series("student", history.get("figure") or [])
+    if shown.values:
+        charts.append(figure_chart(shown, teacher=teacher, best=history.get("best_epoch", -1)))
+    return tuple(charts)
+
+
+def _series(name: str, values: list[Any]) -> Series:
+    kept = [(i + 1, float(v)) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
+    return Series(name=name, values=tuple(kept))
+
+
+def _losses(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[LossRow, ...]:
+    weights = distilled.get("weights") or {}
+    last = (history.get("parts") or [{}])[-1]
+    total = sum(abs(w * last.get(name, 0.0)) for name, w in weights.items())
+    rows = []
+    for name, weight in weights.items():
+        value = last.get(name)
+        share = None if value is None or not total else abs(weight * value) / total
+        rows.append(
+            LossRow(
+                name=str(name),
+                weight=made("weight", weight),
+                last=None if value is None else made("loss", value),
+                share=None if share is None else made("share", share),
+            )
+        )
+    return tuple(rows)
+
+
+def _facts(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[str, ...]:
+    facts = []
+    if "epochs" in distilled:
+        facts.append(f"{int(distilled['epochs'])} epochs")
+    if history.get("best_epoch", -1) >= 0:
+        facts.append(f"best at epoch {int(history['best_epoch']) + 1}")
+    if history.get("precision"):
+        facts.append(f"trained in {history['precision']}")
+    for key, words in (("skipped", "steps skipped for NaN"), ("rolled_back", "roll-backs")):
+        if history.get(key) is not None:
+            facts.append(f"{int(history[key])} {words}")
+    if history.get("stopped_early"):
+        facts.append("stopped early")
+    return tuple(facts)
+
+
+def _heat(pairing: dict[str, Any]) -> Chart | None:
+    chosen = {(i, j) for i, j in (pairing.get("pairs") or [])}
+    cells = [
+        Cell(student=student, teacher=teacher, value=float(value), chosen=(i, j) in chosen)
+        for i, (student, row) in enumerate(_rows(pairing))
+        for j, (teacher, value) in enumerate(zip(pairing["teacher_taps"], row, strict=True))
+    ]
+    return heat_chart(tuple(cells)) if cells else None
+
+
+def _rows(pairing: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    if not pairing.get("similarity"):
+        return []
+    return list(zip(pairing["student_taps"], pairing["similarity"], strict=True))
+
+
+def _pairs(pairing: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        f"{pairing['student_taps'][i]} from {pairing['teacher_taps'][j]}"
+        for i, j in pairing.get("pairs") or []
+    )
+
+
+def _lenses(given: list[dict[str, Any]]) -> Chart | None:
+    found = tuple((str(lens["tap"]), float(lens["agreement"])) for lens in given)
+    return lens_chart(found) if found else None

@@ -1,0 +1,1 @@
+"""Students: spec, build, compact families, taps, branches."""

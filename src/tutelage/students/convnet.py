@@ -1,0 +1,108 @@
+"""The compact convolutional family for images: residual stages, plain or depthwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvNetSpec:
+    """Knobs of one network; every field is plain JSON.
+
+    `image` is (channels, height, width). Stage `i` has `widths[i]` channels and `depths[i]` blocks,
+    and halves the resolution unless it is the first. `block` is `plain` (two full convolutions) or
+    `depthwise` (expand, depthwise, project).
+    """
+
+    image: tuple[int, int, int]
+    classes: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    block: Literal["plain", "depthwise"] = "plain"
+    kernel: int = 3
+    expand: int = 2
+    stem_stride: int = 1
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Module paths of the stage ends."""
+        return tuple(f"stages.{i}" for i in range(len(self.widths)))
+
+
+def stem_stride(height: int, width: int) -> int:
+    """Return the stem's stride that brings an image of any size near 32 pixels."""
+    side = max(height, width)
+    return 1 if side <= 48 else 2 if side <= 96 else 4
+
+
+class ConvNet(nn.Module):
+    """Stem, stages, global average pool, linear head. `stages.i` are its taps."""
+
+    def __init__(self, spec: ConvNetSpec) -> None:
+        super().__init__()
+        block = _PlainBlock if spec.block == "plain" else _DepthwiseBlock
+        channels = spec.widths[0]
+        self.stem = _conv_bn(spec.image[0], channels, spec.kernel, spec.stem_stride, relu=True)
+        stages = []
+        for i, (width, depth) in enumerate(zip(spec.widths, spec.depths, strict=True)):
+            blocks: list[nn.Module] = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(block(channels, width, stride, spec))
+                channels = width
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(channels, spec.classes)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Return logits."""
+        return self.head(self.pool(self.stages(self.stem(images))).flatten(1))
+
+
+class _PlainBlock(nn.Module):
+    def __init__(self, cin: int, cout: int, stride: int, spec: ConvNetSpec) -> None:
+        super().__init__()
+        self.first = _conv_bn(cin, cout, spec.kernel, stride, relu=True)
+        self.second = _conv_bn(cout, cout, spec.kernel, 1, relu=False)
+        self.shortcut = _shortcut(cin, cout, stride)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class _DepthwiseBlock(nn.Module):
+    def __init__(self, cin: int, cout: int, stride: int, spec: ConvNetSpec) -> None:
+        super().__init__()
+        inner = cin * spec.expand
+        self.expand = _conv_bn(cin, inner, 1, 1, relu=True)
+        self.depthwise = _conv_bn(inner, inner, spec.kernel, stride, relu=True, groups=inner)
+        self.project = _conv_bn(inner, cout, 1, 1, relu=False)
+        self.same = cin == cout and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.project(self.depthwise(self.expand(x)))
+        return out + x if self.same else out
+
+
+def _shortcut(cin: int, cout: int, stride: int) -> nn.Module:
+    if cin == cout and stride == 1:
+        return nn.Identity()
+    return _conv_bn(cin, cout, 1, stride, relu=False)
+
+
+def _conv_bn(
+    cin: int, cout: int, kernel: int, stride: int, *, relu: bool, groups: int = 1
+) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(cout),
+    ]
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)

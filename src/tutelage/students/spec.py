@@ -1,0 +1,95 @@
+"""A student as plain JSON plus safetensors: what rebuilds it, anywhere, without foreign code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tutelage.errors import CorruptFileError, RecipeError, StudentError
+from tutelage.files import read_json, read_tensors, write_json, write_tensors
+from tutelage.registry import Registry, near_matches
+from tutelage.students.convnet import ConvNet, ConvNetSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A student family: the dataclass of its knobs and the function that builds a network."""
+
+    spec: type[Any]
+    build: Callable[[Any], nn.Module]
+
+
+FAMILIES: Registry[Family] = Registry("student family")
+FAMILIES.add("convnet", Family(spec=ConvNetSpec, build=ConvNet))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentSpec:
+    """A family's name and its knobs."""
+
+    family: str
+    knobs: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {"family": self.family, **dataclasses.asdict(self.knobs)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StudentSpec:
+        """Rebuild from `to_json`; raises `RecipeError` naming a knob that does not exist."""
+        if not isinstance(data, dict) or "family" not in data:
+            raise RecipeError("a student spec needs the key 'family', for instance family: convnet")
+        knobs = dict(data)
+        family = str(knobs.pop("family"))
+        kind = FAMILIES[family].spec
+        known = {field.name: field for field in dataclasses.fields(kind)}
+        for name in knobs:
+            if name not in known:
+                hint = near_matches(name, list(known))
+                raise RecipeError(f"student family '{family}' has no knob '{name}'. {hint}")
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
+        try:
+            return cls(family=family, knobs=kind(**lists))
+        except TypeError as error:
+            raise RecipeError(f"student family '{family}': {error}") from None
+
+    def build(self) -> nn.Module:
+        """Build the network with fresh weights; raises `StudentError` when the knobs clash."""
+        try:
+            return FAMILIES[self.family].build(self.knobs)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise StudentError(f"student '{self.family}' cannot be built: {error}") from None
+
+
+def save(folder: Path, spec: StudentSpec, network: nn.Module, note: Any = None) -> list[Path]:
+    """Write `spec.json` and `model.safetensors` into `folder`; return both paths."""
+    paths = [folder / "spec.json", folder / "model.safetensors"]
+    write_json(paths[0], {**spec.to_json(), **({"note": note} if note else {})})
+    write_tensors(paths[1], network.state_dict())
+    return paths
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Rebuild a student (or built-in teacher) from its folder, in evaluation mode.
+
+    Raises `StudentError` when a file is missing and `CorruptFileError` when one is damaged.
+    """
+    folder = Path(folder)
+    for name in ("spec.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise StudentError(f"{folder} has no {name}; name a run's student folder")
+    data = read_json(folder / "spec.json")
+    data.pop("note", None)
+    network = StudentSpec.from_json(data).build()
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise CorruptFileError(f"{folder}: weights do not fit spec.json ({first})") from None
+    return network.eval()

@@ -1,0 +1,149 @@
+"""What an example is: one module a task, found by its name, and what all tasks share."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from tutelage.records import Measurement
+from tutelage.registry import Registry
+
+if TYPE_CHECKING:
+    from tutelage.types import Batch
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+class Examples(Protocol):
+    """One split of a data set: the task alone knows what an example looks like."""
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"] | None:
+        """Class numbers, or None."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by class number."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content alone."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class TaskData(Protocol):
+    """The three splits of a data set, and what the user should know about them."""
+
+    @property
+    def train(self) -> Any:
+        """`Examples` to learn from."""
+        ...
+
+    @property
+    def validation(self) -> Any:
+        """`Examples` to choose by."""
+        ...
+
+    @property
+    def test(self) -> Any:
+        """`Examples` read once, at the end."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Findings that are no reason to refuse the data."""
+        ...
+
+
+class Task(Protocol):
+    """What a task provides. `examples` is one split of what its own `load` returned.
+
+    A new task is one module here that adds one instance to `TASKS` under the module's name.
+    """
+
+    name: str
+    decision: Literal["classes"]
+    metric: Literal["accuracy"]
+    families: tuple[str, ...]
+
+    def load(self, train: Any, test: Any = None, **options: Any) -> TaskData:
+        """Read, check and split the data; raises `DataError`."""
+        ...
+
+    def input_shape(self, examples: Any) -> tuple[int, ...]:
+        """Return the shape of one example as the network sees it."""
+        ...
+
+    def normalisation(self, examples: Any) -> Any:
+        """Fit what `batch` needs to scale inputs, on the training split."""
+        ...
+
+    def augment(self, examples: Any, wanted: Any) -> Any:
+        """Return the augmentation that the recipe asks for, its gaps filled to suit the data."""
+        ...
+
+    def show(self, examples: Any, index: int) -> str:
+        """Return one example as the report shows it: a data URI of an image."""
+        ...
+
+    def batch(
+        self,
+        examples: Any,
+        index: Int[np.ndarray, " batch"],
+        *,
+        view: int,
+        seed: int,
+        augment: Any,
+        normalisation: Any,
+    ) -> Batch:
+        """Form one batch: a pure function of its arguments; view 0 is the untouched example."""
+        ...
+
+
+TASKS: Registry[Task] = Registry("task")
+
+
+def find_task(name: str) -> Task:
+    """Return the task called `name`; an unknown one raises `RecipeError` with near matches."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return TASKS[name]
+
+
+def accuracy(
+    predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], *, where: str = ""
+) -> Measurement:
+    """Measure the share of right decisions (unit 1) with its 95 % interval.
+
+    The interval is Wilson's (1927), which stays inside [0, 1] and holds for few examples. Raises
+    `ValueError` when there are no examples or the lengths differ.
+    """
+    if len(predicted) != len(labels) or len(labels) == 0:
+        raise ValueError(f"accuracy of {len(predicted)} decisions on {len(labels)} labels")
+    n = len(labels)
+    share = float((predicted == labels).mean())
+    low, high = wilson_interval(share, n)
+    return Measurement(
+        name="accuracy", value=share, unit="1", kind="measured", n=n, spread=(low, high),
+        where=where,
+    )  # fmt: skip
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share seen in `n` trials.
+
+    centre = (p + z^2/2n) / (1 + z^2/n), half = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n).
+    """
+    z2 = _Z95 * _Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,284 @@
+"""The `vision` task: image classification. Checks and splits the data, and forms batches."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt64
+
+from tutelage.errors import DataError, RecipeError
+from tutelage.tasks import TASKS
+from tutelage.tasks.augment import (
+    Augment,
+    Normalisation,
+    default_augment,
+    hash_keys,
+)
+from tutelage.tasks.augment import (
+    augment as augmented,
+)
+from tutelage.tasks.images import Images, Splits, read_splits
+from tutelage.types import Batch
+
+_TEST_SHARE = 0.2
+_MOST_OVERLAP = 0.01
+_SALT = {"test": 1, "validation": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisionData:
+    """Three splits with the same classes and shape. `notes` are findings to print and report."""
+
+    train: Images
+    validation: Images
+    test: Images
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    train: str | Path,
+    test: str | Path | None = None,
+    *,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    format: str = "auto",
+    train_labels: Path | None = None,
+    test_labels: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> VisionData:
+    """Read, check and split images; paths as `read_splits` takes them.
+
+    A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
+    Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad share.
+    """
+    where: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    found = read_splits(train, labels=train_labels, format=format, size=size, **where)
+    if test is not None:
+        other = read_splits(test, labels=test_labels, size=size, **where)
+        found = Splits(
+            train=found.train, validation=found.validation, test=other.test or other.train
+        )
+    return arrange(
+        found.train,
+        test=found.test,
+        validation=found.validation,
+        validation_share=validation_share,
+        seed=seed,
+    )
+
+
+def arrange(
+    train: Images,
+    *,
+    test: Images | None = None,
+    validation: Images | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+) -> VisionData:
+    """Check images in memory and take out the splits that are missing.
+
+    The splits are stratified, and a pure function of the seed and of what each image shows: files
+    may be renamed or reordered, and equal images fall on the same side.
+    """
+    if not 0 < validation_share < 1:
+        raise RecipeError(f"validation_share is {validation_share}: it must lie between 0 and 1")
+    taken = 1 + (test is None) + (validation is None)
+    check_learnable(train, least=max(2, taken))
+    test = None if test is None else aligned(test, train)
+    validation = None if validation is None else aligned(validation, train)
+    if test is None:
+        train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
+    notes = _overlap_notes(test, "test", train)
+    if validation is None:
+        train, validation = take_out(train, validation_share, seed=seed, split="validation")
+    else:
+        notes += _overlap_notes(validation, "validation", train)
+        notes += _overlap_notes(test, "test", validation, "validation")
+    return VisionData(train=train, validation=validation, test=test, notes=notes)
+
+
+def check_learnable(images: Images, *, least: int) -> None:
+    """Raise `DataError` unless there are two classes, each with `least` examples."""
+    if images.labels is None:
+        raise DataError(
+            f"{images.source} has no labels: give the labels file or column "
+            "(data.labels, data.label_column)"
+        )
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    if np.count_nonzero(counts) < 2:
+        only = images.classes[int(counts.argmax())]
+        raise DataError(
+            f"{images.source} has one class only ('{only}'): add examples of another class"
+        )
+    rare = int(counts.argmin())
+    if counts[rare] >= least:
+        return
+    name = images.classes[rare]
+    if counts[rare] == 0:
+        raise DataError(
+            f"{images.source} has no example of class '{name}', though its {len(counts)} classes "
+            f"reach '{images.classes[-1]}': add examples of it, or number the classes without gaps"
+        )
+    raise DataError(
+        f"{images.source} has {counts[rare]} examples of class '{name}' where {least} are needed: "
+        "add examples, drop the class, or give a test path"
+    )
+
+
+def aligned(images: Images, train: Images) -> Images:
+    """Return `images` with the class numbers of `train`, matched by name; raises `DataError`."""
+    if images.shape != train.shape:
+        raise DataError(
+            f"images of {train.source} are {_by(train.shape)} and of {images.source} "
+            f"{_by(images.shape)} (height x width x channels): make them alike, or write "
+            "data.size: [H, W]"
+        )
+    if images.labels is None:
+        raise DataError(f"{images.source} has no labels, which it needs to be tested on: add them")
+    if images.classes == train.classes:
+        return images
+    number = {name: i for i, name in enumerate(train.classes)}
+    present = np.unique(images.labels)
+    unknown = [images.classes[i] for i in present if images.classes[i] not in number]
+    if unknown:
+        raise DataError(
+            f"{images.source} has the class '{unknown[0]}', which is not among the "
+            f"{len(number)} classes of {train.source}: correct the labels"
+        )
+    table = np.array([number.get(name, -1) for name in images.classes], np.int64)
+    return Images(
+        pixels=images.pixels,
+        labels=table[images.labels],
+        classes=train.classes,
+        source=images.source,
+    )
+
+
+def take_out(
+    images: Images, share: float, *, seed: int, split: Literal["test", "validation"]
+) -> tuple[Images, Images]:
+    """Return what stays and what is taken: `share` of each class, at least one, never all."""
+    assert images.labels is not None
+    ranks = hash_keys(content_keys(images)[:, 0], seed, _SALT[split])
+    taken = np.zeros(len(images), np.bool_)
+    for number in range(len(images.classes)):
+        members = np.flatnonzero(images.labels == number)
+        members = members[np.argsort(ranks[members], kind="stable")]
+        taken[members[: _cut(ranks[members], share)]] = True
+    return images.take(np.flatnonzero(~taken)), images.take(np.flatnonzero(taken))
+
+
+def _cut(ranks: UInt64[np.ndarray, " n"], share: float) -> int:
+    """How many of the sorted ranks to take, moved so as not to part equal images."""
+    n = len(ranks)
+    want = min(max(1, round(share * n)), n - 1)
+    edges = np.flatnonzero(ranks[1:] != ranks[:-1]) + 1
+    return want if len(edges) == 0 else int(edges[np.abs(edges - want).argmin()])
+
+
+def content_keys(images: Images) -> UInt64[np.ndarray, "n 2"]:
+    """Return a 128-bit hash of each image's pixels."""
+    rows = np.ascontiguousarray(images.pixels).reshape(len(images), -1)
+    digests = b"".join(blake2b(row.data, digest_size=16).digest() for row in rows)
+    return np.frombuffer(digests, "<u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _overlap_notes(
+    images: Images, name: str, train: Images, other: str = "training"
+) -> tuple[str, ...]:
+    known = set(map(tuple, content_keys(train).tolist()))
+    shared = sum(tuple(key) in known for key in content_keys(images).tolist())
+    if shared == 0:
+        return ()
+    finding = f"{shared} of {len(images)} {name} images of {images.source} are also {other} images"
+    if shared > _MOST_OVERLAP * len(images):
+        raise DataError(
+            f"{finding} of {train.source}, so the {name} score would be worthless: "
+            "remove the duplicates from one of them"
+        )
+    return (finding,)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+class VisionTask:
+    """Image classification; see `tutelage.tasks.Task`."""
+
+    name = "vision"
+    decision: Literal["classes"] = "classes"
+    metric: Literal["accuracy"] = "accuracy"
+    families: tuple[str, ...] = ("convnet",)
+
+    def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> VisionData:
+        """Read, check and split the data; options as in `load`."""
+        return load(train, test, **options)
+
+    def input_shape(self, examples: Images) -> tuple[int, int, int]:
+        """Return (channels, height, width)."""
+        height, width, channels = examples.shape
+        return channels, height, width
+
+    def normalisation(self, examples: Images) -> Normalisation:
+        """Fit mean and standard deviation of each channel."""
+        return Normalisation.fit(examples.pixels)
+
+    def augment(self, examples: Images, wanted: Any) -> Augment:
+        """Return the recipe's augmentation; a move by 7 % of the side where it names none."""
+        height, width, _ = examples.shape
+        shift = default_augment(height, width).shift if wanted.shift is None else wanted.shift
+        return Augment(
+            shift=shift, flip=wanted.flip, erase=wanted.erase, mixup=wanted.mixup,
+            scale=wanted.scale,
+        )  # fmt: skip
+
+    def show(self, examples: Images, index: int) -> str:
+        """Return one image as a PNG data URI, at most 96 pixels a side."""
+        from PIL import Image
+
+        pixels = examples.pixels[index]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3])
+        image.thumbnail((96, 96))
+        held = io.BytesIO()
+        image.save(held, format="PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+
+    def batch(
+        self,
+        examples: Images,
+        index: Int[np.ndarray, " batch"],
+        *,
+        view: int = 0,
+        seed: int = 0,
+        augment: Augment,
+        normalisation: Normalisation,
+    ) -> Batch:
+        """Form one batch, inputs `[batch, c, h, w]`; mixup draws its partners from `examples`.
+
+        Labels stay those of the images themselves, of which mixup leaves at least half.
+        """
+        index = np.asarray(index, np.int64)
+        inputs = augmented(
+            examples.pixels[index],
+            index,
+            all_pixels=examples.pixels,
+            seed=seed,
+            view=view,
+            config=augment,
+            normalisation=normalisation,
+        )
+        labels = None if examples.labels is None else torch.from_numpy(examples.labels[index])
+        return Batch(inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view)
+
+
+TASKS.add("vision", VisionTask())

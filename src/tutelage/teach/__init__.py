@@ -1,0 +1,1 @@
+"""Teachers, what they are asked for, and where their signals are kept."""

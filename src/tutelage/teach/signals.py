@@ -1,0 +1,222 @@
+"""The signal cache: the teacher runs once an example and view, and is read from disk after."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import CorruptFileError, DiskError, TeacherError
+from tutelage.files import hash_json, read_json, sha256_file, write_json, write_tensors
+from tutelage.progress import Progress
+from tutelage.teach.lenses import Lens
+from tutelage.types import Batch, Reading
+
+_SHARD_BYTES = 64_000_000
+_BATCH = 256
+
+
+class Asked(Protocol):
+    """What can be asked for signals: a teacher."""
+
+    fingerprint: str
+
+    def read(self, inputs: Tensor, *, features: bool, maps: bool) -> Reading:
+        """Return the reading of a batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Examples to ask about: how many, the hash of their content, how a batch is formed.
+
+    `batch(index, view)` must be a pure function; `content` names data, transform and its seed.
+    """
+
+    name: str
+    count: int
+    content: str
+    batch: Callable[[Tensor, int], Batch]
+
+
+class SignalCache:
+    """Signals of one split under `folder`, in shards that are written once and then mapped."""
+
+    def __init__(
+        self, folder: Path, split: Split, *, views: int, features: bool, maps: bool, teacher: Asked
+    ) -> None:
+        self.split, self.views, self.features, self.maps = split, views, features, maps
+        self.teacher = teacher
+        self.key = hash_json(
+            {
+                "teacher": teacher.fingerprint,
+                "data": split.content,
+                "features": features,
+                "maps": maps,
+                "format": 1,
+            }
+        )
+        self.folder = folder / self.key[:16]
+        self._open: dict[int, list[dict[str, Tensor]]] = {}
+        self.lenses: tuple[Lens, ...] = ()
+        probe = self._ask(torch.arange(min(2, split.count)), 0)
+        self.bytes_per_example = sum(t[0].numel() * t.element_size() for t in probe.values())
+        self.block = max(1, min(split.count, _SHARD_BYTES // max(1, self.bytes_per_example)))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that all views take on the disk."""
+        return self.bytes_per_example * self.split.count * self.views
+
+    def describe(self) -> str:
+        """Say in one line what will be stored."""
+        return (
+            f"signals, {self.split.name}: {self.split.count} examples x {self.views} views x "
+            f"{self.bytes_per_example} B = {self.total_bytes / 1e6:.1f} MB in {self.folder}"
+        )
+
+    def fill(self, progress: Progress) -> list[Path]:
+        """Ask the teacher about every example and view that is not on the disk yet.
+
+        Raises `DiskError` before the first question when the disk is too small, and
+        `CorruptFileError` when a stored shard was altered. Returns the files.
+        """
+        manifest_path = self.folder / "manifest.json"
+        manifest: dict[str, Any] = {"key": self.key, "shards": {}}
+        if manifest_path.exists():
+            manifest = read_json(manifest_path)
+        names = [
+            (view, first, f"view{view}-{first}.safetensors")
+            for view in range(self.views)
+            for first in range(0, self.split.count, self.block)
+        ]
+        done = [name for _, _, name in names if name in manifest["shards"]]
+        for name in done:
+            self._check(name, manifest["shards"][name])
+        self._refuse_small_disk(len(names) - len(done))
+        steps = sum(min(self.block, self.split.count - first) for _, first, _ in names)
+        behind = sum(
+            min(self.block, self.split.count - f) for _, f, n in names if n in manifest["shards"]
+        )
+        progress.start(f"Asking the teacher ({self.split.name})", steps, behind)
+        for view, first, name in names:
+            if name in manifest["shards"]:
+                continue
+            path = self.folder / name
+            write_tensors(path, self._shard(view, first, progress))
+            manifest["shards"][name] = sha256_file(path)
+            write_json(manifest_path, manifest)
+        progress.finish()
+        return [self.folder / name for _, _, name in names]
+
+    def read(self, index: Tensor, view: int) -> Reading:
+        """Return the stored reading of `index` (any order) as seen in `view`."""
+        shards = self._view(view)
+        if len(shards) == 1:
+            found = {name: tensor[index] for name, tensor in shards[0].items()}
+        else:
+            found = self._gather(shards, index)
+        return self._as_reading(found)
+
+    def _as_reading(self, found: dict[str, Tensor]) -> Reading:
+        features = tuple(found[k] for k in _numbered(found, "feature"))
+        trajectory = tuple(lens(x) for lens, x in zip(self.lenses, features, strict=False))
+        return Reading(
+            decision=found["decision"],
+            trajectory=trajectory,
+            features=features,
+            maps=tuple(found[k] for k in _numbered(found, "map")),
+        )
+
+    def _gather(self, shards: Sequence[dict[str, Tensor]], index: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        owner = index // self.block
+        for number in owner.unique().tolist():
+            chosen = owner == number
+            for name, tensor in shards[number].items():
+                part = tensor[index[chosen] - number * self.block]
+                if name not in found:
+                    found[name] = part.new_empty((len(index), *part.shape[1:]))
+                found[name][chosen] = part
+        return found
+
+    def _view(self, view: int) -> list[dict[str, Tensor]]:
+        if view not in self._open:
+            from safetensors.torch import load_file
+
+            starts = range(0, self.split.count, self.block)
+            paths = [self.folder / f"view{view}-{first}.safetensors" for first in starts]
+            self._open[view] = [load_file(path) for path in paths]
+        return self._open[view]
+
+    def _shard(self, view: int, first: int, progress: Progress) -> dict[str, Tensor]:
+        last = min(first + self.block, self.split.count)
+        parts: list[dict[str, Tensor]] = []
+        for start in range(first, last, _BATCH):
+            index = torch.arange(start, min(start + _BATCH, last))
+            parts.append(self._ask(index, view))
+            progress.advance(len(index))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _ask(self, index: Tensor, view: int) -> dict[str, Tensor]:
+        batch = self.split.batch(index, view)
+        reading = self.teacher.read(batch.inputs, features=self.features, maps=self.maps)
+        if not bool(torch.isfinite(reading.decision).all()):
+            raise TeacherError(
+                f"the teacher's decision is not finite for examples {int(index[0])} to "
+                f"{int(index[-1])} of {self.split.name}; check its weights and normalisation"
+            )
+        stored = {"decision": reading.decision.float()}
+        for kind, tensors in (("feature", reading.features), ("map", reading.maps)):
+            for number, tensor in enumerate(tensors):
+                stored[f"{kind}{number}"] = _narrow(tensor)
+        return {name: tensor.detach().cpu() for name, tensor in stored.items()}
+
+    def _check(self, name: str, expected: str) -> None:
+        path = self.folder / name
+        if not path.exists() or sha256_file(path) != expected:
+            raise CorruptFileError(
+                f"{path} is gone or was altered; delete the folder {self.folder} and run again"
+            )
+
+    def _refuse_small_disk(self, missing: int) -> None:
+        existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
+        need = missing * self.block * self.bytes_per_example
+        free = shutil.disk_usage(existing).free
+        if need > 0.95 * free:
+            raise DiskError(
+                f"the signals need {need / 1e6:.0f} MB and {existing} has {free / 1e6:.0f} MB "
+                "free; lower augment.views or choose another disk with --run"
+            )
+
+
+class LiveSignals:
+    """Asks the teacher anew for every batch; for comparison, and for data that cannot be kept."""
+
+    def __init__(self, teacher: Asked, *, features: bool, maps: bool) -> None:
+        self.teacher, self.features, self.maps = teacher, features, maps
+        self.lenses: tuple[Lens, ...] = ()
+
+    def read(self, inputs: Tensor) -> Reading:
+        """Return the teacher's reading of `inputs`."""
+        found = self.teacher.read(inputs, features=self.features, maps=self.maps)
+        trajectory = tuple(lens(x) for lens, x in zip(self.lenses, found.features, strict=False))
+        return Reading(
+            decision=found.decision, trajectory=trajectory, features=found.features, maps=found.maps
+        )
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """Return half precision where the values fit, else single."""
+    half = tensor.half()
+    return half if bool(torch.isfinite(half).all()) else tensor.float()
+
+
+def _numbered(found: dict[str, Tensor], kind: str) -> list[str]:
+    count = sum(name.startswith(kind) for name in found)
+    return [f"{kind}{number}" for number in range(count)]

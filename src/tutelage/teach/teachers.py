@@ -1,0 +1,375 @@
+"""Teachers by name: a Python function, a timm or torchvision name, an ONNX file, a module."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tutelage.errors import MissingExtra, TeacherError, TutelageError
+from tutelage.registry import near_matches
+from tutelage.students.taps import reason
+from tutelage.teach.onnx_teacher import OnnxTeacher
+from tutelage.teach.torch_teacher import Channels, ImageShape, TorchTeacher
+from tutelage.types import Reading, Tap
+
+_FUNCTION = re.compile(r"^(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)$")
+_PICKLED = {".pt", ".pth"}
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts store them under
+_PREFIXES = ("module.", "_orig_mod.")  # what data-parallel and compiled modules put before names
+_FORMS = (
+    "Write file.py:function, timm:NAME, torchvision:NAME, a file.onnx, or the folder of a teacher "
+    "or student made by tutelage"
+)
+
+
+class Teacher(Protocol):
+    """Anything that can be asked for signals.
+
+    `fingerprint` changes with whatever changes what it says; `notes` is what the report must say
+    of how it was asked.
+    """
+
+    taps: tuple[Tap, ...]
+    classes: int
+    fingerprint: str
+    notes: tuple[str, ...]
+    parameters: int
+
+    def read(
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
+    ) -> Reading:
+        """Return what it says of a batch; raises `TeacherError` when that cannot be used."""
+        ...
+
+
+def load_teacher(
+    source: str | nn.Module,
+    *,
+    weights: Path | None = None,
+    classes: int,
+    image_shape: ImageShape,
+    trust_code: bool = False,
+    taps: Sequence[str] | None = None,
+    channels: Channels = "keep",
+    bf16: bool = False,
+    device: str | torch.device = "cpu",
+    open_folder: Callable[[Path], nn.Module] | None = None,
+) -> Teacher:
+    """Load a teacher and look at it once, so that what cannot work is refused here.
+
+    `source` is `file.py:function` (runs that file, only with `trust_code`; the function returns a
+    module, and is given `classes` when it takes it), `timm:NAME`, `torchvision:NAME`, an ONNX file,
+    a folder with `spec.json` (opened by `open_folder`) or a module. `weights` is a safetensors
+    file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is downloaded. The rest is as
+    in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises `TeacherError`, or
+    `MissingExtra` for timm and torchvision.
+    """
+    if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
+        path = _onnx_file(Path(source), weights, taps)
+        return OnnxTeacher(path, classes=classes, image_shape=image_shape, channels=channels)
+    weights = None if weights is None else _existing(Path(weights), "the weights file")
+    code = b""
+    if isinstance(source, nn.Module):
+        module = source
+    elif match := _FUNCTION.match(source):
+        module, code = from_function(Path(match["file"]), match["name"], classes, trust_code)
+    elif source.startswith(("timm:", "torchvision:")):
+        planes = 3 if channels == "repeat" else image_shape[0]
+        module = _from_library(source, weights, classes, planes)
+    else:
+        module = _from_folder(source, open_folder)
+    if weights is not None:
+        fill(module, weights)
+    options: dict[str, Any] = {"channels": channels, "bf16": bf16, "device": device, "code": code}
+    return TorchTeacher(module, classes=classes, image_shape=image_shape, taps=taps, **options)
+
+
+def _onnx_file(path: Path, weights: Path | None, taps: Sequence[str] | None) -> Path:
+    if weights is not None or taps:
+        raise TeacherError(
+            f"'{path}' holds its own weights and has no taps. Leave out teacher.weights and "
+            "teacher.taps"
+        )
+    return _existing(path, "the ONNX teacher")
+
+
+def _existing(path: Path, what: str) -> Path:
+    """Return `path` if it is a file, else raise `TeacherError` with what the folder has near it."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise TeacherError(f"{what} '{path}' is a folder. Name the file in it")
+    if not path.parent.is_dir():
+        raise TeacherError(
+            f"{what} '{path}' does not exist: there is no folder '{path.parent}'. Correct the path"
+        )
+    names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    alike = near or [n for n in names if Path(n).suffix == path.suffix][:5] or names[:5]
+    hint = f"That folder has: {', '.join(alike)}." if alike else "That folder is empty."
+    raise TeacherError(f"{what} '{path}' does not exist. {hint} Correct the path")
+
+
+# A Python function ---------------------------------------------------------------------------
+
+
+def from_function(
+    path: Path,
+    name: str,
+    classes: int,
+    trust_code: bool,
+    *,
+    who: str = "teacher",
+    error: type[TutelageError] = TeacherError,
+) -> tuple[nn.Module, bytes]:
+    """Run the user's file and its function; return the module it makes and the file's bytes.
+
+    Only with `trust_code`. The function is given `classes` when it takes it. Raises `error`, as one
+    line that calls the network `who`.
+    """
+    path = _existing(path, f"the {who}'s file").resolve()
+    if not trust_code:
+        raise error(
+            f"the {who} '{path.name}:{name}' means running the code in '{path}'. If you trust "
+            "it, pass --trust-code"
+        )
+    code = path.read_bytes()
+    with _one_line(path, who, error), _beside(path):
+        module = _import(path, code)
+        made = getattr(module, name, None)
+        if made is not None and not isinstance(made, nn.Module):
+            made = made(**({"classes": classes} if _takes_classes(made) else {}))
+    if name not in vars(module):
+        here = module.__name__
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == here]
+        hint = near_matches(name, own) if own else "It defines no function."
+        raise error(f"'{path}' has no function '{name}'. {hint}")
+    if not isinstance(made, nn.Module):
+        raise error(
+            f"'{path.name}:{name}' returned a {type(made).__name__}. It must return an nn.Module"
+        )
+    return made, code
+
+
+def _import(path: Path, code: bytes) -> Any:
+    # The bytes that are hashed are the bytes that run; no .pyc is written beside or read.
+    name = f"_tutelage_teacher_{hashlib.sha256(str(path).encode() + code).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise TeacherError(f"'{path}' cannot be imported as Python. Name a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and inspect look their classes' module up here
+    try:
+        exec(compile(code, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _takes_classes(function: Any) -> bool:
+    try:
+        found = inspect.signature(function).parameters.get("classes")
+    except (TypeError, ValueError):
+        return False
+    return found is not None and found.kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Let the file import its neighbours, as it could when run as a script."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        yield
+    finally:
+        if str(path.parent) in sys.path:
+            sys.path.remove(str(path.parent))
+
+
+@contextmanager
+def _one_line(path: Path, who: str, error: type[TutelageError]) -> Iterator[None]:
+    """Turn whatever the user's file raises (even an exit) into one line that names the place."""
+    try:
+        yield
+    except TutelageError:
+        raise
+    except (Exception, SystemExit) as cause:
+        frames = [f for f in traceback.extract_tb(cause.__traceback__) if f.filename == str(path)]
+        line = frames[-1].lineno if frames else None
+        if isinstance(cause, SyntaxError) and cause.filename == str(path):
+            line = cause.lineno
+        raise error(
+            f"the {who}'s file fails: {path}, line {line or 1}: {reason(cause)}. "
+            "Mend the file, then run again"
+        ) from cause
+
+
+# Libraries and folders -----------------------------------------------------------------------
+
+
+def _from_library(source: str, weights: Path | None, classes: int, channels: int) -> nn.Module:
+    library, _, name = source.partition(":")
+    build = _timm(name, classes, channels) if library == "timm" else _torchvision(name, classes)
+    if weights is None:
+        raise TeacherError(
+            f"the teacher '{source}' needs its weights from disk, and nothing is downloaded. Say "
+            "where they are: teacher.weights: FILE.safetensors"
+        )
+    try:
+        return build()
+    except Exception as cause:  # foreign code, and hundreds of models: it may raise anything
+        raise TeacherError(
+            f"the teacher '{source}' cannot be built: {reason(cause)}. Try another model"
+        ) from cause
+
+
+def _timm(name: str, classes: int, channels: int) -> Callable[[], nn.Module]:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra(f"the teacher 'timm:{name}'", "timm") from None
+    # Only models that timm defines itself: a hub name would reach for the network.
+    if not timm.is_model(name):
+        raise TeacherError(f"timm has no model '{name}'. {_few(name, timm.list_models())}")
+    return lambda: timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+
+
+def _torchvision(name: str, classes: int) -> Callable[[], nn.Module]:
+    try:
+        from torchvision import models  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra(f"the teacher 'torchvision:{name}'", "torchvision") from None
+    known = models.list_models(module=models)  # classifiers; the others download a backbone
+    if name not in known:
+        raise TeacherError(f"torchvision has no classifier '{name}'. {_few(name, known)}")
+    return lambda: models.get_model(name, weights=None, num_classes=classes)
+
+
+def _few(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else "See the library's list"
+
+
+def _from_folder(source: str, open_folder: Callable[[Path], nn.Module] | None) -> nn.Module:
+    path = Path(source)
+    if (path / "spec.json").is_file() and open_folder is not None:
+        return open_folder(path)
+    if path.is_dir():
+        raise TeacherError(f"the teacher '{source}' is a folder without spec.json. {_FORMS}")
+    if path.suffix in {".safetensors", *_PICKLED}:
+        raise TeacherError(
+            f"'{source}' holds weights and no network. Name the network as the teacher "
+            f"(file.py:function, timm:NAME) and this file as teacher.weights"
+        )
+    if path.suffix == ".py":
+        _existing(path, "the teacher's file")
+        raise TeacherError(f"'{source}' names no function. Write {source}:function")
+    _existing(path, "the teacher")
+    raise TeacherError(f"the teacher '{source}' is of no known kind. {_FORMS}")
+
+
+# Weights -------------------------------------------------------------------------------------
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Load the state dict in `path` into `module`, every key of it, without pickle.
+
+    Raises `TeacherError` for a file that needs pickle or is damaged, and names the first keys that
+    are missing, left over, or of another shape.
+    """
+    tensors = _read_weights(path)
+    own = module.state_dict()
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors) and not set(tensors) & set(own):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    for name, value in own.items():
+        if name in tensors and isinstance(value, Tensor) and value.shape != tensors[name].shape:
+            raise TeacherError(
+                f"the weights '{path}' do not fit the teacher: '{name}' is "
+                f"{list(tensors[name].shape)} in the file and {list(value.shape)} in the network. "
+                "Check classes and channels"
+            )
+    try:
+        result = module.load_state_dict(tensors, strict=False)
+    except (RuntimeError, TypeError, KeyError) as cause:
+        raise TeacherError(
+            f"the weights '{path}' do not fit the teacher: {reason(cause)}. Check the network"
+        ) from cause
+    wrong = [
+        f"{len(keys)} {what} (first '{keys[0]}')"
+        for what, keys in (
+            ("missing", result.missing_keys),
+            ("unexpected", result.unexpected_keys),
+        )
+        if keys
+    ]
+    if wrong:
+        raise TeacherError(
+            f"the weights '{path}' do not fit the teacher: {', '.join(wrong)}. Name the network "
+            "that they were saved from"
+        )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as cause:
+            raise TeacherError(
+                f"the weights '{path}' are damaged, or no safetensors file: {reason(cause)}. "
+                "Copy them again"
+            ) from cause
+    if path.suffix not in _PICKLED:
+        raise TeacherError(
+            f"the weights '{path}' are of no known kind. Save them as .safetensors, or as a state "
+            "dict in .pt or .pth"
+        )
+    return _as_state_dict(_unpickled(path), path)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:  # what a damaged archive raises is not documented
+        if type(cause).__name__ == "UnpicklingError":
+            raise TeacherError(
+                f"the weights '{path}' are damaged, or need pickle, which runs code: refused. Save "
+                "them anew as safetensors, or with torch.save(model.state_dict(), FILE)"
+            ) from cause
+        raise TeacherError(
+            f"the weights '{path}' cannot be read: {reason(cause)}. Save them anew as safetensors"
+        ) from cause
+
+
+def _as_state_dict(found: Any, path: Path) -> dict[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if isinstance(found, Mapping) and found:
+        if all(isinstance(value, Tensor) for value in found.values()):
+            return {str(name): value for name, value in found.items()}
+    said = (
+        f"the keys {', '.join(map(str, list(found)[:3]))}"
+        if isinstance(found, Mapping)
+        else (f"a {type(found).__name__}")
+    )
+    raise TeacherError(
+        f"the weights '{path}' hold {said} and no state dict. Save them with "
+        "torch.save(model.state_dict(), FILE)"
+    )

@@ -1,0 +1,279 @@
+"""A torch module as the teacher, and the checks that every teacher's decision must pass."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tutelage.errors import TeacherError, TutelageError
+from tutelage.students.taps import describe_taps, find_taps, reading, reason
+from tutelage.types import Reading, Tap
+
+Channels = Literal["keep", "repeat"]
+ImageShape = tuple[int, int, int]
+
+REPEAT_NOTE = "1-channel images are repeated to 3 channels for the teacher (channels: repeat)"
+PROBABILITY_NOTE = "the teacher says probabilities; their logarithm is taken as its decision"
+
+
+class TorchTeacher:
+    """A frozen torch module in evaluation mode, asked for decisions, features and maps.
+
+    The module is changed in place: evaluation mode, no gradients, moved to `device`. `image_shape`
+    is (channels, height, width) of the data. `channels='repeat'` copies 1-channel images to 3.
+    `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
+    paths; found by themselves when None. `code` is source text that the fingerprint must follow.
+    Raises `TeacherError` when the module cannot read such images or has another class count.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        classes: int,
+        image_shape: ImageShape,
+        taps: Sequence[str] | None = None,
+        channels: Channels = "keep",
+        bf16: bool = False,
+        device: str | torch.device = "cpu",
+        code: bytes = b"",
+    ) -> None:
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.classes, self.bf16 = classes, bf16
+        self._device = torch.device(device)
+        floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+        self._dtype = next(floats, torch.float32)
+        self.repeats = repeats(channels, image_shape)
+        self._probabilities = False
+        self._batch = 0
+        example = probe(image_shape)
+        self.taps: tuple[Tap, ...] = self._find_taps(example, taps, image_shape)
+        decision = as_decision(self._ask(example, False, False, "the first look").decision, 2)
+        check_classes(decision, classes)
+        self._probabilities = says_probabilities(decision)
+        self.notes = notes(self.repeats, self._probabilities)
+        options = f"{channels} {bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
+        self.fingerprint: str = fingerprint(module, options.encode(), code)
+        self.parameters = sum(p.numel() for p in module.parameters())
+
+    def read(
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
+    ) -> Reading:
+        """Return decision (logits, float32) and, if asked, pooled features and maps at the taps.
+
+        Raises `TeacherError` when the module fails, or says NaN or infinity, naming the batch
+        (counted from 0 over the life of this teacher).
+        """
+        batch, self._batch = self._batch, self._batch + 1
+        found = self._ask(inputs, features, maps, f"batch {batch} (counted from 0)")
+        decision = as_decision(found.decision, len(inputs))
+        check_classes(decision, self.classes)
+        check_finite(decision, batch, " or run it without bf16" if self.bf16 else "")
+        # Clones made outside inference mode may be saved for a student's backward pass.
+        return Reading(
+            decision=as_logits(decision.clone(), self._probabilities),
+            features=tuple(feature.clone() for feature in found.features),
+            maps=tuple(energy.clone() for energy in found.maps),
+        )
+
+    def _ask(self, inputs: Tensor, features: bool, maps: bool, when: str) -> Reading:
+        if self.module.training:
+            self.module.eval()
+        try:
+            with torch.inference_mode(), self._autocast():
+                return reading(
+                    self.module,
+                    self._fit(inputs),
+                    self.taps,
+                    features=features,
+                    maps=maps,
+                    error=TeacherError,
+                )
+        except TutelageError:
+            raise
+        except Exception as cause:  # the module's code is foreign: it may raise anything
+            shape = " x ".join(map(str, inputs.shape))
+            raise TeacherError(
+                f"the teacher fails at {when}, inputs of {shape}: {reason(cause)}. Give it images "
+                "of the size and channels it was trained on"
+            ) from cause
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def _fit(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.to(self._device, self._dtype)
+        return inputs.repeat(1, 3, 1, 1) if self.repeats else inputs
+
+    def _find_taps(
+        self, example: Tensor, paths: Sequence[str] | None, image_shape: ImageShape
+    ) -> tuple[Tap, ...]:
+        try:
+            with self._autocast():
+                if paths is None:
+                    return find_taps(self.module, self._fit(example), error=TeacherError)
+                return describe_taps(self.module, self._fit(example), paths, error=TeacherError)
+        except TeacherError as error:
+            if self.repeats or image_shape[0] != 1 or not self._reads_three(example):
+                raise
+            raise channels_error() from error
+
+    def _reads_three(self, example: Tensor) -> bool:
+        try:
+            with torch.no_grad(), self._autocast():
+                self.module(self._fit(example).repeat(1, 3, 1, 1))
+        except Exception:  # a question, not a fallback: the first error is raised
+            return False
+        return True
+
+
+class Renormalised:
+    """A teacher that was trained on another normalisation than the data's; inputs are converted.
+
+    `own` has the data's `mean` and `std` per channel, `mean` and `std` are the teacher's.
+    """
+
+    def __init__(self, teacher: Any, own: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
+        self.parameters = teacher.parameters
+        self.notes = (*teacher.notes, f"inputs are normalised by its own mean {list(mean)}")
+        self.fingerprint: str = hashlib.sha256(
+            f"{teacher.fingerprint} {list(mean)} {list(std)}".encode()
+        ).hexdigest()
+        theirs = torch.tensor([list(mean), list(std)], dtype=torch.float32)
+        ours = torch.tensor([list(own.mean), list(own.std)], dtype=torch.float32)
+        if theirs.shape[1] not in (1, ours.shape[1]):
+            raise TeacherError(
+                f"teacher.mean has {theirs.shape[1]} values and the data {ours.shape[1]} channels; "
+                "give one value a channel"
+            )
+        self._scale = (ours[1] / theirs[1]).view(1, -1, 1, 1)
+        self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
+
+    def read(
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
+    ) -> Reading:
+        """Return what the teacher says of the converted inputs."""
+        return self.teacher.read(inputs * self._scale + self._shift, features=features, maps=maps)
+
+
+def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:
+    """Return two fixed noise images in [0, 1); the global random state stays as it was."""
+    return torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
+
+
+def repeats(channels: Channels, image_shape: ImageShape) -> bool:
+    """Say whether images must be repeated to 3 channels; raises `TeacherError` when they cannot."""
+    if channels not in ("keep", "repeat"):
+        raise TeacherError(f"teacher.channels: '{channels}' is unknown. Known: keep, repeat")
+    if channels == "repeat" and image_shape[0] not in (1, 3):
+        raise TeacherError(
+            f"teacher.channels: repeat is for 1-channel images; these have {image_shape[0]}. "
+            "Leave it out"
+        )
+    return channels == "repeat" and image_shape[0] == 1
+
+
+def channels_error() -> TeacherError:
+    """Return the error for a 3-channel teacher asked about 1-channel images."""
+    return TeacherError(
+        "the teacher reads 3 channels and the images have 1. To show it each channel three times: "
+        "teacher.channels: repeat"
+    )
+
+
+def as_decision(output: Tensor, count: int) -> Float[Tensor, "batch classes"]:
+    """Return [batch, classes] from what was said of `count` examples, or raise `TeacherError`.
+
+    Mends a batch of one that the network squeezed away, and trailing axes of size 1.
+    """
+    if output.ndim == 1 and count == 1:
+        output = output[None]
+    if output.ndim > 2 and all(size == 1 for size in output.shape[2:]):
+        output = output.flatten(1)
+    if output.ndim != 2 or output.shape[0] != count:
+        said = " x ".join(map(str, output.shape)) or "one number"
+        raise TeacherError(
+            f"the teacher answered {count} examples with {said}; wanted is {count} x classes. "
+            "Give a teacher that classifies whole images"
+        )
+    return output.float()
+
+
+def check_classes(decision: Float[Tensor, "batch classes"], classes: int) -> None:
+    """Raise `TeacherError` unless the teacher decides among the data's classes."""
+    if decision.shape[1] != classes:
+        raise TeacherError(
+            f"the teacher decides among {decision.shape[1]} classes and the data has {classes}. "
+            "Use a teacher trained on these classes, or the data that it was trained on"
+        )
+
+
+def check_finite(decision: Float[Tensor, "batch classes"], batch: int, advice: str = "") -> None:
+    """Raise `TeacherError` naming batch and example where a decision is NaN or infinite."""
+    bad = (~torch.isfinite(decision)).any(dim=1)
+    if not bool(bad.any()):
+        return
+    first = int(bad.nonzero()[0, 0])
+    what = "NaN" if bool(decision[first].isnan().any()) else "infinity"
+    raise TeacherError(
+        f"the teacher says {what} at batch {batch} (counted from 0), for {int(bad.sum())} of "
+        f"{len(bad)} examples, first number {first}. Check its weights and the normalisation of "
+        f"the images{advice}"
+    )
+
+
+def says_probabilities(decision: Float[Tensor, "batch classes"]) -> bool:
+    """Say whether these are probabilities: none below 0, every row sums to 1."""
+    ones = torch.ones(len(decision), device=decision.device)
+    return bool((decision >= 0).all()) and torch.allclose(decision.sum(1), ones, atol=1e-3)
+
+
+def as_logits(decision: Tensor, probabilities: bool) -> Float[Tensor, "batch classes"]:
+    """Return logits: softmax(log p) = p, so the logarithm of probabilities is one choice."""
+    return decision.clamp_min(torch.finfo(torch.float32).tiny).log() if probabilities else decision
+
+
+def notes(repeat: bool, probabilities: bool) -> tuple[str, ...]:
+    """Return what the report must say of how the teacher was asked."""
+    return (REPEAT_NOTE,) * repeat + (PROBABILITY_NOTE,) * probabilities
+
+
+def fingerprint(module: nn.Module, *parts: bytes) -> str:
+    """Return the SHA-256 over a module's tensors (name, type, shape, bytes), repr and source.
+
+    The source of each class that is not torch's own is followed, and `parts`; what else a forward
+    pass calls is not.
+    """
+    digest = hashlib.sha256()
+    shown = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))  # addresses differ in each process
+    for part in (*parts, shown.encode(), _sources(module)):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    tensors = {**dict(module.named_buffers()), **module.state_dict()}
+    for name, value in sorted(tensors.items()):
+        if not isinstance(value, Tensor):  # a module's own extra state
+            digest.update(f"{name} {value!r}".encode())
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sources(module: nn.Module) -> bytes:
+    kinds = {type(m) for m in module.modules()}
+    texts = []
+    for kind in kinds:
+        if kind.__module__.split(".")[0] != "torch":
+            try:
+                texts.append(f"{kind.__qualname__}\n{inspect.getsource(kind)}")
+            except (OSError, TypeError):  # made in a shell: there is no source to follow
+                texts.append(kind.__qualname__)
+    return "\n".join(sorted(texts)).encode()

@@ -1,0 +1,166 @@
+"""Distillation as a lesson of the loop: batches, signals and the objective put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tutelage.losses.objective import Objective
+from tutelage.students.branches import Branches
+from tutelage.students.taps import TapReader
+from tutelage.teach.signals import LiveSignals, SignalCache, Split
+from tutelage.types import Batch, Reading, Tap, energy_map, pooled
+
+_EVALUATION_BATCH = 512
+
+
+class Distillation:
+    """Teaches `student` on one split; with `signals` None it learns from labels alone.
+
+    `taps` are the student's; they are read only when a loss asks for them. Epoch `e` sees view
+    `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
+    fixed random order (short trials).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        train: Split,
+        validation: Split,
+        *,
+        signals: SignalCache | LiveSignals | None = None,
+        validation_decision: Tensor | None = None,
+        taps: Sequence[Tap] = (),
+        classes: int,
+        views: int,
+        batch: int,
+        seed: int,
+        examples: int | None = None,
+    ) -> None:
+        self.student, self.objective, self.signals = student, objective, signals
+        self.train, self.validation = train, validation
+        self.validation_decision = validation_decision
+        self.needs = objective.student_needs
+        self.taps = tuple(taps) if self.needs else ()
+        early = [None if tap is self.taps[-1] and len(self.taps) > 1 else tap for tap in self.taps]
+        shapes = [tap.shape if tap and "trajectory" in self.needs else None for tap in early]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.branches = Branches(shapes, classes)
+        self.modules: tuple[nn.Module, ...] = (student, self.branches, objective)
+        self.views, self.seed = max(1, views), seed
+        self.count = min(examples or train.count, train.count)
+        self.batch = min(batch, self.count)
+        chosen = np.random.default_rng([seed, 7]).permutation(train.count)
+        self.chosen = np.sort(chosen[: self.count])
+
+    def steps(self) -> int:
+        """Return the steps of one epoch; a last, smaller batch is left out."""
+        return self.count // self.batch
+
+    def view_of(self, epoch: int) -> int:
+        """Return the view that `epoch` sees."""
+        return epoch if isinstance(self.signals, LiveSignals) else epoch % self.views
+
+    def batches(self, epoch: int, first: int) -> Iterator[tuple[Batch, Reading | None]]:
+        """Yield batches and what the teacher says about them, one prepared ahead."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
+        view = self.view_of(epoch)
+
+        def prepare(step: int) -> tuple[Batch, Reading | None]:
+            index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
+            batch = self.train.batch(index, view)
+            cached = isinstance(self.signals, SignalCache)
+            return batch, self.signals.read(index, view) if cached else None
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(prepare, first)
+            for step in range(first, self.steps()):
+                ready = ahead.result()
+                if step + 1 < self.steps():
+                    ahead = pool.submit(prepare, step + 1)
+                yield ready
+
+    def loss(self, batch: tuple[Batch, Reading | None]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the objective's total and its parts."""
+        examples, teacher = batch
+        device = next(self.student.parameters()).device
+        inputs = _to(examples.inputs, device)
+        if isinstance(self.signals, LiveSignals):
+            teacher = self.signals.read(inputs)
+        labels = None if examples.labels is None else examples.labels.to(device)
+        value = self.objective(self.read(inputs), _reading_to(teacher, device), labels)
+        return value.total, value.parts
+
+    def read(self, inputs: Tensor) -> Reading:
+        """Return the student's own reading of a batch, with what the losses need."""
+        if not self.taps:
+            return Reading(decision=_single(self.student(inputs)))
+        with TapReader(self.student, [tap.path for tap in self.taps]) as reader:
+            decision, outputs = reader.read(self.student, inputs)
+        maps = tuple(energy_map(x) for x in outputs) if "maps" in self.needs else ()
+        return Reading(
+            decision=decision.float(),
+            trajectory=self.branches(outputs) if "trajectory" in self.needs else (),
+            features=tuple(pooled(x).float() for x in outputs) if "features" in self.needs else (),
+            maps=tuple(x for x in maps if x is not None),
+        )
+
+    def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
+        """Return accuracy on validation; agreement with the teacher where there are no labels."""
+        network = modules[0]
+        device = next(network.parameters()).device
+        right = 0
+        for start in range(0, self.validation.count, _EVALUATION_BATCH):
+            stop = min(start + _EVALUATION_BATCH, self.validation.count)
+            batch = self.validation.batch(torch.arange(start, stop), 0)
+            decided = _single(network(_to(batch.inputs, device))).argmax(-1).cpu()
+            wanted = batch.labels
+            if wanted is None:
+                assert self.validation_decision is not None
+                wanted = self.validation_decision[start:stop].argmax(-1)
+            right += int((decided == wanted).sum())
+        return right / self.validation.count
+
+
+def decisions(network: nn.Module, split: Split) -> Tensor:
+    """Return a network's logits for every untouched example of a split, on the CPU."""
+    network.eval()
+    device = next(network.parameters()).device
+    found = []
+    with torch.inference_mode():
+        for start in range(0, split.count, _EVALUATION_BATCH):
+            index = torch.arange(start, min(start + _EVALUATION_BATCH, split.count))
+            found.append(_single(network(_to(split.batch(index, 0).inputs, device))).float().cpu())
+    return torch.cat(found)
+
+
+def _single(output: Any) -> Tensor:
+    from tutelage.students.taps import first_tensor
+
+    tensor = first_tensor(output)
+    assert tensor is not None
+    return tensor.float()
+
+
+def _to(inputs: Tensor, device: torch.device) -> Tensor:
+    if inputs.ndim == 4:
+        return inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
+    return inputs.to(device, non_blocking=True)
+
+
+def _reading_to(reading: Reading | None, device: torch.device) -> Reading | None:
+    if reading is None or device.type == "cpu":
+        return reading
+    return Reading(
+        decision=reading.decision.to(device),
+        trajectory=tuple(x.to(device) for x in reading.trajectory),
+        features=tuple(x.to(device) for x in reading.features),
+        maps=tuple(x.to(device) for x in reading.maps),
+    )

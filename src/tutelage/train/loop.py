@@ -1,0 +1,248 @@
+"""One training loop on Accelerate; it knows no task and no method."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import TrainingError
+from tutelage.progress import Progress, Silent
+from tutelage.train.checkpoint import load_state, save_state
+from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
+
+_SKIPS_BEFORE_ROLLBACK = 3
+_ROLLBACKS_BEFORE_STOP = 3
+
+
+class Lesson(Protocol):
+    """What is learned: batches as a pure function of the epoch, a loss, a validation figure.
+
+    `modules` hold everything that is trained; the first is the network that ships, the others
+    (branches, projectors) help it. `evaluate` is given the averaged copies in the same order, and
+    higher is better.
+    """
+
+    modules: tuple[nn.Module, ...]
+
+    def steps(self) -> int:
+        """Return the steps of one epoch."""
+        ...
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """Yield the epoch's batches from step `first` on."""
+        ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts."""
+        ...
+
+    def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
+        """Return the validation figure of `modules`."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """What a training left behind, epoch by epoch; goes into the report."""
+
+    loss: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+    figure: list[float] = field(default_factory=list)
+    best_epoch: int = -1
+    skipped: int = 0
+    rolled_back: int = 0
+    stopped_early: bool = False
+    precision: str = "float32"
+
+
+Tracker = Callable[[dict[str, float], int], None]
+
+
+class Trainer:
+    """Trains the modules of a lesson; resumes from `checkpoint` to the very same bits."""
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        schedule: Schedule,
+        *,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        label: str = "Training",
+        tracker: Tracker | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.lesson, self.schedule, self.label = lesson, schedule, label
+        self.checkpoint, self.tracker = checkpoint, tracker
+        self.progress = progress or Silent()
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.device = self.accelerator.device
+        for module in lesson.modules:
+            module.to(self.device)
+            if any(p.ndim == 4 for p in module.parameters()):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = autocast_dtype(lesson.modules[0], schedule, self.device)
+        self.parameters = [p for m in lesson.modules for p in m.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise TrainingError("the student has no parameter that can be trained; unfreeze some")
+        self.optimizer = build_optimizer(self.parameters, schedule)
+        self.average = [copy.deepcopy(module) for module in lesson.modules]
+        self.history = History(precision=str(self.dtype).removeprefix("torch."))
+        self.step, self.rate_scale, self.skips_in_a_row = 0, 1.0, 0
+        self.running: dict[str, Tensor] = {}
+        self.counted = 0
+        self.best: list[dict[str, Tensor]] = []
+
+    def train(self) -> History:
+        """Train to the end, leave the best averaged weights in the modules, return the history.
+
+        Raises `TrainingError` when the loss stays without a finite value.
+        """
+        steps = self.lesson.steps()
+        total = steps * self.schedule.epochs
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._restore(load_state(self.checkpoint))
+        self.progress.start(self.label, total, self.step)
+        last_saved = time.monotonic()
+        while self.step < total and not self.history.stopped_early:
+            epoch, first = divmod(self.step, steps)
+            for batch in self.lesson.batches(epoch, first):
+                rolled_back = not self._one_step(batch, total)
+                if rolled_back:
+                    break
+                self.progress.advance()
+                if self.step % steps == 0:
+                    self._end_epoch()
+                if time.monotonic() - last_saved > self.schedule.checkpoint_s:
+                    self._save()
+                    last_saved = time.monotonic()
+        self.progress.finish()
+        self._save()
+        for module, best in zip(self.lesson.modules, self.best, strict=True):
+            module.load_state_dict(best)
+            module.eval()
+        return self.history
+
+    def _one_step(self, batch: Any, total: int) -> bool:
+        """Take one step; return False when the loop was rolled back to the last checkpoint."""
+        rate = self.schedule.rate_at(self.step, total) * self.rate_scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed((self.schedule.seed * 1_000_003 + self.step) % 2**63)
+        for module in self.lesson.modules:
+            module.train()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss, parts = self.lesson.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip or float("inf"))
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            return self._skip()
+        self.optimizer.step()
+        self.step += 1
+        self.skips_in_a_row = 0
+        self._average()
+        self._count(loss, parts)
+        return True
+
+    def _skip(self) -> bool:
+        """Leave out a step without a finite loss; roll back, then stop, if that goes on."""
+        self.history.skipped += 1
+        self.skips_in_a_row += 1
+        self.step += 1
+        if self.skips_in_a_row < _SKIPS_BEFORE_ROLLBACK:
+            return True
+        rolled = self.history.rolled_back + 1
+        skipped, scale = self.history.skipped, self.rate_scale * 0.5
+        if rolled > _ROLLBACKS_BEFORE_STOP or self.checkpoint is None:
+            raise TrainingError(
+                f"{self.label}: the loss was not finite at step {self.step} ({skipped} steps "
+                f"skipped, rolled back {rolled - 1} times); lower distill.rate or look at the data"
+            )
+        if self.checkpoint.exists():
+            self._restore(load_state(self.checkpoint))
+        else:
+            raise TrainingError(
+                f"{self.label}: the loss was not finite in the first {self.step} steps; "
+                "lower distill.rate or look at the data"
+            )
+        self.history.rolled_back, self.history.skipped = rolled, skipped
+        self.rate_scale, self.skips_in_a_row = scale, 0
+        return False
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        for average, module in zip(self.average, self.lesson.modules, strict=True):
+            mean, now = list(average.parameters()), list(module.parameters())
+            if mean:
+                torch._foreach_lerp_(mean, now, 1 - decay)
+            for target, source in zip(average.buffers(), module.buffers(), strict=True):
+                if target.is_floating_point():
+                    target.lerp_(source, 1 - decay)
+                else:
+                    target.copy_(source)
+
+    def _count(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        for name, value in {"loss": loss, **parts}.items():
+            value = value.detach().float()
+            self.running[name] = self.running[name] + value if name in self.running else value
+        self.counted += 1
+
+    def _end_epoch(self) -> None:
+        means = {name: float(value) / max(1, self.counted) for name, value in self.running.items()}
+        self.running, self.counted = {}, 0
+        for average in self.average:
+            average.eval()
+        with torch.inference_mode():
+            figure = float(self.lesson.evaluate(tuple(self.average)))
+        history = self.history
+        history.loss.append(means.pop("loss", float("nan")))
+        history.parts.append(means)
+        history.figure.append(figure)
+        if history.best_epoch < 0 or figure >= history.figure[history.best_epoch]:
+            history.best_epoch = len(history.figure) - 1
+            self.best = [copy.deepcopy(m.state_dict()) for m in self.average]
+        waited = len(history.figure) - 1 - history.best_epoch
+        history.stopped_early = bool(self.schedule.patience) and waited >= self.schedule.patience
+        if self.tracker is not None:
+            self.tracker({"loss": history.loss[-1], "validation": figure, **means}, self.step)
+        self.progress.advance(0, f"validation {figure:.4f}")
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        history = {name: getattr(self.history, name) for name in History.__slots__}
+        state = {
+            "modules": [m.state_dict() for m in self.lesson.modules],
+            "average": [m.state_dict() for m in self.average],
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "running": self.running,
+            "counted": self.counted,
+            "step": self.step,
+            "rate_scale": self.rate_scale,
+            "skips": self.skips_in_a_row,
+            "history": history,
+        }
+        save_state(self.checkpoint, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for module, saved in zip(self.lesson.modules, state["modules"], strict=True):
+            module.load_state_dict(saved)
+        for module, saved in zip(self.average, state["average"], strict=True):
+            module.load_state_dict(saved)
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.running, self.counted = state["running"], state["counted"]
+        self.step, self.rate_scale = state["step"], state["rate_scale"]
+        self.skips_in_a_row = state["skips"]
+        self.history = History(**state["history"])
