@@ -233,6 +233,13 @@ def test_a_layer_left_in_float_needs_float_tensors():
     assert costs.peak_activation_bytes == 1024 + 1024  # float in, float out
 
 
+def test_what_a_float_layer_makes_is_held_twice_while_it_is_quantized():
+    net = Net(1, 4, 8, 8)
+    made = net.op("Conv", "x", net.weight(4, 4, 1, 1))
+    (conv,) = graph_costs(net.model(net.pair(made))).ops
+    assert (conv.bits, conv.write_bytes) == (32, 1024)  # the int8 copy is another buffer
+
+
 def test_weights_alone_in_int8_do_not_make_the_arithmetic_int8():
     net = Net(1, 4, 8, 8)
     (conv,) = graph_costs(net.model(net.op("Conv", "x", net.fixed(4, 4, 1, 1)))).ops
@@ -365,6 +372,14 @@ def test_flipped_bytes_never_escape_as_anything_but_our_own_error(tmp_path):
             refused += 1
             assert "\n" not in str(error)
     assert refused > 100
+
+
+def test_an_element_type_that_does_not_exist_is_refused():
+    net, out = _small()
+    model = net.model(out)
+    model.graph.initializer[0].data_type = 33
+    with pytest.raises(CorruptFileError, match="not a whole ONNX file"):
+        graph_costs(model)
 
 
 def test_external_data_is_counted_and_checked(tmp_path):

@@ -152,7 +152,7 @@ def test_every_figure_carries_its_kind(page):
         assert [page.elements[j][1]["class"] for j in inner] == [f"kind {kind}"]
         # where the tag is hidden for calm, the head of the column shows it
         tables = [a for a in page.elements[i][2] if page.elements[a][0] == "table"]
-        if tables and "quiet" in page.elements[tables[-1]][1]["class"]:
+        if tables and "quiet" in page.elements[tables[-1]][1].get("class", ""):
             heads = [j for j in page.tagged("th") if tables[-1] in page.elements[j][2]]
             assert any(f"({kind})" in page.text(j) for j in heads)
     for i in page.having("num"):
@@ -333,14 +333,15 @@ def test_many_classes_fold_and_the_worst_stand_first(tmp_path):
 @pytest.mark.parametrize("name", ["run", "plan", "proof"])
 @pytest.mark.parametrize("damage", ["cut", "list", "hollow"])
 def test_damage_is_told_and_leaves_the_earlier_report(tmp_path, name, damage):
-    sample_run(tmp_path)
+    whole = {"run": run_json, "plan": plan_json, "proof": proof_json}[name]()
+    write(tmp_path, **{name: whole})
     (tmp_path / "report.html").write_text("earlier", encoding="utf-8")
     path = tmp_path / f"{name}.json"
     text = path.read_text(encoding="utf-8")
     hollow = {
         "run": '{"stages": {"distill": {"result": {"history": 3}}}}',
         "plan": '{"candidates": [{"spec": {}}]}',
-        "proof": '{"status": "met", "device": {"name": "x"}, "verdicts": [{"metric": "ram_bytes"}]}',
+        "proof": '{"status": "met", "device": {"name": "x"}, "verdicts": [{"met": true}]}',
     }
     bad = {"cut": text[: len(text) // 2], "list": "[1]", "hollow": hollow[name]}[damage]
     path.write_text(bad, encoding="utf-8")

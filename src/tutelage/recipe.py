@@ -209,7 +209,7 @@ class Recipe(Part):
     budget: BudgetPart = BudgetPart.model_construct()
     student: StudentPart = StudentPart.model_construct()
     augment: AugmentPart = AugmentPart.model_construct()
-    distill: DistillPart = Field(default_factory=DistillPart)
+    distill: DistillPart = Field(default_factory=lambda: DistillPart.model_validate({}))
     export: ExportPart = ExportPart.model_construct()
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="processor threads; all cores when unset"

@@ -66,7 +66,7 @@ def pooled(output: Tensor) -> Float[Tensor, "batch channels"]:
 
 
 def energy_map(output: Tensor, side: int = 8) -> Float[Tensor, "batch height width"] | None:
-    """Return the mean square over channels of `[b, c, h, w]`, at most `side` x `side`, else None."""
+    """Return the mean square over channels of `[b, c, h, w]`, at most `side` wide; else None."""
     if output.ndim != 4:
         return None
     energy = output.float().square().mean(dim=1, keepdim=True)

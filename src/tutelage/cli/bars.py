@@ -46,8 +46,9 @@ class Bars:
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move on."""
         if self._live is not None and self._task is not None:
-            fields = {"note": note} if note else {}
-            self._live.update(self._task, advance=steps, **fields)
+            self._live.update(self._task, advance=steps)
+            if note:
+                self._live.update(self._task, note=note)
 
     def finish(self) -> None:
         """Close the bar."""

@@ -73,13 +73,16 @@ def graph_costs(source: str | Path | ModelProto) -> GraphCosts:
     missing file, a dynamic shape other than the batch, or an operator that cannot be counted.
     """
     model, file_bytes, where = _load(source)
-    walk = _Walk(model, where)
-    ops = walk.costs()
+    try:
+        walk = _Walk(model, where)
+        ops, peak = walk.costs(), walk.peak_activation_bytes()
+    except (KeyError, IndexError) as error:  # the file names a type or tensor that is not there
+        raise _corrupt(where, error) from error
     return GraphCosts(
         ops=ops,
         macs=sum(op.macs for op in ops),
         parameter_bytes=walk.parameter_bytes,
-        peak_activation_bytes=walk.peak_activation_bytes(),
+        peak_activation_bytes=peak,
         file_bytes=file_bytes,
     )
 
@@ -205,9 +208,8 @@ class _Walk:
         if not activations:
             return
         source, target, kind = activations[0], node.output[0], node.op_type
-        if kind in _VIEWS:
-            share = True
-        elif kind in _ACTIVATIONS:
+        share = kind in _VIEWS
+        if kind in _ACTIVATIONS:
             share = self._alone(source) and self._root(source) not in self.inputs
         elif kind == _QUANTIZE:
             maker = self._maker(source)
@@ -215,8 +217,6 @@ class _Walk:
         elif kind == _DEQUANTIZE:
             # A float reader needs the float tensor itself.
             share = all(self._bits(reader) == 8 for reader in self._readers(target))
-        else:
-            share = False
         if share:
             self.parent[target] = self._root(source)
 
@@ -281,8 +281,7 @@ class _Walk:
         sizes: dict[str, int] = {}
         names = [*self.inputs, *(name for n in self.active for name in self._written(n))]
         for name in names:
-            shape, kind = self._tensor(name)
-            size, root = _bytes(shape, kind), self._root(name)
+            size, root = _bytes(*self._tensor(name)), self._root(name)
             sizes[root] = min(size, sizes.get(root, size))
         return sizes
 

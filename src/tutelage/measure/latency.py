@@ -148,7 +148,10 @@ def open_session(path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # the error is raised; it need not be logged as well
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Its own retry on an error prints to stdout, and has no other provider to turn to.
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's errors share no base class
         if type(error).__name__ == "NotImplemented":  # whole, but beyond this runtime
             raise ExportError(_one_line(f"'{path}' does not run here", error)) from error

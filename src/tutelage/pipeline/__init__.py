@@ -105,7 +105,7 @@ def run_recipe(
     `raise_if_missed`).
     """
     progress = progress or Silent()
-    recipe = _with_threads(recipe)
+    recipe = with_threads(recipe)
     device = load_device(recipe.device)
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
@@ -147,7 +147,7 @@ def raise_if_missed(result: Result) -> None:
         )
 
 
-def _with_threads(recipe: Recipe) -> Recipe:
+def with_threads(recipe: Recipe) -> Recipe:
     """Fix the thread count: sums differ in the last bit between counts, so it is part of a run."""
     threads = recipe.threads or torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from tutelage.export.artifact import ArtifactMeta
 from tutelage.files import hash_json, read_tensors, write_json, write_tensors
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
-from tutelage.pipeline.lessons import schedule_of, terms_of
+from tutelage.pipeline.lessons import epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate, plan_json
@@ -34,7 +34,7 @@ from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
 from tutelage.units import format_quantity
 
-_TRIAL_STEPS = 900
+_TRIAL_STEPS, _TRIAL_SHARE = 900, 0.15
 _TRIAL_EXAMPLES = 20_000
 
 
@@ -231,7 +231,11 @@ def _trial(
             seed=recipe.seed,
             examples=_TRIAL_EXAMPLES,
         )
-        epochs = max(2, round(_TRIAL_STEPS / max(1, lesson.steps())))
+        whole = epochs_for(recipe, material.train.count) * (
+            material.train.count // recipe.distill.batch
+        )
+        steps = min(_TRIAL_STEPS, max(100, round(_TRIAL_SHARE * whole)))
+        epochs = max(2, round(steps / max(1, lesson.steps())))
         trainer = Trainer(
             lesson,
             schedule_of(recipe, epochs=epochs, seed=recipe.seed),

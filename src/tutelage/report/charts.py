@@ -163,17 +163,6 @@ def heat_chart(cells: tuple[Cell, ...]) -> Chart:
     """Draw the similarity of every pair of taps, the chosen pairs outlined."""
     import altair as alt
 
-    rows = [
-        {
-            "s": c.student,
-            "t": c.teacher,
-            "v": c.value,
-            "shown": f"{c.value:.2f}",
-            "text": f"{c.student} with {c.teacher}: {c.value:.3f}{' (paired)' if c.chosen else ''}",
-            "chosen": c.chosen,
-        }
-        for c in cells
-    ]
     teachers = list(dict.fromkeys(c.teacher for c in cells))
     students = list(dict.fromkeys(c.student for c in cells))
     x = alt.X("t:N", title="Teacher tap", sort=teachers)
@@ -187,7 +176,7 @@ def heat_chart(cells: tuple[Cell, ...]) -> Chart:
     y = alt.Y("s:N", title="Student tap", sort=students).axis(
         labelLimit=110, labelOverlap=True, ticks=False, domain=False, labelPadding=7
     )
-    base = data(rows).encode(x=x, y=y)
+    base = data([_cell_row(c) for c in cells]).encode(x=x, y=y)
     shade = alt.FillOpacity("v:Q", scale=alt.Scale(domain=[0, 1], range=[0.02, 0.5])).legend(None)
     boxes = base.mark_rect(fill=STUDENT).encode(fillOpacity=shade, description="text:N")
     frame = base.transform_filter("datum.chosen").mark_rect(
@@ -204,6 +193,17 @@ def heat_chart(cells: tuple[Cell, ...]) -> Chart:
         title=(("Which tap learns from which", "measured"),),
         alt=f"Paired: {pairs or 'none'}",
     )
+
+
+def _cell_row(c: Cell) -> dict[str, Any]:
+    return {
+        "s": c.student,
+        "t": c.teacher,
+        "v": c.value,
+        "shown": f"{c.value:.2f}",
+        "text": f"{c.student} with {c.teacher}: {c.value:.3f}{' (paired)' if c.chosen else ''}",
+        "chosen": c.chosen,
+    }
 
 
 def lens_chart(lenses: tuple[tuple[str, float], ...]) -> Chart:

@@ -48,8 +48,10 @@ class Distillation:
         self.validation_decision = validation_decision
         self.needs = objective.student_needs
         self.taps = tuple(taps) if self.needs else ()
-        early = [None if tap is self.taps[-1] and len(self.taps) > 1 else tap for tap in self.taps]
-        shapes = [tap.shape if tap and "trajectory" in self.needs else None for tap in early]
+        # The last tap is the network's own decision but for its head: no branch is early there.
+        early = len(self.taps) - 1 if len(self.taps) > 1 else len(self.taps)
+        branched = "trajectory" in self.needs
+        shapes = [t.shape if branched and i < early else None for i, t in enumerate(self.taps)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.branches = Branches(shapes, classes)
@@ -75,9 +77,8 @@ class Distillation:
 
         def prepare(step: int) -> tuple[Batch, Reading | None]:
             index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
-            batch = self.train.batch(index, view)
-            cached = isinstance(self.signals, SignalCache)
-            return batch, self.signals.read(index, view) if cached else None
+            batch, signals = self.train.batch(index, view), self.signals
+            return batch, signals.read(index, view) if isinstance(signals, SignalCache) else None
 
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(prepare, first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,6 +62,29 @@ class History:
     precision: str = "float32"
 
 
+class _Averaging:
+    """Moves averaged copies towards the trained modules, many tensors at once."""
+
+    def __init__(self, averages: Sequence[nn.Module], modules: Sequence[nn.Module]) -> None:
+        self.mean: list[Tensor] = [p.data for a in averages for p in a.parameters()]
+        self.now: list[Tensor] = [p.data for m in modules for p in m.parameters()]
+        pairs = [
+            (target, source)
+            for average, module in zip(averages, modules, strict=True)
+            for target, source in zip(average.buffers(), module.buffers(), strict=True)
+        ]
+        self.mean += [target for target, _ in pairs if target.is_floating_point()]
+        self.now += [source for target, source in pairs if target.is_floating_point()]
+        self.copied = [(t, s) for t, s in pairs if not t.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, share: float) -> None:
+        """Move by `share` of the difference; counts are copied."""
+        torch._foreach_lerp_(self.mean, self.now, share)  # pyright: ignore[reportPrivateImportUsage]
+        for target, source in self.copied:
+            target.copy_(source)
+
+
 Tracker = Callable[[dict[str, float], int], None]
 
 
@@ -95,6 +118,7 @@ class Trainer:
             raise TrainingError("the student has no parameter that can be trained; unfreeze some")
         self.optimizer = build_optimizer(self.parameters, schedule)
         self.average = [copy.deepcopy(module) for module in lesson.modules]
+        self._averaging = _Averaging(self.average, lesson.modules)
         self.history = History(precision=str(self.dtype).removeprefix("torch."))
         self.step, self.rate_scale, self.skips_in_a_row = 0, 1.0, 0
         self.running: dict[str, Tensor] = {}
@@ -110,6 +134,8 @@ class Trainer:
         total = steps * self.schedule.epochs
         if self.checkpoint is not None and self.checkpoint.exists():
             self._restore(load_state(self.checkpoint))
+        for module in self.lesson.modules:
+            module.train()
         self.progress.start(self.label, total, self.step)
         last_saved = time.monotonic()
         while self.step < total and not self.history.stopped_early:
@@ -136,9 +162,7 @@ class Trainer:
         rate = self.schedule.rate_at(self.step, total) * self.rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed((self.schedule.seed * 1_000_003 + self.step) % 2**63)
-        for module in self.lesson.modules:
-            module.train()
+        self._seed_step()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss, parts = self.lesson.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -149,9 +173,17 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.skips_in_a_row = 0
-        self._average()
+        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        self._averaging.update(1 - decay)
         self._count(loss, parts)
         return True
+
+    def _seed_step(self) -> None:
+        """Make dropout and the like a pure function of seed and step, so that resuming is exact."""
+        seed = (self.schedule.seed * 1_000_003 + self.step) % 2**63
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack every call
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _skip(self) -> bool:
         """Leave out a step without a finite loss; roll back, then stop, if that goes on."""
@@ -177,19 +209,6 @@ class Trainer:
         self.history.rolled_back, self.history.skipped = rolled, skipped
         self.rate_scale, self.skips_in_a_row = scale, 0
         return False
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        for average, module in zip(self.average, self.lesson.modules, strict=True):
-            mean, now = list(average.parameters()), list(module.parameters())
-            if mean:
-                torch._foreach_lerp_(mean, now, 1 - decay)
-            for target, source in zip(average.buffers(), module.buffers(), strict=True):
-                if target.is_floating_point():
-                    target.lerp_(source, 1 - decay)
-                else:
-                    target.copy_(source)
 
     def _count(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         for name, value in {"loss": loss, **parts}.items():

@@ -1,9 +1,9 @@
 """Quantization-aware training: the network feels int8 rounding while it learns.
 
-Covers convolutions and linear layers: weights rounded symmetrically per output channel, inputs per
-tensor. Batch norms stay frozen: folding one into its convolution scales whole output channels,
-which per-channel rounding commutes with, so nothing need be folded first. The additions and poolings
-between layers stay exact.
+Covers convolutions and linear layers: weights rounded symmetrically per output channel, inputs
+per tensor. Batch norms stay frozen: folding one into its convolution scales whole output channels,
+which per-channel rounding commutes with, so nothing need be folded first. The additions and
+poolings between layers stay exact.
 """
 
 from __future__ import annotations

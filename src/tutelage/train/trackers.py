@@ -41,9 +41,11 @@ def open_tracker(name: str | None, folder: Path) -> OpenTracker | None:
 
     folder.mkdir(parents=True, exist_ok=True)
     kind = LOGGER_TYPE_TO_CLASS[name]
-    tracker = kind("tutelage", logging_dir=str(folder)) if kind.requires_logging_directory else kind(
-        "tutelage"
-    )  # fmt: skip
+    tracker: Any
+    if kind.requires_logging_directory:
+        tracker = kind("tutelage", logging_dir=str(folder))
+    else:
+        tracker = kind("tutelage")
     if hasattr(tracker, "start"):
         tracker.start()
     return OpenTracker(tracker)

@@ -1,0 +1,213 @@
+"""The same from Python: whole pipeline, one's own student, and the single steps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tutelage import __version__
+from tutelage.audit.fidelity import Decided, fidelity
+from tutelage.devices import HOST, load_device
+from tutelage.errors import DataError
+from tutelage.export.artifact import ArtifactMeta
+from tutelage.export.onnx_float import export_onnx
+from tutelage.export.quantize import quantize_int8
+from tutelage.measure.costs import graph_figures
+from tutelage.measure.latency import measure_latency
+from tutelage.measure.memory import measure_memory
+from tutelage.pipeline import Result, run_recipe, with_threads
+from tutelage.pipeline.feasible import plan_recipe
+from tutelage.pipeline.learning import distill as _distill
+from tutelage.pipeline.material import Material, material_of, read_material
+from tutelage.pipeline.planning import Chosen
+from tutelage.pipeline.teaching import teach
+from tutelage.progress import Progress, Silent
+from tutelage.recipe import Recipe
+from tutelage.records import Measurement
+from tutelage.run import Run
+from tutelage.students.spec import load
+from tutelage.tasks import find_task, wilson_interval
+
+Data = str | Path | tuple[np.ndarray, np.ndarray]
+
+
+def fit(
+    teacher: str | Path | nn.Module,
+    data: Data,
+    *,
+    device: str = HOST,
+    budget: Mapping[str, Any] | None = None,
+    run: str | Path = "runs/fit",
+    progress: Progress | None = None,
+    trust_code: bool = False,
+    **parts: Any,
+) -> Result:
+    """Do the whole pipeline and return its result; call it again to go on where it stopped.
+
+    `teacher` is `"fit"` (train one), a torch module, or a source as in the recipe. `data` is a path
+    or `(images uint8 [n, h, w, c], labels int [n])`. `budget` has the recipe's keys, for instance
+    `{"storage": "100 kB"}`; `parts` are other parts of the recipe (`distill={"epochs": 20}`).
+    Raises a `TutelageError`; a missed limit is told by `Result.met`.
+    """
+    module = teacher if isinstance(teacher, nn.Module) else None
+    recipe = _recipe(teacher, data, device=device, budget=dict(budget or {}), **parts)
+    return run_recipe(
+        recipe,
+        Path(run),
+        progress=progress,
+        trust_code=trust_code,
+        material=_material(recipe, data),
+        teacher=module,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distilled:
+    """A taught student. `history` holds losses and validation figures, epoch by epoch."""
+
+    student: nn.Module
+    validation: Measurement
+    history: dict[str, Any]
+    weights: dict[str, float]
+    pairing: dict[str, Any] | None
+
+
+def distill(
+    teacher: str | Path | nn.Module,
+    student: nn.Module,
+    data: Data,
+    *,
+    losses: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    run: str | Path | None = None,
+    progress: Progress | None = None,
+    trust_code: bool = False,
+    **parts: Any,
+) -> Distilled:
+    """Teach your own `student` (changed in place) from `teacher`; nothing is planned or exported.
+
+    `losses` maps names to weights or options, as in the recipe. `run` keeps signals and checkpoints
+    so that a stopped call goes on; without it they go to a temporary folder. `parts` as in `fit`.
+    """
+    module = teacher if isinstance(teacher, nn.Module) else None
+    learn: dict[str, Any] = dict(parts.pop("distill", {}))
+    if losses is not None:
+        learn["losses"] = dict(losses)
+    if epochs is not None:
+        learn["epochs"] = epochs
+    recipe = with_threads(_recipe(teacher, data, distill=learn, **parts))
+    said = progress or Silent()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
+        held = stack.enter_context(Run(Path(folder)))
+        material = _material(recipe, data) or read_material(recipe)
+        taught = teach(recipe, material, held, said, trust_code=trust_code, module=module)
+        count = sum(p.numel() for p in student.parameters())
+        chosen = Chosen(spec=None, network=student, parameters=count, warm=None)
+        learned = _distill(recipe, material, taught, chosen, held, said)
+    result, n = learned.result, material.validation.count
+    best = result["history"]["figure"][result["history"]["best_epoch"]]
+    return Distilled(
+        student=learned.network,
+        validation=Measurement(
+            name="accuracy_validation", value=best, unit="1", kind="measured", n=n,
+            spread=wilson_interval(best, n), where="the network in torch, validation split",
+        ),
+        history=result["history"],
+        weights=result["weights"],
+        pairing=result["pairing"],
+    )  # fmt: skip
+
+
+def plan(recipe: Recipe, *, trust_code: bool = False) -> dict[str, Any]:
+    """Return which students would fit the recipe's budget, before any is trained.
+
+    The shape is that of `tutelage plan --json`.
+    """
+    return plan_recipe(recipe, Path("."), trust_code=trust_code)
+
+
+def export(
+    student: nn.Module,
+    path: str | Path,
+    *,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    calibration: np.ndarray | None = None,
+) -> Path:
+    """Write a student as ONNX: float32, or int8 when `calibration` inputs are given.
+
+    `shape` is (channels, height, width); `calibration` is float32 `[n, c, h, w]`, normalised.
+    """
+    path = Path(path)
+    meta = ArtifactMeta(
+        task="vision", classes=classes, shape=shape, mean=mean, std=std, version=__version__
+    )
+    if calibration is None:
+        return export_onnx(student, shape, path, meta=meta)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = export_onnx(student, shape, Path(folder) / "float.onnx", meta=meta)
+        return quantize_int8(whole, path, calibration)
+
+
+def measure(
+    artifact: str | Path, *, device: str = HOST, threads: int = 1
+) -> tuple[Measurement, ...]:
+    """Measure an ONNX file: size, operations, latency, memory, and what `device` predicts."""
+    path = Path(artifact)
+    latency = measure_latency(path, threads=threads)
+    return (
+        *graph_figures(path, load_device(device)),
+        latency.p50,
+        latency.p95,
+        latency.noise_floor,
+        measure_memory(path, threads=threads),
+    )
+
+
+def audit(
+    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[Measurement, ...]:
+    """Compare logits `[n, classes]` of student and teacher: agreement, KL, calibration."""
+    if student.shape != teacher.shape:
+        raise DataError(
+            f"student logits are {student.shape} and teacher logits {teacher.shape}; give both for "
+            "the same examples and classes"
+        )
+    return fidelity(Decided(student=student, teacher=teacher, labels=labels))
+
+
+def _recipe(teacher: Any, data: Data, **parts: Any) -> Recipe:
+    if isinstance(teacher, nn.Module):
+        source: dict[str, Any] = {"source": "given from Python"}
+    else:
+        source = {"fit": True} if str(teacher) == "fit" else {"source": str(teacher)}
+    source |= parts.pop("teacher", {})
+    train = "given from Python" if isinstance(data, tuple) else str(data)
+    given = {"data": {"train": train, **parts.pop("data", {})}, "teacher": source, **parts}
+    return Recipe.parse(given, where="arguments")
+
+
+def _material(recipe: Recipe, data: Data) -> Material | None:
+    """Make the material of arrays; None for a path, which the pipeline reads."""
+    if not isinstance(data, tuple):
+        return None
+    from tutelage.tasks.images_base import make_images
+    from tutelage.tasks.vision import arrange
+
+    images, labels = data
+    made = make_images(images, labels, source="the images given")
+    arranged = arrange(made, validation_share=recipe.data.validation, seed=recipe.seed)
+    return material_of(find_task("vision"), arranged, recipe)
+
+
+__all__ = ["audit", "distill", "export", "fit", "load", "measure", "plan"]
