@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES, Loss, loss
-from tutelage.losses.decision import Reads
+from tutelage.losses.base import Reads
 
 BATCH, CLASSES = 6, 5
 ON_LABELS = {"cross_entropy", "deep_supervision"}

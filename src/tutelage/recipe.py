@@ -51,11 +51,15 @@ class DataPart(Part):
     test: str | None = Field(None, description="held-out examples; without it a fifth is set aside")
     labels: str | None = Field(None, description="IDX labels file, when it is not found by name")
     test_labels: str | None = Field(None, description="the same for the test examples")
-    format: Literal["auto", "idx", "folder", "npz", "parquet", "csv", "hf", "digits"] = "auto"
-    image_column: str | None = None
-    label_column: str | None = None
+    format: Literal["auto", "idx", "folder", "npz", "parquet", "csv", "hf", "digits"] = Field(
+        "auto", description="how to read it; told from the path when auto"
+    )
+    image_column: str | None = Field(None, description="of a table; found when unset")
+    label_column: str | None = Field(None, description="of a table; found when unset")
     size: Size | None = Field(None, description="[height, width] to resize every image to")
-    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
+        0.1, description="share of the training examples to choose by"
+    )
 
 
 class AugmentPart(Part):
@@ -64,7 +68,9 @@ class AugmentPart(Part):
     views: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="variants of each image that the teacher is asked about, once each"
     )
-    shift: Annotated[int, Field(ge=0)] | None = Field(None, description="pixels; by size if unset")
+    shift: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="largest move in pixels; 7 % of the side when unset"
+    )
     flip: bool = Field(False, description="mirror left and right; never for digits or letters")
     erase: Share = Field(0.0, description="share of the image blanked by a random rectangle")
     mixup: Share = Field(0.0, description="largest weight of a second image mixed in, to 0.5")
@@ -85,8 +91,11 @@ class TeacherPart(Part):
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")
     channels: Literal["keep", "repeat"] = Field("keep", description="repeat grey images to RGB")
     mean: Floats | None = Field(None, description="the teacher's own normalisation, per channel")
-    std: Floats | None = None
+    std: Floats | None = Field(None, description="given together with mean")
     taps: list[str] | None = Field(None, description="module paths to read; found when unset")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="in which a torch teacher is asked; bf16 is faster where native"
+    )
 
     @model_validator(mode="after")
     def _one_teacher(self) -> TeacherPart:
@@ -176,15 +185,19 @@ class DistillPart(Part):
         None, description="[student tap, teacher tap] by hand; matched by similarity when unset"
     )
     epochs: Count | None = Field(None, description="passes over the data; by its size when unset")
-    batch: Count = 128
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["cosine", "onecycle"] = "onecycle"
-    rate: Positive = 1e-2
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-2
-    ema: Share = 0.99
-    clip: Positive = 5.0
+    batch: Count = Field(128, description="examples a step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9")
+    schedule: Literal["cosine", "onecycle"] = Field("onecycle", description="of the rate")
+    rate: Positive = Field(1e-2, description="highest learning rate")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1e-2, description="of weight matrices, not of biases and norms"
+    )
+    ema: Share = Field(0.99, description="decay of the averaged weights that ship; 0: off")
+    clip: Positive = Field(5.0, description="largest gradient norm")
     patience: Annotated[int, Field(ge=0)] = Field(0, description="epochs without gain; 0: never")
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="of training; auto: bf16 where the machine has it and layers are wide"
+    )
     checkpoint: str = Field("30 s", description="time between checkpoints")
 
 
@@ -195,14 +208,14 @@ class ExportPart(Part):
         "auto", description="auto: int8 unless float32 also fits and measures faster and better"
     )
     largest_loss: Share = Field(0.01, description="accuracy that int8 may cost on validation")
-    dynamic_batch: bool = False
+    dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 
 
 class Recipe(Part):
     """Everything a run needs to know."""
 
-    task: str = "vision"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    task: str = Field("vision", description="what an example is")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of splits, views, weights")
     data: DataPart
     teacher: TeacherPart
     device: str = Field("host", description="a known device, or a profile's path")
@@ -214,7 +227,9 @@ class Recipe(Part):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="processor threads; all cores when unset"
     )
-    tracking: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
+    tracking: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = Field(
+        None, description="experiment tracker, written under the run directory"
+    )
 
     @classmethod
     def parse(cls, data: Any, *, where: str = "recipe", text: str | None = None) -> Recipe:

@@ -36,14 +36,13 @@ def predict_latency(
         rate = used.setdefault(width, _throughput(device, width))
         times = _op_time(op, device, rate, width)
         low, typical, high = low + times[0], typical + times[1], high + times[2]
-    sources = "; ".join(f"{width}-bit rate from {_cite(rate)}" for width, rate in used.items())
     return Measurement(
         name="latency",
         value=typical,
         unit="s",
         kind="predicted",
         spread=(low, high),
-        where=f"{device.name}, {device.runtime}: {sources}",
+        where=f"{device.name}, {device.runtime}: rates from {_cite(*device.throughput.values())}",
     )
 
 
@@ -68,6 +67,7 @@ def estimate_energy(latency: Measurement, device: Device) -> Measurement:
             "add the figure with its source to the profile, or drop energy_j from the budget"
         )
     low, high = latency.spread or (latency.value, latency.value)
+    on = f" ({latency.where})" if latency.kind == "measured" else ""
     return Measurement(
         name="energy",
         value=power.typical * latency.value,
@@ -75,7 +75,7 @@ def estimate_energy(latency: Measurement, device: Device) -> Measurement:
         kind="estimated",
         n=latency.n,
         spread=(power.bounds[0] * low, power.bounds[1] * high),
-        where=f"active power from {_cite(power)} x {latency.kind} latency ({latency.where})",
+        where=f"{device.name}: active power from {_cite(power)} x {latency.kind} latency{on}",
     )
 
 
@@ -135,5 +135,10 @@ def _triple(figure: Figure | None, default: float) -> _Triple:
     return low, figure.typical, high
 
 
-def _cite(figure: Figure) -> str:
-    return f"{figure.source} (prior)" if figure.prior else figure.source
+def _cite(*figures: Figure) -> str:
+    """Name the sources in brief: the first clause of each; the profile has the whole."""
+    clauses = dict.fromkeys(figure.source.split(", ")[0].split(" (")[0] for figure in figures)
+    said = [c for c in clauses if not c.startswith("from memory")] or ["memory"]
+    priors = [figure.prior for figure in figures]
+    tail = " (prior)" if all(priors) else ", in part priors" if any(priors) else ""
+    return " and ".join(said) + tail

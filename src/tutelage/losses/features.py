@@ -1,6 +1,6 @@
 """Losses that compare what taps read: regression, relations between examples, attention.
 
-The convention for relational losses stands in `decision.py`: `[batch]` values whose mean is the
+The convention for relational losses stands in `base.py`: `[batch]` values whose mean is the
 loss. Losses marked `projector` are called with the student's features already mapped to the
 teacher's width; the others take any two widths.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.losses.decision import Positive, Size, loss
+from tutelage.losses.base import Positive, Size, loss
 
 _EPS = 1e-12
 _BATCH_NORM_EPS = 1e-4  # as the authors of SRD set it

@@ -25,9 +25,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-import tutelage.losses.features  # noqa: F401 (registers its losses)
+import tutelage.losses.decision
+import tutelage.losses.features  # noqa: F401 (both register their losses)
 from tutelage.errors import RecipeError, TeacherError
-from tutelage.losses.decision import LOSSES, Loss, Reads
+from tutelage.losses.base import LOSSES, Loss, Reads
 from tutelage.types import Reading
 
 Pairs = tuple[tuple[int, int], ...]

@@ -118,6 +118,7 @@ def open_teacher(
         trust_code=trust_code,
         channels=part.channels,
         taps=part.taps,
+        bf16=part.precision == "bf16",
         open_folder=students.load,
     )
     if part.mean is not None and part.std is not None:
