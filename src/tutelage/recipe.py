@@ -302,8 +302,9 @@ def _absolute(value: str | None, folder: Path) -> str | None:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
-        near = near_matches(path.name, [p.name for p in sorted(folder.glob("*.y*ml"))] or ["none"])
-        raise RecipeError(f"no recipe at {path}. {near} Write one with: tutelage init TEACHER DATA")
+        there = [p.name for p in sorted(folder.glob("*.y*ml"))]
+        near = f"{near_matches(path.name, there)} " if there else ""
+        raise RecipeError(f"no recipe at {path}. {near}Write one with: tutelage init TEACHER DATA")
     if path.stat().st_size > _LARGEST_BYTES:
         raise RecipeError(f"{path} is larger than 1 MB; that is no recipe")
     try:

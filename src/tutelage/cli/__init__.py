@@ -7,6 +7,6 @@ import sys
 
 def main() -> None:
     """Run the command line; the exit status says how it ended (see `tutelage --help`)."""
-    from tutelage.cli.app import run
+    from tutelage.cli.main import run
 
     sys.exit(run(sys.argv[1:]))

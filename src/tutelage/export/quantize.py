@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from tutelage.errors import DataError, ExportError, RecipeError
-from tutelage.export.artifact import OnnxModel, load_onnx, observe
+from tutelage.errors import RecipeError
+from tutelage.export.artifact import OnnxModel, load_onnx
+from tutelage.export.calibrate import METHODS, Method, Ranges, calibrate
 from tutelage.export.shrink import shrunk
 from tutelage.files import write_atomically
 from tutelage.registry import near_matches
@@ -29,12 +30,8 @@ from tutelage.registry import near_matches
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-Method = Literal["minmax", "percentile", "entropy"]
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
-Ranges = dict[str, tuple[float, float]]
 Names = tuple[str, ...]
 _LAYERS = ("Conv", "Gemm", "MatMul")
-_BINS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +90,7 @@ def quantize_int8(
     does not fit or holds NaN, `ExportError` when the network's activations are not finite.
     """
     model = load_onnx(float_path)
-    ranges = _calibrate(model, calibration, method)
+    ranges = calibrate(model, calibration, method)
     return _write(model, ranges, keep_float, precision or Precision(), Path(int8_path))
 
 
@@ -121,7 +118,7 @@ def quantize_within(
         file = Path(folder) / target.name
         for method, kept in _plans(model, calibration[:128], form, tried, known, most_float):
             if method not in known:
-                known[method] = _calibrate(model, calibration, method)
+                known[method] = calibrate(model, calibration, method)
             _write(model, known[method], kept, form, file)
             loss = float(np.nan_to_num(check(file), nan=np.inf, posinf=np.inf))
             tried.append(Attempt(method=method, kept_float=kept, loss=loss))
@@ -175,60 +172,6 @@ def _layers(graph: GraphProto) -> list[tuple[str, NodeProto]]:
     constants = {tensor.name for tensor in graph.initializer}
     nodes = [n for n in graph.node if n.op_type in _LAYERS and n.input[1] in constants]
     return [(node.name or f"{node.op_type}_{i}", node) for i, node in enumerate(nodes)]
-
-
-def _calibrate(model: ModelProto, inputs: np.ndarray, method: Method) -> Ranges:
-    """Return (low, high) of every float activation; zero is always inside."""
-    if method not in METHODS:
-        hint = near_matches(method, list(METHODS))
-        raise RecipeError(f"unknown calibration method '{method}'. {hint}")
-    if len(inputs) == 0 or not np.isfinite(inputs).all():
-        raise DataError("calibration needs one example at least, all finite. Check the data.")
-    ranges: Ranges = {}
-    for name, values in observe(model, inputs):
-        low, high = ranges.get(name, (0.0, 0.0))
-        ranges[name] = (min(low, float(values.min())), max(high, float(values.max())))
-        if not np.isfinite([values.min(), values.max()]).all():
-            raise ExportError(f"activation '{name}' is not finite. Train the student again.")
-    if method == "minmax":
-        return ranges
-    counts = {name: np.zeros(_BINS, np.int64) for name in ranges}
-    for name, values in observe(model, inputs):
-        low, high = ranges[name]
-        scaled = (values.ravel() - low) * (_BINS / max(high - low, 1e-30))
-        bins = np.clip(scaled.astype(np.int64), 0, _BINS - 1)
-        counts[name] += np.bincount(bins, minlength=_BINS)
-    clip = _percentile_clip if method == "percentile" else _entropy_clip
-    return {name: clip(counts[name], *bounds) for name, bounds in ranges.items()}
-
-
-def _percentile_clip(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Keep the central 99.99 % of the values."""
-    share = np.cumsum(counts) / counts.sum()
-    edges = np.linspace(low, high, _BINS + 1)
-    first = int(np.searchsorted(share, 5e-5, side="right"))
-    last = int(np.searchsorted(share, 1 - 5e-5))
-    return min(0.0, float(edges[first])), max(0.0, float(edges[last + 1]))
-
-
-def _entropy_clip(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Shrink the range to where 256 levels lose least: min KL(values || quantized values)."""
-    counts = counts.reshape(-1, 4).sum(1)  # two bins a level: finer ones reward clipping alone
-    edges = np.linspace(low, high, len(counts) + 1)
-    best, chosen = float("inf"), (low, high)
-    for shrinkage in np.linspace(1.0, 0.5, 26):
-        inside = (edges[1:] > low * shrinkage) & (edges[:-1] < high * shrinkage)
-        kept = counts[inside].astype(np.float64)
-        clipped, first = kept.copy(), int(inside.argmax())
-        clipped[[0, -1]] += counts[:first].sum(), counts[first + len(kept) :].sum()
-        level = np.arange(len(kept)) * 256 // len(kept)
-        filled = np.bincount(level, kept > 0, 256)[level]
-        spread = np.where(kept > 0, np.bincount(level, kept, 256)[level] / np.maximum(filled, 1), 0)
-        p, q = clipped / clipped.sum(), np.maximum(spread / max(spread.sum(), 1), 1e-9)
-        loss = float(np.sum(p * np.log(np.maximum(p, 1e-30) / q)))
-        if loss < best:
-            best, chosen = loss, (low * float(shrinkage), high * float(shrinkage))
-    return chosen
 
 
 class _Writer:

@@ -17,6 +17,7 @@ from tutelage.export.artifact import ArtifactMeta
 from tutelage.files import hash_json, read_tensors, write_json, write_tensors
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
+from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.pipeline.lessons import epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
@@ -59,7 +60,9 @@ def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit
     limits = list(recipe.budget.limits())
     given = {limit.metric for limit in limits}
     limits += [limit for limit in device_limits(device) if limit.metric not in given]
-    if "energy_j" in given and (device.active_power_w is None or not device.throughput):
+    counted = device.name == HOST and read_rapl(POWERCAP) is not None
+    estimated = device.active_power_w is not None and bool(device.throughput)
+    if "energy_j" in given and not (counted or estimated):
         raise RecipeError(
             f"budget.energy: device '{device.name}' has no power figure, so energy can be neither "
             "measured nor estimated; add active_power to its profile, or choose another device"

@@ -23,7 +23,7 @@ from tutelage.devices import HOST, Device
 from tutelage.errors import DeviceError, TutelageError
 from tutelage.export.artifact import run_onnx
 from tutelage.export.onnx_float import export_onnx
-from tutelage.files import write_json
+from tutelage.files import hash_json, read_json, write_json
 from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
 from tutelage.measure.latency import measure_latency
@@ -64,10 +64,33 @@ def prove(
     recipe: Recipe, material: Material, taught: Taught, shipped: Shipped, device: Device,
     limits: tuple[Limit, ...], run: Run, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure each artifact, choose the one to ship, write proof.json and return it.
+    """Measure each artifact, choose the one to ship, write proof.json (once a run) and return it.
 
     The test split is read here and nowhere else.
     """
+    path = run.file("proof.json")
+
+    def work() -> tuple[Any, list[Path]]:
+        write_json(path, _proof(recipe, material, taught, shipped, device, limits, run, progress))
+        return None, [path]
+
+    inputs = hash_json(
+        [
+            [artifact.to_json() for artifact in shipped.artifacts],
+            [dataclasses.asdict(limit) for limit in limits],
+            device.model_dump(mode="json"),
+            [taught.validation.key, taught.test.key, material.content],
+            recipe.export.precision,
+        ]
+    )
+    run.stage("prove", inputs, work)
+    return read_json(path)
+
+
+def _proof(
+    recipe: Recipe, material: Material, taught: Taught, shipped: Shipped, device: Device,
+    limits: tuple[Limit, ...], run: Run, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     labels = material.data.test.labels
     progress.start("Proving the artifacts", len(shipped.artifacts) + 2)
     weighed = []
@@ -83,7 +106,7 @@ def prove(
     progress.advance()
     progress.finish()
     hard_misses = [v for v in chosen.verdicts if v.limit.hard and not v.met]
-    proof = {
+    return {
         "status": "missed" if hard_misses else "met",
         "task": recipe.task,
         "device": {"name": device.name, "title": device.title},
@@ -107,8 +130,6 @@ def prove(
         "recipe": recipe.to_yaml(),
         "notes": [*shipped.notes, *_unjudged(limits, chosen)],
     }
-    write_json(run.file("proof.json"), proof)
-    return proof
 
 
 def _weigh(

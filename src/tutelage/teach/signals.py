@@ -90,6 +90,10 @@ class SignalCache:
         manifest: dict[str, Any] = {"key": self.key, "shards": {}}
         if manifest_path.exists():
             manifest = read_json(manifest_path)
+            if manifest.get("key") != self.key or not isinstance(manifest.get("shards"), dict):
+                raise CorruptFileError(
+                    f"{manifest_path} was altered; delete the folder {self.folder} and run again"
+                )
         names = [
             (view, first, f"view{view}-{first}.safetensors")
             for view in range(self.views)
@@ -141,8 +145,10 @@ class SignalCache:
             for name, tensor in shards[number].items():
                 part = tensor[index[chosen] - number * self.block]
                 if name not in found:
-                    found[name] = part.new_empty((len(index), *part.shape[1:]))
-                found[name][chosen] = part
+                    # A shard whose values did not fit half precision is single.
+                    widest = max((s[name].dtype for s in shards), key=lambda kind: kind.itemsize)
+                    found[name] = part.new_empty((len(index), *part.shape[1:]), dtype=widest)
+                found[name][chosen] = part.to(found[name].dtype)
         return found
 
     def _view(self, view: int) -> list[dict[str, Tensor]]:

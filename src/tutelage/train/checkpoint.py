@@ -1,7 +1,10 @@
-"""A whole training state in one safetensors file: no pickle, written atomically."""
+"""A whole training state in one safetensors file: no pickle, written atomically, hashed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,29 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a nested state (dicts, lists, tensors, plain values) to one file."""
     tensors: dict[str, torch.Tensor] = {}
     plan = _flatten(state, tensors)
-    write_tensors(path, tensors, plan)
+    write_tensors(path, tensors, {"plan": plan, "sha256": digest(tensors, json.dumps(plan))})
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; damage raises `CorruptFileError`."""
-    tensors, plan = read_tensors(path)
-    try:
-        return _unflatten(plan, tensors)
-    except (KeyError, TypeError) as error:
-        raise CorruptFileError(
-            f"{path} is not a checkpoint ({error}); delete it and run again"
-        ) from None
+    """Read what `save_state` wrote; raises `CorruptFileError` if a byte of it has changed."""
+    tensors, note = read_tensors(path)
+    if not isinstance(note, dict) or "plan" not in note:
+        raise CorruptFileError(f"{path} is not a checkpoint; delete it and run again")
+    if digest(tensors, json.dumps(note["plan"])) != note.get("sha256"):
+        raise CorruptFileError(f"{path} was altered since it was written; delete it and run again")
+    return _unflatten(note["plan"], tensors)
+
+
+def digest(tensors: Mapping[str, torch.Tensor], *parts: str) -> str:
+    """Return the SHA-256 over tensors (name, type, shape, bytes), in any order, and texts."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(hashlib.sha256(part.encode()).digest())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

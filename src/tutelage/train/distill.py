@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import StudentError
+from tutelage.files import hash_json
 from tutelage.losses.objective import Objective
 from tutelage.students.branches import Branches
 from tutelage.students.taps import TapReader
@@ -61,10 +63,24 @@ class Distillation:
         self.batch = min(batch, self.count)
         chosen = np.random.default_rng([seed, 7]).permutation(train.count)
         self.chosen = np.sort(chosen[: self.count])
+        self.key = self._key()
 
     def steps(self) -> int:
         """Return the steps of one epoch; a last, smaller batch is left out."""
         return self.count // self.batch
+
+    def _key(self) -> str:
+        """Name what is taught, by whom, on what, and how."""
+        asked, objective = self.signals, self.objective
+        if isinstance(asked, LiveSignals):
+            source = asked.teacher.fingerprint
+        else:
+            source = None if asked is None else asked.key
+        terms = [[t.name, t.weight, dict(t.options)] for t in objective.terms]
+        weighing = [terms, objective.pairs, objective.share, objective.balance_steps]
+        data = [[s.content, s.count] for s in (self.train, self.validation)]
+        drawn = [self.views, self.batch, self.seed, self.count]
+        return hash_json([source, weighing, data, [tap.path for tap in self.taps], drawn])
 
     def view_of(self, epoch: int) -> int:
         """Return the view that `epoch` sees."""
@@ -105,12 +121,12 @@ class Distillation:
             return Reading(decision=_single(self.student(inputs)))
         with TapReader(self.student, [tap.path for tap in self.taps]) as reader:
             decision, outputs = reader.read(self.student, inputs)
-        maps = tuple(energy_map(x) for x in outputs) if "maps" in self.needs else ()
+        maps = tuple(map(_map, self.taps, outputs)) if "maps" in self.needs else ()
         return Reading(
             decision=decision.float(),
             trajectory=self.branches(outputs) if "trajectory" in self.needs else (),
             features=tuple(pooled(x).float() for x in outputs) if "features" in self.needs else (),
-            maps=tuple(x for x in maps if x is not None),
+            maps=maps,
         )
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
@@ -140,6 +156,16 @@ def decisions(network: nn.Module, split: Split) -> Tensor:
             index = torch.arange(start, min(start + _EVALUATION_BATCH, split.count))
             found.append(_single(network(_to(split.batch(index, 0).inputs, device))).float().cpu())
     return torch.cat(found)
+
+
+def _map(tap: Tap, output: Tensor) -> Tensor:
+    found = energy_map(output)
+    if found is None:
+        raise StudentError(
+            f"tap '{tap.path}' has no height and width, so no map can be read there. "
+            "Choose other taps (student.taps), or a loss that needs no maps"
+        )
+    return found
 
 
 def _single(output: Any) -> Tensor:

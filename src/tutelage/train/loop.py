@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
-from tutelage.train.checkpoint import load_state, save_state
+from tutelage.train.checkpoint import digest, load_state, save_state
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
 
 _SKIPS_BEFORE_ROLLBACK = 3
@@ -25,11 +26,13 @@ class Lesson(Protocol):
     """What is learned: batches as a pure function of the epoch, a loss, a validation figure.
 
     `modules` hold everything that is trained; the first is the network that ships, the others
-    (branches, projectors) help it. `evaluate` is given the averaged copies in the same order, and
-    higher is better.
+    (branches, projectors) help it. `key` names everything else that the outcome hangs on: data,
+    signals, objective. `evaluate` is given the averaged copies in the same order, and higher is
+    better.
     """
 
     modules: tuple[nn.Module, ...]
+    key: str
 
     def steps(self) -> int:
         """Return the steps of one epoch."""
@@ -89,7 +92,13 @@ Tracker = Callable[[dict[str, float], int], None]
 
 
 class Trainer:
-    """Trains the modules of a lesson; resumes from `checkpoint` to the very same bits."""
+    """Trains the modules of a lesson; resumes from `checkpoint` to the very same bits.
+
+    A checkpoint of another training (lesson, schedule or first weights differ) is not used. A step
+    without a finite loss changes nothing. After three in a row, or an epoch of them, the loop goes
+    back to the start of the epoch at half the rate: a point that no clock decides, so that a
+    resumed run goes back to the same. After three such returns it stops.
+    """
 
     def __init__(
         self,
@@ -114,7 +123,7 @@ class Trainer:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = autocast_dtype(lesson.modules[0], schedule, self.device)
         self.parameters = [p for m in lesson.modules for p in m.parameters() if p.requires_grad]
-        if not self.parameters:
+        if not any(p.requires_grad for p in lesson.modules[0].parameters()):
             raise TrainingError("the student has no parameter that can be trained; unfreeze some")
         self.optimizer = build_optimizer(self.parameters, schedule)
         self.average = [copy.deepcopy(module) for module in lesson.modules]
@@ -124,6 +133,10 @@ class Trainer:
         self.running: dict[str, Tensor] = {}
         self.counted = 0
         self.best: list[dict[str, Tensor]] = []
+        self.key = self._identity()
+        self._buffers = [b for module in lesson.modules for b in module.buffers()]
+        self._before = [torch.empty_like(b) for b in self._buffers]
+        self._epoch_start = copy.deepcopy(self._position())
 
     def train(self) -> History:
         """Train to the end, leave the best averaged weights in the modules, return the history.
@@ -133,7 +146,7 @@ class Trainer:
         steps = self.lesson.steps()
         total = steps * self.schedule.epochs
         if self.checkpoint is not None and self.checkpoint.exists():
-            self._restore(load_state(self.checkpoint))
+            self._restore(self.checkpoint)
         for module in self.lesson.modules:
             module.train()
         self.progress.start(self.label, total, self.step)
@@ -141,8 +154,8 @@ class Trainer:
         while self.step < total and not self.history.stopped_early:
             epoch, first = divmod(self.step, steps)
             for batch in self.lesson.batches(epoch, first):
-                rolled_back = not self._one_step(batch, total)
-                if rolled_back:
+                if not self._one_step(batch, total):
+                    self._go_back(total)
                     break
                 self.progress.advance()
                 if self.step % steps == 0:
@@ -158,11 +171,13 @@ class Trainer:
         return self.history
 
     def _one_step(self, batch: Any, total: int) -> bool:
-        """Take one step; return False when the loop was rolled back to the last checkpoint."""
+        """Take one step; return False when there were too many without a finite loss."""
         rate = self.schedule.rate_at(self.step, total) * self.rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._seed_step()
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)  # pyright: ignore[reportPrivateImportUsage]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss, parts = self.lesson.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -186,29 +201,33 @@ class Trainer:
             torch.cuda.manual_seed(seed)
 
     def _skip(self) -> bool:
-        """Leave out a step without a finite loss; roll back, then stop, if that goes on."""
+        """Leave out a step without a finite loss; return False when there were too many."""
         self.history.skipped += 1
         self.skips_in_a_row += 1
         self.step += 1
-        if self.skips_in_a_row < _SKIPS_BEFORE_ROLLBACK:
-            return True
-        rolled = self.history.rolled_back + 1
-        skipped, scale = self.history.skipped, self.rate_scale * 0.5
-        if rolled > _ROLLBACKS_BEFORE_STOP or self.checkpoint is None:
+        if self._buffers:  # what a batch norm saw may have been NaN
+            torch._foreach_copy_(self._buffers, self._before)  # pyright: ignore[reportPrivateImportUsage]
+        barren = self.step % self.lesson.steps() == 0 and self.counted == 0
+        return self.skips_in_a_row < _SKIPS_BEFORE_ROLLBACK and not barren
+
+    def _go_back(self, total: int) -> None:
+        """Return to the start of the epoch at half the rate, or raise when that did not help."""
+        history = self.history
+        if history.rolled_back == _ROLLBACKS_BEFORE_STOP:
             raise TrainingError(
-                f"{self.label}: the loss was not finite at step {self.step} ({skipped} steps "
-                f"skipped, rolled back {rolled - 1} times); lower distill.rate or look at the data"
+                f"{self.label}: the loss was not finite at step {self.step} ({history.skipped} "
+                f"steps skipped, rolled back {history.rolled_back} times); lower distill.rate or "
+                "look at the data"
             )
-        if self.checkpoint.exists():
-            self._restore(load_state(self.checkpoint))
-        else:
-            raise TrainingError(
-                f"{self.label}: the loss was not finite in the first {self.step} steps; "
-                "lower distill.rate or look at the data"
-            )
-        self.history.rolled_back, self.history.skipped = rolled, skipped
-        self.rate_scale, self.skips_in_a_row = scale, 0
-        return False
+        self.progress.say(
+            f"{self.label}: the loss was not finite at step {self.step}; back to the start of the "
+            "epoch at half the rate"
+        )
+        history.rolled_back += 1
+        self.rate_scale, self.skips_in_a_row = self.rate_scale * 0.5, 0
+        self.running, self.counted = {}, 0
+        self._move_to(self._epoch_start)
+        self.progress.start(self.label, total, self.step)
 
     def _count(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         for name, value in {"loss": loss, **parts}.items():
@@ -235,33 +254,63 @@ class Trainer:
         if self.tracker is not None:
             self.tracker({"loss": history.loss[-1], "validation": figure, **means}, self.step)
         self.progress.advance(0, f"validation {figure:.4f}")
+        self._epoch_start = copy.deepcopy(self._position())
+
+    def _identity(self) -> str:
+        """Name this training by lesson, schedule, precision and first weights."""
+        schedule = {**asdict(self.schedule), "checkpoint_s": None}
+        modules = enumerate(self.lesson.modules)
+        tensors = {f"{i} {k}": v for i, m in modules for k, v in m.state_dict().items()}
+        return digest(tensors, self.lesson.key, json.dumps(schedule), str(self.dtype))
+
+    def _position(self) -> dict[str, Any]:
+        """Return what a step changes for good, by reference."""
+        return {
+            "modules": [m.state_dict() for m in self.lesson.modules],
+            "average": [m.state_dict() for m in self.average],
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+
+    def _move_to(self, position: dict[str, Any]) -> None:
+        for module, saved in zip(self.lesson.modules, position["modules"], strict=True):
+            module.load_state_dict(saved)
+        for module, saved in zip(self.average, position["average"], strict=True):
+            module.load_state_dict(saved)
+        self.optimizer.load_state_dict(copy.deepcopy(position["optimizer"]))
+        # Fused optimizers walk raw memory: moments must lie as their parameter does.
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+        self.step = position["step"]
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
-        history = {name: getattr(self.history, name) for name in History.__slots__}
         state = {
-            "modules": [m.state_dict() for m in self.lesson.modules],
-            "average": [m.state_dict() for m in self.average],
+            "key": self.key,
+            "now": self._position(),
+            "epoch_start": self._epoch_start,
             "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
             "running": self.running,
             "counted": self.counted,
-            "step": self.step,
             "rate_scale": self.rate_scale,
             "skips": self.skips_in_a_row,
-            "history": history,
+            "history": asdict(self.history),
         }
         save_state(self.checkpoint, state)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        for module, saved in zip(self.lesson.modules, state["modules"], strict=True):
-            module.load_state_dict(saved)
-        for module, saved in zip(self.average, state["average"], strict=True):
-            module.load_state_dict(saved)
-        self.best = state["best"]
-        self.optimizer.load_state_dict(state["optimizer"])
+    def _restore(self, path: Path) -> None:
+        state = load_state(path)
+        if state.get("key") != self.key:
+            self.progress.say(
+                f"{self.label}: {path} is of another training (recipe, data or first weights "
+                "differ); starting anew"
+            )
+            return
+        self._move_to(state["now"])
+        self._epoch_start, self.best = state["epoch_start"], state["best"]
         self.running, self.counted = state["running"], state["counted"]
-        self.step, self.rate_scale = state["step"], state["rate_scale"]
-        self.skips_in_a_row = state["skips"]
+        self.rate_scale, self.skips_in_a_row = state["rate_scale"], state["skips"]
         self.history = History(**state["history"])

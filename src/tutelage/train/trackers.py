@@ -36,7 +36,7 @@ def open_tracker(name: str | None, folder: Path) -> OpenTracker | None:
     if name is None:
         return None
     if importlib.util.find_spec(_MODULES[name]) is None:
-        raise MissingExtra(f"tracking: {name}", "tracking")
+        raise MissingExtra(f"tracking: {name}", "tracking" if name == "tensorboard" else name)
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     folder.mkdir(parents=True, exist_ok=True)
