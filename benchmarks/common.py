@@ -101,9 +101,9 @@ def ratio_of_medians(
     }
 
 
-def machine(packages: Sequence[str] = ("torch",)) -> dict[str, Any]:
+def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return what the figures depend on: processor, threads, load, versions."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name in ("tutelage", *packages):
         try:
             versions[name] = version(name)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +42,12 @@ def write_data(path: Path, **options: Any) -> Path:
 SMALL = {"spec": {"family": "convnet", "widths": [4, 8], "depths": [1, 1]}}
 RECIPE: dict[str, Any] = {
     "data": {"train": "data.npz", "validation": 0.2},
-    "teacher": {"fit": True, "epochs": 16, "width": 8},
+    "teacher": {"fit": True, "epochs": 40, "width": 8},
     "device": "nucleo-l4r5",
     "budget": {"storage": "100 kB", "memory": "64 kB"},
     "augment": {"views": 2},
     "student": SMALL,
-    "distill": {"epochs": 6, "batch": 32},
+    "distill": {"epochs": 8, "batch": 32},
     "threads": 1,
 }
 
@@ -70,3 +74,32 @@ def hashes(run: Path, *parts: str) -> dict[str, str]:
                 name = path.relative_to(run).as_posix()
                 found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What one call of the command line answered."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The object of `--json`: the last line of stdout."""
+        return json.loads(self.out.splitlines()[-1])
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr that report an error."""
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def cli(*arguments: str | Path) -> Said:
+    """Call the command line in this process; whatever it does not handle is raised."""
+    from tutelage.cli.main import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = run([str(argument) for argument in arguments])
+    return Said(status=status, out=out.getvalue(), err=err.getvalue())

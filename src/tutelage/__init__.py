@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -25,13 +27,36 @@ __all__ = [
 ]  # fmt: skip
 
 
+class _Callable(ModuleType):
+    """A subpackage whose name is a public function too: `tutelage.export(...)`."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return getattr(_home("api"), self.__name__.rpartition(".")[2])(*args, **options)
+
+
+class _Package(ModuleType):
+    """Keeps `tutelage.export(...)` within reach once `tutelage.export.graph` is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == "api":
+            value.__class__ = _Callable
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def _home(name: str) -> ModuleType:
+    from importlib import import_module
+
+    return import_module(f"tutelage.{name}")
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name where it is used, so that `import tutelage` stays light."""
     if name not in _HOMES:
         raise AttributeError(f"module 'tutelage' has no attribute '{name}'")
-    from importlib import import_module
-
-    return getattr(import_module(f"tutelage.{_HOMES[name]}"), name)
+    return getattr(_home(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

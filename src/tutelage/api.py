@@ -23,6 +23,7 @@ from tutelage.measure.costs import graph_figures
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
 from tutelage.pipeline import Result, run_recipe, with_threads
+from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.feasible import plan_recipe
 from tutelage.pipeline.learning import distill as _distill
 from tutelage.pipeline.material import Material, material_of, read_material
@@ -108,6 +109,7 @@ def distill(
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         held = stack.enter_context(Run(Path(folder)))
         material = _material(recipe, data) or read_material(recipe)
+        check_recipe(recipe, material)
         taught = teach(recipe, material, held, said, trust_code=trust_code, module=module)
         count = sum(p.numel() for p in student.parameters())
         chosen = Chosen(spec=None, network=student, parameters=count, warm=None)

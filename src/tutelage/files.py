@@ -16,6 +16,7 @@ from tutelage.errors import CorruptFileError, DiskError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TEMPORARY = ".tutelage.tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -36,7 +37,7 @@ def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -58,11 +59,11 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises `CorruptFileError` when the file is damaged."""
+    """Read JSON; raises `CorruptFileError` when the file is missing, unreadable or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path} is damaged ({error}); delete it and run again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _corrupt(path, error) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
@@ -70,12 +71,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -
     from safetensors.torch import save
 
     metadata = None if note is None else {"note": json.dumps(note)}
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole, seen = {}, set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().cpu().contiguous()
+        # The format knows no shared memory: tied weights are written once for each name.
+        storage = kept.untyped_storage().data_ptr()
+        whole[name] = kept.clone() if storage in seen else kept
+        seen.add(storage)
     write_atomically(path, save(whole, metadata=metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Read what `write_tensors` wrote: tensors and note; damage raises `CorruptFileError`."""
+    """Read what `write_tensors` wrote: tensors and note.
+
+    Raises `CorruptFileError` when the file is missing, unreadable or damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -83,8 +93,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
             metadata = file.metadata() or {}
             note = json.loads(metadata["note"]) if "note" in metadata else None
             return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise CorruptFileError(f"{path} is damaged ({error}); delete it and run again") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise _corrupt(path, error) from None
 
 
 def sha256_file(path: Path) -> str:
@@ -104,7 +114,7 @@ def hash_json(data: Any) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that a killed run left in `folder`."""
-    for path in folder.rglob(".*.tmp"):
+    for path in folder.rglob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
@@ -123,6 +133,13 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _corrupt(path: Path, error: Exception) -> CorruptFileError:
+    if isinstance(error, OSError):
+        return CorruptFileError(f"{path} cannot be read ({error.strerror or error}); restore it")
+    why = " ".join(str(error).split())[:200]
+    return CorruptFileError(f"{path} is damaged ({why}); delete it and run again")
 
 
 def _why(error: OSError, path: Path) -> str:

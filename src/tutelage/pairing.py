@@ -46,7 +46,7 @@ def linear_cka(a: Float[Tensor, "n da"], b: Float[Tensor, "n db"]) -> float:
     a, b = (x.double() - x.double().mean(0) for x in (a, b))
     cross = (a.T @ b).square().sum()
     scale = (a.T @ a).norm() * (b.T @ b).norm()
-    return float(cross / scale) if scale > 0 else 0.0
+    return min(1.0, float(cross / scale)) if scale > 0 else 0.0
 
 
 def similarity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,12 @@ class _Dumper(yaml.SafeDumper):
 for _scalar in _SCALARS:
     _Loader.add_implicit_resolver(*_scalar)
 _Dumper.add_implicit_resolver(*_FLOAT)
+_Dumper.add_representer(
+    str,  # quoted, unprintable characters are escaped; plain, a line break would be folded away
+    lambda dumper, text: dumper.represent_scalar(
+        _STRING, text, style=None if text.isprintable() else '"'
+    ),
+)
 
 
 def load_yaml(text: str, where: str, error: type[TutelageError] = RecipeError) -> Any:
@@ -72,6 +79,21 @@ def load_yaml(text: str, where: str, error: type[TutelageError] = RecipeError) -
 def dump_yaml(data: Any) -> str:
     """Write plain data so that `load_yaml` reads the same back."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def check_plain(data: Any) -> Any:
+    """Return `data` as it is; raises `ValueError` for NaN, infinity and what is no plain data."""
+    if isinstance(data, float) and not math.isfinite(data):
+        raise ValueError(f"{data} is not a finite number")
+    if data is not None and not isinstance(data, (str, int, float, dict, list, tuple)):
+        raise ValueError(f"{data} is no text, number, list or mapping")
+    for key, part in data.items() if isinstance(data, dict) else ():
+        if not isinstance(key, str):
+            raise ValueError(f"the key {key} is no word")
+        check_plain(part)
+    for part in data if isinstance(data, (list, tuple)) else ():
+        check_plain(part)
+    return data
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:

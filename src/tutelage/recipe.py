@@ -7,15 +7,24 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 
 from tutelage.errors import RecipeError
+from tutelage.plain_yaml import check_plain, dump_yaml, line_of, load_yaml
 from tutelage.records import Limit, Metric
 from tutelage.registry import near_matches
 from tutelage.units import parse_quantity
 
-_LARGEST_BYTES = 1_000_000
+_LARGEST_BYTES = 100_000
 _BUDGET: dict[str, tuple[Metric, str]] = {
     "latency": ("latency_s", "s"),
     "memory": ("ram_bytes", "B"),
@@ -31,28 +40,32 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _size(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    return value
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_size)]
-Floats = Annotated[tuple[float, ...], BeforeValidator(_size)]
+Text = Annotated[str, Field(min_length=1)]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_tuple)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Half = Annotated[float, Field(ge=0.0, le=0.5, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class DataPart(Part):
     """Where the examples lie and how they are read."""
 
-    train: str = Field(description="folder, IDX, .npz, .parquet, .csv, saved dataset, or 'digits'")
-    test: str | None = Field(None, description="held-out examples; without it a fifth is set aside")
-    labels: str | None = Field(None, description="IDX labels file, when it is not found by name")
-    test_labels: str | None = Field(None, description="the same for the test examples")
-    format: Literal["auto", "idx", "folder", "npz", "parquet", "csv", "hf", "digits"] = Field(
-        "auto", description="how to read it; told from the path when auto"
+    train: Text = Field(description="folder, IDX, .npz, .parquet, .csv, saved dataset, or 'digits'")
+    test: Text | None = Field(
+        None, description="held-out examples; without it a fifth is set aside"
+    )
+    labels: Text | None = Field(None, description="IDX labels file, when it is not found by name")
+    test_labels: Text | None = Field(None, description="the same for the test examples")
+    format: Literal["auto", "idx", "folder", "npz", "parquet", "csv", "saved_dataset", "digits"] = (
+        Field("auto", description="how to read it; told from the path when auto")
     )
     image_column: str | None = Field(None, description="of a table; found when unset")
     label_column: str | None = Field(None, description="of a table; found when unset")
@@ -73,25 +86,29 @@ class AugmentPart(Part):
     )
     flip: bool = Field(False, description="mirror left and right; never for digits or letters")
     erase: Share = Field(0.0, description="share of the image blanked by a random rectangle")
-    mixup: Share = Field(0.0, description="largest weight of a second image mixed in, to 0.5")
-    scale: Share = Field(0.0, description="largest zoom in or out, as a share of the side")
+    mixup: Half = Field(0.0, description="largest weight of a second image mixed in, to 0.5")
+    scale: Half = Field(0.0, description="largest zoom in or out, as a share of the side")
 
 
 class TeacherPart(Part):
     """Who teaches."""
 
-    source: str | None = Field(
+    source: Text | None = Field(
         None,
         description="file.py:function, timm:NAME, torchvision:NAME, model.onnx, or a folder with "
         "spec.json and model.safetensors",
     )
-    weights: str | None = Field(None, description=".safetensors, or .pt without pickled code")
+    weights: Text | None = Field(None, description=".safetensors, or .pt without pickled code")
     fit: bool = Field(False, description="train a built-in teacher on the data first")
     epochs: Count | None = Field(None, description="for fit: passes over the data")
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")
     channels: Literal["keep", "repeat"] = Field("keep", description="repeat grey images to RGB")
-    mean: Floats | None = Field(None, description="the teacher's own normalisation, per channel")
-    std: Floats | None = Field(None, description="given together with mean")
+    mean: Annotated[tuple[Finite, ...], BeforeValidator(_tuple)] | None = Field(
+        None, description="the teacher's own normalisation, per channel"
+    )
+    std: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] | None = Field(
+        None, description="given together with mean"
+    )
     taps: list[str] | None = Field(None, description="module paths to read; found when unset")
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="in which a torch teacher is asked; bf16 is faster where native"
@@ -103,6 +120,8 @@ class TeacherPart(Part):
             raise ValueError("give either 'source' or 'fit: true'")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give 'mean' and 'std' together")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError("give 'mean' and 'std' as many values each: one a channel")
         return self
 
 
@@ -122,34 +141,26 @@ class BudgetPart(Part):
     energy: float | str | BudgetLimit | None = Field(None, description="for instance 5 mJ")
     accuracy: float | str | BudgetLimit | None = Field(None, description="at least, 0.95 or 95 %")
 
-    @model_validator(mode="after")
-    def _quantities(self) -> BudgetPart:
-        self.limits()
-        return self
+    @field_validator(*_BUDGET)
+    @classmethod
+    def _quantity(cls, given: Any, info: ValidationInfo) -> Any:
+        if given is not None:
+            _limit(str(info.field_name), given)
+        return given
 
     def limits(self) -> tuple[Limit, ...]:
         """Return the limits in SI units."""
-        found = []
-        for name, (metric, unit) in _BUDGET.items():
-            given = getattr(self, name)
-            if given is None:
-                continue
-            raw, hard = (
-                (given.limit, given.hard) if isinstance(given, BudgetLimit) else (given, True)
-            )
-            try:
-                value = _share(raw) if metric == "accuracy" else parse_quantity(raw, unit)
-            except RecipeError as error:
-                raise ValueError(f"{name}: {error}") from None
-            found.append(Limit(metric=metric, value=value, hard=hard, source="recipe"))
-        return tuple(found)
+        given = {name: getattr(self, name) for name in _BUDGET}
+        return tuple(_limit(name, value) for name, value in given.items() if value is not None)
 
 
 class StudentPart(Part):
     """Who learns: chosen among the compact family, a fixed spec, or one's own function."""
 
-    source: str | None = Field(None, description="file.py:function of your own student")
-    spec: dict[str, Any] | None = Field(None, description="a fixed spec, e.g. {family: convnet, …}")
+    source: Text | None = Field(None, description="file.py:function of your own student")
+    spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
+        None, description="a fixed spec, e.g. {family: convnet, …}"
+    )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4, description="how many are compared by a short distillation"
     )
@@ -166,7 +177,12 @@ class LossPart(Part):
     """Weight and options of one loss; `auto` balances it against the decision."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    weight: float | Literal["auto"] = 1.0
+    weight: Weight | Literal["auto"] = 1.0
+
+    @model_validator(mode="after")
+    def _plain_options(self) -> LossPart:
+        check_plain(self.options)
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
@@ -177,11 +193,12 @@ class LossPart(Part):
 class DistillPart(Part):
     """How the student is taught."""
 
-    losses: dict[str, Annotated[float, Field(ge=0)] | Literal["auto"] | LossPart] = Field(
+    losses: dict[str, Weight | Literal["auto"] | LossPart] = Field(
         default_factory=lambda: dict[str, Any]({"dist": 1.0}),
+        min_length=1,
         description="loss: weight, or loss: {weight: 1, temperature: 4}",
     )
-    pairs: list[Annotated[tuple[str, str], BeforeValidator(_size)]] | None = Field(
+    pairs: list[Annotated[tuple[str, str], BeforeValidator(_tuple)]] | None = Field(
         None, description="[student tap, teacher tap] by hand; matched by similarity when unset"
     )
     epochs: Count | None = Field(None, description="passes over the data; by its size when unset")
@@ -189,9 +206,7 @@ class DistillPart(Part):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9")
     schedule: Literal["cosine", "onecycle"] = Field("onecycle", description="of the rate")
     rate: Positive = Field(1e-2, description="highest learning rate")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        1e-2, description="of weight matrices, not of biases and norms"
-    )
+    weight_decay: Weight = Field(1e-2, description="of weight matrices, not of biases and norms")
     ema: Share = Field(0.99, description="decay of the averaged weights that ship; 0: off")
     clip: Positive = Field(5.0, description="largest gradient norm")
     patience: Annotated[int, Field(ge=0)] = Field(0, description="epochs without gain; 0: never")
@@ -200,12 +215,21 @@ class DistillPart(Part):
     )
     checkpoint: str = Field("30 s", description="time between checkpoints")
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _time(cls, given: str) -> str:
+        try:
+            parse_quantity(given, "s")
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return given
+
 
 class ExportPart(Part):
     """What is shipped."""
 
     precision: Literal["auto", "int8", "float32"] = Field(
-        "auto", description="auto: int8 unless float32 also fits and measures faster and better"
+        "auto", description="auto: what fits; then the faster on this machine, else the smaller"
     )
     largest_loss: Share = Field(0.01, description="accuracy that int8 may cost on validation")
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
@@ -218,7 +242,7 @@ class Recipe(Part):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of splits, views, weights")
     data: DataPart
     teacher: TeacherPart
-    device: str = Field("host", description="a known device, or a profile's path")
+    device: Text = Field("host", description="a known device, or a profile's path")
     budget: BudgetPart = BudgetPart.model_construct()
     student: StudentPart = StudentPart.model_construct()
     augment: AugmentPart = AugmentPart.model_construct()
@@ -239,14 +263,14 @@ class Recipe(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(_explain(error, where, text)) from None
+            raise RecipeError(_explain(error, data, where, text)) from None
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
         """Read a YAML file; its relative paths are taken from the file's own folder."""
         path = Path(path)
         text = _read_text(path)
-        recipe = cls.parse(_load_yaml(text, path), where=str(path), text=text)
+        recipe = cls.parse(load_yaml(text, str(path)), where=str(path), text=text)
         return recipe.resolved(path.resolve().parent)
 
     def resolved(self, folder: Path) -> Recipe:
@@ -272,7 +296,7 @@ class Recipe(Part):
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""
-        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+        return dump_yaml(json.loads(self.model_dump_json()))
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -280,23 +304,36 @@ class Recipe(Part):
         return Recipe.model_json_schema()
 
 
-def _share(raw: Any) -> float:
-    text = raw.strip() if isinstance(raw, str) else raw
+def _limit(name: str, given: Any) -> Limit:
+    """Return one limit in SI units; raises `ValueError`, as validators must."""
+    metric, unit = _BUDGET[name]
+    part = given if isinstance(given, BudgetLimit) else BudgetLimit(limit=given)
     try:
-        value = (
-            float(text[:-1]) / 100 if isinstance(text, str) and text[-1:] == "%" else float(text)
-        )
+        share = metric == "accuracy"
+        value = _share(part.limit) if share else parse_quantity(part.limit, unit)
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+    return Limit(metric=metric, value=value, hard=part.hard, source="recipe")
+
+
+def _share(raw: Any) -> float:
+    text = str(raw).strip()
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise RecipeError(f"'{raw}' must lie between 0 and 1; write it like '0.95' or '95 %'")
+        raise RecipeError(f"'{text[:40]}' must lie between 0 and 1; write it like '0.95' or '95 %'")
     return value
 
 
 def _absolute(value: str | None, folder: Path) -> str | None:
     if value is None or value == "digits" or value.startswith(("timm:", "torchvision:")):
         return value
-    return str(folder / Path(value).expanduser())
+    try:
+        return str(folder / Path(value).expanduser())
+    except RuntimeError:
+        raise RecipeError(f"{value}: there is no such home folder; write the whole path") from None
 
 
 def _read_text(path: Path) -> str:
@@ -306,60 +343,51 @@ def _read_text(path: Path) -> str:
         near = f"{near_matches(path.name, there)} " if there else ""
         raise RecipeError(f"no recipe at {path}. {near}Write one with: tutelage init TEACHER DATA")
     if path.stat().st_size > _LARGEST_BYTES:
-        raise RecipeError(f"{path} is larger than 1 MB; that is no recipe")
+        raise RecipeError(f"{path} is larger than 100 kB; that is no recipe")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise RecipeError(f"{path} is not text; a recipe is a YAML file in UTF-8") from None
 
 
-def _load_yaml(text: str, path: Path) -> Any:
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise RecipeError(f"{path} uses YAML aliases (*name); write the values out")
-        _refuse_repeats(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"{path}{line}: {problem}; a recipe is plain YAML") from None
-    except RecursionError:
-        raise RecipeError(f"{path} is nested too deeply; a recipe is plain YAML") from None
-
-
-def _refuse_repeats(node: Any, path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise RecipeError(f"{path}:{line}: the key '{key.value}' stands twice; keep one")
-            seen.add(key.value)
-            _refuse_repeats(value, path)
-
-
-def _explain(error: ValidationError, where: str, text: str | None) -> str:
+def _explain(error: ValidationError, data: Any, where: str, text: str | None) -> str:
     """Write the first problem as one line: where, which key, what is wrong, what is right."""
-    problems = error.errors(include_url=False)
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    loc = tuple(part for part in first["loc"] if isinstance(part, int) or _is_key(part))
-    key = ".".join(str(part) for part in loc) or "recipe"
-    line = _line_of(text, loc) if text else None
+    problems = [(_keys(p["loc"], data, p["type"]), p) for p in error.errors(include_url=False)]
+    unknown = [p for p in problems if p[1]["type"] == "extra_forbidden"]
+    top = (unknown or problems)[0][0][:2]
+    # Each arm of a union complains; the one that read deepest was meant.
+    keys, first = max(
+        (p for p in unknown or problems if p[0][:2] == top),
+        key=lambda p: (len(p[0]), p[1]["type"] == "value_error"),
+    )
+    key = ".".join(str(part) for part in keys) if keys else "recipe"
+    line = line_of(text, keys) if text else None
     place = f"{where}:{line}" if line else where
-    if first["type"] == "extra_forbidden":
-        return f"{place}: unknown key '{key}'. {_near_key(loc)}"
-    if first["type"] == "missing":
-        return f"{place}: the key '{key}' is missing; add it (see: tutelage init --help)"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
     given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-    return f"{place}: {key}: {message}{shown}"
+    if isinstance(given, (str, int, float, bool)) and not message.startswith("'"):
+        message += f" (given: {given!r:.60})"
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key '{key}'. {_near_key(keys)}"
+    elif first["type"] == "missing":
+        message = f"the key '{key}' is missing; add it (see: tutelage init --help)"
+    else:
+        message = f"{key}: {message}"
+    return " ".join(f"{place}: {message}".split())
 
 
-def _is_key(part: str) -> bool:
-    """Tell a recipe key from the tags that pydantic adds to `loc` for the arms of a union."""
-    return part.isidentifier() and part not in ("float", "str", "int", "BudgetLimit", "LossPart")
+def _keys(loc: tuple[int | str, ...], data: Any, kind: str) -> tuple[int | str, ...]:
+    """Return the keys in `loc` without the tags that pydantic adds for the arms of a union."""
+    keys: list[int | str] = []
+    for i, part in enumerate(loc):
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
+        ):
+            keys.append(part)
+            data = data[part]  # type: ignore[index]
+        elif kind == "missing" and i == len(loc) - 1:
+            keys.append(part)
+    return tuple(keys)
 
 
 def _near_key(loc: tuple[Any, ...]) -> str:
@@ -370,22 +398,3 @@ def _near_key(loc: tuple[Any, ...]) -> str:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             model = BudgetLimit if "budget" in loc else Recipe
     return near_matches(str(loc[-1]), list(model.model_fields))
-
-
-def _line_of(text: str, loc: tuple[Any, ...]) -> int | None:
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    line: int | None = None
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            if part >= len(node.value):
-                break
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

@@ -7,13 +7,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import BusyError, CorruptFileError, DiskError, RecipeError
-from tutelage.files import read_json, remove_leftovers, sha256_file, write_json
+from tutelage.files import hash_json, read_json, remove_leftovers, sha256_file, write_json
 
 _LIBRARIES = ("torch", "accelerate", "onnx", "onnxruntime", "onnxscript", "numpy", "scipy")
 
@@ -58,8 +59,12 @@ class Run:
             raise DiskError(
                 f"cannot write to {self.path}: {error.strerror}; choose --run"
             ) from None
-        remove_leftovers(self.path)
-        self.manifest = self._load()
+        try:
+            remove_leftovers(self.path)
+            self.manifest = self._load()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -75,14 +80,23 @@ class Run:
         """Return the stage's record, doing `work` only if it was not done for these `inputs`.
 
         `work` returns a JSON result and the files it wrote. A file whose bytes changed since raises
-        `CorruptFileError`; other inputs than recorded make the stage run anew.
+        `CorruptFileError`; other inputs than recorded make the stage run anew. The time of a
+        session that stopped in `work` counts too.
         """
         done = self.manifest["stages"].get(name)
         if done is not None and done["inputs"] == inputs:
             self._check(name, done["files"])
             return StageRecord(**done)
+        if done is not None:  # its files are about to change: it is done no more
+            del self.manifest["stages"][name]
+            self.save()
         started = time.monotonic()
-        result, files = work()
+        try:
+            result, files = work()
+        except BaseException:
+            with suppress(DiskError):  # the first error is the one to tell
+                self._spend(name, inputs, time.monotonic() - started)
+            raise
         hashes = {p.relative_to(self.path).as_posix(): sha256_file(p) for p in files}
         spent = time.monotonic() - started + self._earlier_seconds(name, inputs)
         record = {"inputs": inputs, "result": result, "files": hashes, "seconds": round(spent, 3)}
@@ -92,14 +106,9 @@ class Run:
         self.log("stage", name=name, seconds=record["seconds"])
         return StageRecord(**record)
 
-    def spend(self, name: str, inputs: str, seconds: float) -> None:
-        """Remember the time a stage took in a session that did not finish it."""
-        earlier = self._earlier_seconds(name, inputs)
-        self.manifest["spent"][name] = {"inputs": inputs, "seconds": round(earlier + seconds, 3)}
-        self.save()
-
     def save(self) -> None:
-        """Write run.json."""
+        """Write run.json, with a checksum over all of it."""
+        self.manifest["checksum"] = _checksum(self.manifest)
         write_json(self.file("run.json"), self.manifest)
 
     def log(self, event: str, **fields: Any) -> None:
@@ -110,6 +119,12 @@ class Run:
                 file.write(line + "\n")
         except OSError as error:
             raise DiskError(f"cannot write {self.file('log.jsonl')}: {error.strerror}") from None
+
+    def _spend(self, name: str, inputs: str, seconds: float) -> None:
+        """Remember the time a stage took in a session that did not finish it."""
+        earlier = self._earlier_seconds(name, inputs)
+        self.manifest["spent"][name] = {"inputs": inputs, "seconds": round(earlier + seconds, 3)}
+        self.save()
 
     def _earlier_seconds(self, name: str, inputs: str) -> float:
         spent = self.manifest["spent"].get(name)
@@ -135,6 +150,11 @@ class Run:
             manifest = read_json(path)
             if not isinstance(manifest, dict) or "stages" not in manifest:
                 raise CorruptFileError(f"{path} is not a run manifest; delete it and run again")
+            if manifest.get("checksum") != _checksum(manifest):
+                raise CorruptFileError(
+                    f"{path} was altered since it was written; restore it, or delete it to start "
+                    "again"
+                )
             return manifest
         return {
             "tutelage": metadata.version("tutelage"),
@@ -146,6 +166,11 @@ class Run:
             "spent": {},
             "notes": [],
         }
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hash_json(json.loads(json.dumps(rest)))  # as it will be read back: no tuples, text keys
 
 
 def versions() -> dict[str, str]:

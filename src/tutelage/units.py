@@ -20,7 +20,7 @@ _PREFIX = {
     "T": 1e12,
 }
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
-_PATTERN = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*$")
+_PATTERN = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z\u00b5\u03bc]*)\s*$")
 _EXAMPLE = {"B": "100 kB", "s": "2 ms", "J": "5 mJ", "W": "40 mW"}
 
 
@@ -32,32 +32,39 @@ def parse_quantity(text: str | int | float, unit: str) -> float:
     """
     want = f"write it like '{_EXAMPLE.get(unit, '1 ' + unit)}'"
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise RecipeError(f"{text!r} is not a quantity; {want}")
-    if isinstance(text, str):
-        value = _parse_text(text, unit, want)
-    else:
-        value = float(text)
+        raise RecipeError(f"{text!r:.40} is not a quantity; {want}")
+    try:
+        value = _parse_text(text, unit, want) if isinstance(text, str) else float(text)
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value) or value <= 0:
-        raise RecipeError(f"'{text}' must be a positive, finite quantity; {want}")
+        raise RecipeError(f"'{_shown(text)}' must be a positive, finite quantity; {want}")
     return value
+
+
+def _shown(text: str | int | float) -> str:
+    """Return what was given as one short line."""
+    if isinstance(text, int) and abs(text) >= 10**40:
+        return "an integer of more than 40 digits"
+    return " ".join(str(text).split())[:40]
 
 
 def _parse_text(text: str, unit: str, want: str) -> float:
     match = _PATTERN.match(text)
     if match is None:
-        raise RecipeError(f"'{text}' is not a quantity; {want}")
+        raise RecipeError(f"'{_shown(text)}' is not a quantity; {want}")
     try:
         number = float(match[1])
     except ValueError:
-        raise RecipeError(f"'{text}' is not a quantity; {want}") from None
-    suffix = match[2]
+        raise RecipeError(f"'{_shown(text)}' is not a quantity; {want}") from None
+    suffix = match[2].replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
     if suffix and not suffix.endswith(unit):
-        raise RecipeError(f"'{text}' is not in {unit}; {want}")
+        raise RecipeError(f"'{_shown(text)}' is not in {unit}; {want}")
     prefix = suffix[: -len(unit)] if suffix else ""
     scale = _BINARY.get(prefix) if unit == "B" else None
     scale = _PREFIX.get(prefix) if scale is None else scale
     if scale is None:
-        raise RecipeError(f"'{text}' has the unknown prefix '{prefix}'; {want}")
+        raise RecipeError(f"'{_shown(text)}' has the unknown prefix '{prefix}'; {want}")
     return number * scale
 
 

@@ -118,8 +118,8 @@ def differences(decided: Decided, most: int = 12) -> list[int]:
 
 
 def _mean(name: str, values: np.ndarray, unit: str, where: str, seed: int) -> Measurement:
-    draws = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    means = _resampled(values[:, None], seed)[:, 0]
+    low, high = np.quantile(means, [0.025, 0.975])
     return Measurement(
         name=name, value=float(values.mean()), unit=unit, kind="measured", n=len(values),
         spread=(float(low), float(high)), where=where,
@@ -128,11 +128,16 @@ def _mean(name: str, values: np.ndarray, unit: str, where: str, seed: int) -> Me
 
 def _kept(p: np.ndarray, q: np.ndarray, labels: np.ndarray, where: str, seed: int) -> Measurement:
     teacher, student = (p.argmax(1) == labels), (q.argmax(1) == labels)
-    draws = np.random.default_rng(seed).integers(0, len(labels), (_RESAMPLES, len(labels)))
-    ratios = student[draws].mean(1) / np.maximum(teacher[draws].mean(1), 1e-9)
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    means = _resampled(np.stack([student, teacher], 1), seed)
+    low, high = np.quantile(means[:, 0] / np.maximum(means[:, 1], 1e-9), [0.025, 0.975])
     value = float(student.mean() / max(teacher.mean(), 1e-9))
     return Measurement(
         name="kept", value=value, unit="1", kind="measured", n=len(labels),
         spread=(float(low), float(high)), where=where,
     )  # fmt: skip
+
+
+def _resampled(values: Float[np.ndarray, "n k"], seed: int) -> Float[np.ndarray, "resamples k"]:
+    """Return column means of resampled rows, one resample at a time: memory stays O(n)."""
+    draw, n = np.random.default_rng(seed), len(values)
+    return np.array([values[draw.integers(0, n, n)].mean(0) for _ in range(_RESAMPLES)])

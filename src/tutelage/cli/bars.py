@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+_EVERY_S = 30.0
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 class Bars:
@@ -22,13 +25,13 @@ class Bars:
     def __init__(self) -> None:
         self._live: Progress | None = None
         self._task: TaskID | None = None
+        self._plain: _Plain | None = None
 
     def start(self, label: str, total: int, done: int = 0) -> None:
         """Open a bar."""
         self.finish()
         if not console.is_terminal:
-            behind = f", {done} done before" if done else ""
-            console.print(f"{label}: {total} steps{behind}", markup=False)
+            self._plain = _Plain(label, total, done)
             return
         self._live = Progress(
             TextColumn("{task.description:<28}", markup=False),
@@ -45,6 +48,8 @@ class Bars:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move on."""
+        if self._plain is not None:
+            self._plain.advance(steps, note)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, advance=steps)
             if note:
@@ -54,8 +59,32 @@ class Bars:
         """Close the bar."""
         if self._live is not None:
             self._live.stop()
-        self._live = self._task = None
+        self._live = self._task = self._plain = None
 
     def say(self, line: str) -> None:
         """Print a line."""
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
+
+
+class _Plain:
+    """Progress for logs: a line at the start, then one every half minute with the time left."""
+
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self.label, self.total, self.done, self.behind = label, total, done, done
+        self.started = self.told = time.monotonic()
+        self.note = ""
+        behind = f", {done} done before" if done else ""
+        console.print(f"{label}: {total} steps{behind}", markup=False, soft_wrap=True)
+
+    def advance(self, steps: int, note: str) -> None:
+        self.done += steps
+        self.note = note or self.note
+        now = time.monotonic()
+        if now - self.told < _EVERY_S or self.done == self.behind:
+            return
+        self.told = now
+        left = (now - self.started) / (self.done - self.behind) * (self.total - self.done)
+        tail = f", {self.note}" if self.note else ""
+        share = self.done / max(1, self.total)
+        line = f"{self.label}: {share:.0%}, {left / 60:.1f} min left{tail}"
+        console.print(line, markup=False, soft_wrap=True)

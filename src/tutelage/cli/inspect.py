@@ -64,11 +64,11 @@ def _list(answer: dict[str, Any]) -> None:
             _amount(limits["storage_bytes"], "B"),
             row["runtime"],
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, emoji=False).print(table)
 
 
 def _show(row: dict[str, Any]) -> None:
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     out.print(f"{row['name']}: {row['title']}\n{row['description']}", markup=False)
     table = Table()
     for column in ("figure", "value", "source"):

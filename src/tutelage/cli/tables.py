@@ -18,7 +18,7 @@ _NAMES = {
 
 def show_result(answer: dict[str, Any]) -> None:
     """Print what a run ended with."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     student, teacher = answer["student"], answer["teacher"]
     table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
     for column in ("", "limit", "value", "margin", "kind", "met"):
@@ -54,7 +54,7 @@ def show_result(answer: dict[str, Any]) -> None:
 
 def show_plan(answer: dict[str, Any]) -> None:
     """Print the feasibility table."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
     names = ["storage_bytes", "ram_bytes", "macs", "latency_s", "energy_j"]
     for column in ("student", "parameters", *(_NAMES.get(n, n) for n in names), "fits"):

@@ -9,10 +9,10 @@ import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tutelage.errors import DeviceError, RecipeError
+from tutelage.plain_yaml import load_yaml
 from tutelage.records import Limit
 from tutelage.registry import near_matches
 from tutelage.units import format_quantity, parse_quantity
@@ -232,18 +232,12 @@ def cpu_name() -> str:
 
 def _read(path: Path) -> Device:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DeviceError(f"no device file at '{path}': check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DeviceError(f"device file '{path}' cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not plain text data"
-        raise DeviceError(
-            f"device file '{path}'{line} is not valid YAML ({problem}): mend the line"
-        ) from None
+    raw = load_yaml(text, f"device file '{path}'", DeviceError)
     if not isinstance(raw, dict):
         raise DeviceError(f"device file '{path}' holds no keys: start from a shipped profile")
     if raw.setdefault("name", path.stem) != path.stem:

@@ -189,6 +189,12 @@ class Objective(nn.Module):
         return torch.where(self.automatic, self.share * self._reference_weight * ratio, self.fixed)
 
 
+def check_terms(terms: tuple[Term, ...]) -> None:
+    """Raise `RecipeError` on a wrong name, option or weight, before anything is built."""
+    checked = _checked_terms(terms)
+    _reference(checked, tuple(LOSSES[term.name] for term in checked))
+
+
 def _checked_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:
     if not terms:
         raise RecipeError("the objective has no losses: name at least one, for instance dist")

@@ -14,6 +14,7 @@ from torch import nn
 from tutelage.devices import load_device
 from tutelage.errors import BudgetMissedError
 from tutelage.files import hash_json, write_atomically
+from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, load_own_student, plan
@@ -109,13 +110,14 @@ def run_recipe(
     device = load_device(recipe.device)
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
-        write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
         material = material or read_material(recipe)
+        check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
         run.stage("data", hash_json(found), lambda: (found, []))
         for note in material.notes:
             progress.say(f"data: {note}")
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
+        write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip

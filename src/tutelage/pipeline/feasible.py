@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tutelage.devices import load_device
+from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.material import Material, read_material
-from tutelage.pipeline.planning import budget_of, load_own_student, meta_of, with_shape
+from tutelage.pipeline.planning import budget_of, load_own_student, meta_of
 from tutelage.pipeline.proving import verdicts
 from tutelage.pipeline.teaching import built_in_spec, open_teacher
 from tutelage.plan.compact import STRUCTURES, Candidate, weigh, widest
@@ -31,6 +32,7 @@ def plan_recipe(
     started = time.monotonic()
     progress = progress or Silent()
     material, device = read_material(recipe), load_device(recipe.device)
+    check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)
     costing = Costing(
@@ -82,7 +84,7 @@ def _rows(
         )
         return [(str(recipe.student.source), candidate)]
     if recipe.student.spec is not None:
-        spec = StudentSpec.from_json(with_shape(recipe.student.spec, material))
+        spec = fixed_spec(recipe.student.spec, material)
         return [(_name(spec), weigh(spec, costing))]
     rows: list[tuple[str, Candidate]] = []
     for structure in track(STRUCTURES, len(STRUCTURES), "Costing structures", progress):

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
+from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.pipeline.lessons import epochs_for, objective_of, schedule_of, terms_of
 from tutelage.pipeline.material import Material
-from tutelage.pipeline.planning import Chosen, warm_weights
+from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
 from tutelage.pipeline.teaching import Taught
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -70,11 +71,12 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
 
 
 def build_lesson(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired
-) -> Distillation:
-    """Put student, objective, signals and data together."""
+    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired,
+    terms: tuple[Term, ...] = (),
+) -> Distillation:  # fmt: skip
+    """Put student, signals, data and objective (`terms`, else the recipe's losses) together."""
     objective = objective_of(
-        terms_of(recipe.distill),
+        terms or terms_of(recipe.distill),
         pairs=paired.pairing.pairs if paired.pairing else (),
         student_widths=tuple(_width(tap) for tap in paired.taps),
         teacher_widths=tuple(_width(tap) for tap in taught.teacher.taps),
@@ -121,7 +123,7 @@ def distill(
         if tracker:
             tracker.close()
         result = {
-            "spec": None if chosen.spec is None else chosen.spec.to_json(),
+            "spec": _own(network) if chosen.spec is None else chosen.spec.to_json(),
             "parameters": chosen.parameters,
             "epochs": epochs,
             "seed": recipe.seed,
@@ -162,14 +164,17 @@ def distill_for_int8(
 ) -> list[float]:  # fmt: skip
     """Teach the student on from the same signals while it feels int8 rounding; return the curve.
 
-    A tenth of the epochs at a tenth of the rate. The network is changed in place.
+    By the decision alone: losses that read taps are left out. A tenth of the epochs at a tenth of
+    the rate. The network is changed in place.
     """
     epochs = max(3, epochs_for(recipe, material.train.count) // 10)
     schedule = schedule_of(
         recipe, epochs=epochs, seed=recipe.seed, rate=recipe.distill.rate / 10, precision="float32"
     )
     with quantization_aware(network):
-        lesson = build_lesson(recipe, material, taught, network, Paired(taps=(), pairing=None))
+        unpaired = Paired(taps=(), pairing=None)
+        terms = decision_terms(recipe)
+        lesson = build_lesson(recipe, material, taught, network, unpaired, terms)
         trainer = Trainer(
             lesson,
             schedule,
@@ -192,9 +197,13 @@ def _save(folder: Path, chosen: Chosen, network: nn.Module) -> list[Path]:
     if chosen.spec is not None:
         return students.save(folder, chosen.spec, network)
     paths = [folder / "spec.json", folder / "model.safetensors"]
-    write_json(paths[0], {"family": "own", "name": type(network).__name__})
+    write_json(paths[0], _own(network))
     write_tensors(paths[1], network.state_dict())
     return paths
+
+
+def _own(network: nn.Module) -> dict[str, str]:
+    return {"family": "own", "name": type(network).__name__}
 
 
 def _weights_hash(network: nn.Module) -> str:

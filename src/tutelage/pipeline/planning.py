@@ -18,6 +18,7 @@ from tutelage.files import hash_json, read_tensors, write_json, write_tensors
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
 from tutelage.measure.energy import POWERCAP, read_rapl
+from tutelage.pipeline.checking import fixed_spec
 from tutelage.pipeline.lessons import epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
@@ -124,7 +125,7 @@ def _candidates(
     progress: Progress,
 ) -> tuple[Candidate, ...]:  # fmt: skip
     if recipe.student.spec is not None:
-        spec = StudentSpec.from_json(with_shape(recipe.student.spec, material))
+        spec = fixed_spec(recipe.student.spec, material)
         candidate = weigh(spec, costing)
         if candidate.missed:
             raise InfeasibleError(_missed_line(candidate, costing))
@@ -166,11 +167,6 @@ def _candidates(
         )
         for row in record.result
     )
-
-
-def with_shape(spec: dict[str, Any], material: Material) -> dict[str, Any]:
-    """Fill in what the data decides, so that a recipe need not repeat it."""
-    return {"image": list(material.shape), "classes": len(material.classes), **spec}
 
 
 def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run) -> Chosen:
@@ -256,7 +252,8 @@ def _trial(
         return figure.to_json(), [path]
 
     inputs = hash_json(
-        [taught.train.key, candidate.spec.to_json(), recipe.distill.model_dump(mode="json"),
+        [taught.train.key, taught.validation.key, candidate.spec.to_json(),
+         recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
          recipe.seed, recipe.threads, recipe.augment.views]
     )  # fmt: skip
     return run.stage(f"trial-{key}", inputs, work).result

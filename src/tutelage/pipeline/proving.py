@@ -31,7 +31,7 @@ from tutelage.measure.memory import measure_memory
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.shipping import Shipped
-from tutelage.pipeline.teaching import Taught
+from tutelage.pipeline.teaching import Taught, signals_of_test
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit, Measurement, Verdict
@@ -68,18 +68,21 @@ def prove(
 
     The test split is read here and nowhere else.
     """
-    path = run.file("proof.json")
+    path, test = run.file("proof.json"), signals_of_test(material, taught, run)
 
     def work() -> tuple[Any, list[Path]]:
-        write_json(path, _proof(recipe, material, taught, shipped, device, limits, run, progress))
-        return None, [path]
+        files = test.fill(progress)
+        said = test.read(torch.arange(material.test.count), 0).decision.numpy()
+        proof = _proof(recipe, material, taught, shipped, device, limits, run, progress, said)
+        write_json(path, proof)
+        return None, [path, *files]
 
     inputs = hash_json(
         [
             [artifact.to_json() for artifact in shipped.artifacts],
             [dataclasses.asdict(limit) for limit in limits],
             device.model_dump(mode="json"),
-            [taught.validation.key, taught.test.key, material.content],
+            [taught.validation.key, test.key, material.content],
             recipe.export.precision,
         ]
     )
@@ -89,7 +92,7 @@ def prove(
 
 def _proof(
     recipe: Recipe, material: Material, taught: Taught, shipped: Shipped, device: Device,
-    limits: tuple[Limit, ...], run: Run, progress: Progress,
+    limits: tuple[Limit, ...], run: Run, progress: Progress, teacher_test: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
     labels = material.data.test.labels
     progress.start("Proving the artifacts", len(shipped.artifacts) + 2)
@@ -98,7 +101,6 @@ def _proof(
         weighed.append(_weigh(artifact, material, device, limits, run))
         progress.advance(1, artifact.precision)
     chosen = _choose(recipe, weighed, device)
-    teacher_test = taught.test.read(torch.arange(material.test.count), 0).decision.numpy()
     where = f"{chosen.artifact.path} in onnxruntime, test split"
     decided = Decided(student=chosen.logits_test, teacher=teacher_test, labels=labels, where=where)
     progress.advance()

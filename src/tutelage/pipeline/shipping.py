@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tutelage.train.distill import decisions
 _CALIBRATION_EXAMPLES = 512
 _PARITY_EXAMPLES = 1_000
 _LARGEST_FLOAT_ERROR = 1e-3
+_INT8 = "artifacts/student-int8.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +88,19 @@ def _export_all(
     rows = [{"artifact": float_path.name, **asdict(close)}]
     artifacts = [_artifact(run, float_path, "float32", ())]
     notes: list[str] = []
+    run.file(_INT8).unlink(missing_ok=True)  # an earlier student's must not lie beside this one
     if recipe.export.precision != "float32":
-        int8_path, remarks = _int8(recipe, material, taught, network, run, progress, float_path)
-        notes += remarks
-        rows.append({"artifact": int8_path.name, **asdict(parity(int8_path, reference, inputs))})
-        artifacts.append(_artifact(run, int8_path, "int8", tuple(remarks)))
+        try:
+            int8, remarks = _int8(recipe, material, taught, network, run, progress, float_path)
+        except ExportError as error:
+            if recipe.export.precision == "int8":
+                raise
+            progress.say(f"export: {error}")
+            notes.append(f"int8 was refused and only float32 is left: {error}")
+        else:
+            notes += remarks
+            rows.append({"artifact": int8.name, **asdict(parity(int8, reference, inputs))})
+            artifacts.append(_artifact(run, int8, "int8", tuple(remarks)))
     paths = [run.file(artifact.path) for artifact in artifacts]
     result = {
         "artifacts": [artifact.to_json() for artifact in artifacts],
@@ -105,7 +115,7 @@ def _int8(
     progress: Progress, float_path: Path,
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
-    path = run.file("artifacts/student-int8.onnx")
+    path = run.file(_INT8)
     calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).inputs
     check = _Check(material, taught, float_path)
     progress.say("export: int8 ONNX")
@@ -142,7 +152,7 @@ def _retaught(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
     progress: Progress,
 ) -> nn.Module:  # fmt: skip
-    path = run.file("student/int8.safetensors")
+    path, network = run.file("student/int8.safetensors"), copy.deepcopy(network)
 
     def work() -> tuple[Any, list[Path]]:
         figures = distill_for_int8(recipe, material, taught, network, run, progress)

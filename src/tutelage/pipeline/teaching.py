@@ -35,12 +35,11 @@ _FIT_STEPS = 7_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taught:
-    """The teacher and everything it said, split by split."""
+    """The teacher and everything it said of the splits that are learned from and chosen by."""
 
     teacher: Teacher
     train: SignalCache
     validation: SignalCache
-    test: SignalCache
 
 
 def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
@@ -96,7 +95,10 @@ def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress
         paths = students.save(folder, spec, network)
         return {"spec": spec.to_json(), "epochs": epochs, "history": history}, paths
 
-    inputs = hash_json([material.content, spec.to_json(), epochs, recipe.seed, recipe.threads])
+    inputs = hash_json(
+        [material.content, spec.to_json(), epochs, recipe.seed, recipe.threads,
+         recipe.distill.precision]
+    )  # fmt: skip
     run.stage("fit", inputs, work)
     return folder
 
@@ -158,10 +160,17 @@ def teach(
         for split, views, wanted in (
             (material.train, recipe.augment.views, features and "features" in needed),
             (material.validation, 1, features),
-            (material.test, 1, False),
         )
     ]
-    return _fill(recipe, material, run, progress, teacher, (caches[0], caches[1], caches[2]))
+    return _fill(recipe, material, run, progress, teacher, (caches[0], caches[1]))
+
+
+def signals_of_test(material: Material, taught: Taught, run: Run) -> SignalCache:
+    """Return the cache for what the teacher says of the test split; it is filled to be read."""
+    return SignalCache(
+        run.file("signals"), material.test, views=1, features=False, maps=False,
+        teacher=taught.teacher,
+    )  # fmt: skip
 
 
 def _refuse_taps(terms: tuple[Term, ...]) -> None:
@@ -180,12 +189,12 @@ def _fill(
     run: Run,
     progress: Progress,
     teacher: Teacher,
-    caches: tuple[SignalCache, SignalCache, SignalCache],
+    caches: tuple[SignalCache, SignalCache],
 ) -> Taught:
     """Fill the caches (what is there is not asked again), fit lenses, record both stages."""
     for cache in caches:
         progress.say(cache.describe())
-    train, validation, test = caches
+    train, validation = caches
     files = [path for cache in caches for path in cache.fill(progress)]
     keys = [cache.key for cache in caches]
 
@@ -232,7 +241,7 @@ def _fill(
         }, []
 
     run.stage("teacher", hash_json([teacher.fingerprint, keys, recipe.teacher.fit]), describe)
-    return Taught(teacher=teacher, train=train, validation=validation, test=test)
+    return Taught(teacher=teacher, train=train, validation=validation)
 
 
 def _named(figure: Measurement, name: str) -> dict[str, Any]:

@@ -124,14 +124,17 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
     students = [measurement(m) for m in figures.get("student") or []]
     teachers = [measurement(m) for m in figures.get("teacher") or []]
     tiles = []
-    for name, title in (
-        ("accuracy_test", "Test accuracy"),
-        ("storage_bytes", "Storage"),
-        ("latency_p50_s", "Latency"),
-        ("energy_j", "Energy"),
+    device = (proof.get("device") or {}).get("name", "")
+    for names, title in (
+        (("accuracy_test",), "Test accuracy"),
+        (("storage_bytes",), "Storage"),
+        # The named device's own figure, where its profile has one, before that of this machine.
+        (("latency_s", "latency_p50_s"), "Latency"),
+        (("energy_j",), "Energy per inference"),
     ):
-        own = next((m for m in students if m.name == name), None)
+        own = next((m for name in names for m in students if m.name == name), None)
         if own is not None:
+            title += f" on {device}" if own.name == "latency_s" and device else ""
             other = _beside(own, teachers)
             tiles.append(Tile(name=title, figure=show(own), note=_note(own, other)))
     return tuple(tiles)
@@ -140,7 +143,7 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
 def _beside(own: Measurement, teachers: list[Measurement]) -> Measurement | None:
     """Find the teacher's figure that compares: speed and energy only on the same machine."""
     same = [m for m in teachers if m.name == own.name]
-    if own.name in ("latency_p50_s", "energy_j"):
+    if own.name in ("latency_s", "latency_p50_s", "energy_j"):
         same = [m for m in same if m.where == own.where]
     return same[0] if same else None
 

@@ -68,14 +68,7 @@ def reading(path: Path) -> Iterator[None]:
 def _load(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        data = read_json(path)
-    except OSError as error:
-        raise RecipeError(f"cannot read {path}: {error.strerror}; check its permissions") from None
-    except RecursionError:
-        raise CorruptFileError(
-            f"{path} is damaged (nested too deeply); delete it and run again"
-        ) from None
+    data = read_json(path)
     with reading(path):
         return _mapping(data)
 

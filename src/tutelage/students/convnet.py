@@ -8,6 +8,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_LARGEST = {
+    "image": 16_384, "classes": 1_000_000, "widths": 8_192, "depths": 256, "kernel": 31,
+    "expand": 64, "stem_stride": 8,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvNetSpec:
@@ -15,7 +20,7 @@ class ConvNetSpec:
 
     `image` is (channels, height, width). Stage `i` has `widths[i]` channels and `depths[i]` blocks,
     and halves the resolution unless it is the first. `block` is `plain` (two full convolutions) or
-    `depthwise` (expand, depthwise, project).
+    `depthwise` (expand, depthwise, project). Raises `ValueError` for an impossible knob.
     """
 
     image: tuple[int, int, int]
@@ -26,6 +31,25 @@ class ConvNetSpec:
     kernel: int = 3
     expand: int = 2
     stem_stride: int = 1
+
+    def __post_init__(self) -> None:
+        for knob, most in _LARGEST.items():
+            value = getattr(self, knob)
+            if isinstance(value, tuple) is not (knob in ("image", "widths", "depths")):
+                raise ValueError(f"{knob} cannot be {value!r}; image, widths and depths are lists")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, bool) or not isinstance(number, int):
+                    raise ValueError(f"{knob} holds {number!r}; write whole numbers")
+                if not 1 <= number <= most:
+                    raise ValueError(f"{knob} holds {number}; it goes from 1 to {most}")
+        if len(self.image) != 3:
+            raise ValueError("image is [channels, height, width]")
+        if not 1 <= len(self.widths) == len(self.depths):
+            raise ValueError("widths and depths need one number for each stage, and as many")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel is {self.kernel}; it must be odd, so that shapes are kept")
+        if self.block not in ("plain", "depthwise"):
+            raise ValueError(f"block is {self.block!r}; it is 'plain' or 'depthwise'")
 
     @property
     def taps(self) -> tuple[str, ...]:

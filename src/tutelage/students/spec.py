@@ -55,7 +55,7 @@ class StudentSpec:
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
         try:
             return cls(family=family, knobs=kind(**lists))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise RecipeError(f"student family '{family}': {error}") from None
 
     def build(self) -> nn.Module:
@@ -84,6 +84,8 @@ def load(folder: str | Path) -> nn.Module:
         if not (folder / name).is_file():
             raise StudentError(f"{folder} has no {name}; name a run's student folder")
     data = read_json(folder / "spec.json")
+    if not isinstance(data, dict):
+        raise CorruptFileError(f"{folder / 'spec.json'} is damaged (it holds no keys)")
     data.pop("note", None)
     network = StudentSpec.from_json(data).build()
     tensors, _ = read_tensors(folder / "model.safetensors")

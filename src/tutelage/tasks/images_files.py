@@ -175,8 +175,8 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("it is a single .npy array")
             return {key: archive[key] for key in archive.files}
     except ValueError as error:
-        if "pickle" not in str(error):
-            raise DataError(f"{path} is not a readable .npz ({error}): save it again") from None
+        if "pickle" not in str(error) or not zipfile.is_zipfile(path):
+            raise DataError(f"{path} is not a readable .npz: save it again") from None
         raise DataError(
             f"{path} holds Python objects, which are never loaded: "
             "save plain arrays (uint8 images, whole numbers or fixed-width strings)"

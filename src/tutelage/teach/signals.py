@@ -87,13 +87,7 @@ class SignalCache:
         `CorruptFileError` when a stored shard was altered. Returns the files.
         """
         manifest_path = self.folder / "manifest.json"
-        manifest: dict[str, Any] = {"key": self.key, "shards": {}}
-        if manifest_path.exists():
-            manifest = read_json(manifest_path)
-            if manifest.get("key") != self.key or not isinstance(manifest.get("shards"), dict):
-                raise CorruptFileError(
-                    f"{manifest_path} was altered; delete the folder {self.folder} and run again"
-                )
+        manifest = self._manifest(manifest_path)
         names = [
             (view, first, f"view{view}-{first}.safetensors")
             for view in range(self.views)
@@ -182,6 +176,17 @@ class SignalCache:
             for number, tensor in enumerate(tensors):
                 stored[f"{kind}{number}"] = _narrow(tensor)
         return {name: tensor.detach().cpu() for name, tensor in stored.items()}
+
+    def _manifest(self, path: Path) -> dict[str, Any]:
+        if not path.exists():
+            return {"key": self.key, "shards": {}}
+        found = read_json(path)
+        wanted = isinstance(found, dict) and found.get("key") == self.key
+        if not wanted or not isinstance(found.get("shards"), dict):
+            raise CorruptFileError(
+                f"{path} was altered; delete the folder {self.folder} and run again"
+            )
+        return found
 
     def _check(self, name: str, expected: str) -> None:
         path = self.folder / name

@@ -1,9 +1,10 @@
 """Quantization-aware training: the network feels int8 rounding while it learns.
 
 Covers convolutions and linear layers as they are exported: weights rounded symmetrically per output
-channel, inputs of convolutions per tensor (a linear layer computes in float). Batch norms stay frozen: folding one into its convolution scales whole output channels,
-which per-channel rounding commutes with, so nothing need be folded first. The additions and
-poolings between layers stay exact.
+channel, inputs of convolutions per tensor (a linear layer computes in float). Batch norms stay
+frozen: folding one into its convolution scales whole output channels, which per-channel rounding
+commutes with, so nothing need be folded first. The additions and poolings between layers stay
+exact.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ def quantization_aware(network: nn.Module) -> Iterator[None]:
             hook.remove()
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            bias = layer._parameters["bias"]
+            if bias is not None:  # weight before bias, as it was
+                del layer.bias
+                layer.register_parameter("bias", bias)
         for layer in convolutions:
             delattr(layer, _LOW)
             delattr(layer, _HIGH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ _MODULES = {
 class OpenTracker:
     """One tracker for one training."""
 
-    def __init__(self, tracker: Any) -> None:
+    def __init__(self, tracker: Any, variables: tuple[str, ...] = ()) -> None:
         self._tracker = tracker
+        self._variables = variables
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Send one epoch's figures."""
@@ -26,6 +28,7 @@ class OpenTracker:
     def close(self) -> None:
         """Flush and end."""
         self._tracker.finish()
+        _unset(self._variables)
 
 
 def open_tracker(name: str | None, folder: Path) -> OpenTracker | None:
@@ -41,11 +44,23 @@ def open_tracker(name: str | None, folder: Path) -> OpenTracker | None:
 
     folder.mkdir(parents=True, exist_ok=True)
     kind = LOGGER_TYPE_TO_CLASS[name]
-    tracker: Any
-    if kind.requires_logging_directory:
-        tracker = kind("tutelage", logging_dir=str(folder))
-    else:
-        tracker = kind("tutelage")
-    if hasattr(tracker, "start"):
-        tracker.start()
-    return OpenTracker(tracker)
+    options = {"wandb": {"dir": str(folder)}, "trackio": {}}.get(name, {"logging_dir": str(folder)})
+    # A place that the user has set stands; else these would write to the current folder or home.
+    places = {"mlflow": ("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve() / 'mlflow.db'}"),
+              "trackio": ("TRACKIO_DIR", str(folder.resolve()))}  # fmt: skip
+    variable, place = places.get(name, ("", ""))
+    ours = (variable,) if variable and variable not in os.environ else ()
+    os.environ.update({v: place for v in ours})
+    try:
+        tracker: Any = kind("tutelage", **options)
+        if hasattr(tracker, "start"):
+            tracker.start()
+    except BaseException:
+        _unset(ours)
+        raise
+    return OpenTracker(tracker, ours)
+
+
+def _unset(variables: tuple[str, ...]) -> None:
+    for variable in variables:
+        os.environ.pop(variable, None)

@@ -1,0 +1,115 @@
+"""The recipe's words become terms, needs, objectives and schedules."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tutelage.errors import RecipeError
+from tutelage.losses import LOSSES, Term
+from tutelage.pipeline.lessons import epochs_for, objective_of, schedule_of, terms_of, wants
+from tutelage.recipe import Recipe
+
+
+def recipe(**distill):
+    given = {"data": {"train": "digits"}, "teacher": {"fit": True}, "distill": distill}
+    return Recipe.parse(given)
+
+
+def terms(**losses):
+    return terms_of(recipe(losses=losses).distill)
+
+
+def test_weights_and_options_are_taken_over_in_order():
+    found = terms(kl={"weight": 0.5, "temperature": 2.0}, dist=1, trajectory="auto",
+                  features={"weight": "auto"}, rkd={})  # fmt: skip
+    assert found == (
+        Term(name="kl", weight=0.5, options={"temperature": 2.0}),
+        Term(name="dist", weight=1.0),
+        Term(name="trajectory", weight=None),
+        Term(name="features", weight=None),
+        Term(name="rkd", weight=1.0),
+    )
+
+
+def test_by_default_dist_teaches():
+    assert terms_of(recipe().distill) == (Term(name="dist", weight=1.0),)
+
+
+@pytest.mark.parametrize(
+    ("losses", "want"),
+    [
+        ({"kl": 1}, set()), ({"cross_entropy": 1}, set()), ({"deep_supervision": 1}, set()),
+        ({"trajectory": 1}, {"features"}), ({"srd": 1, "kl": 1}, {"features"}),
+        ({"attention": 1}, {"maps"}), ({"attention": 1, "features": 1}, {"maps", "features"}),
+    ],
+)  # fmt: skip
+def test_the_cache_holds_what_the_losses_read_and_no_more(losses, want):
+    assert wants(terms(**losses)) == want
+
+
+def test_every_loss_that_reads_taps_is_stored_for():
+    for name in LOSSES:
+        entry, stored = LOSSES[name], wants((Term(name=name),))
+        assert stored == {
+            "trajectory": {"features"}, "features": {"features"}, "maps": {"maps"},
+        }.get(entry.reads, set())  # fmt: skip
+
+
+def objective(*found, pairs=((0, 0),)):
+    return objective_of(found, pairs=pairs, student_widths=(4,), teacher_widths=(6,), seed=3)
+
+
+def test_the_objective_has_projectors_drawn_from_the_seed():
+    one, other = (objective(*terms(features=1)) for _ in range(2))
+    weights = [list(o.parameters()) for o in (one, other)]
+    assert [tuple(w.shape) for w in weights[0]] == [(6, 4)]
+    assert torch.equal(weights[0][0], weights[1][0])
+
+
+@pytest.mark.parametrize(
+    ("found", "pairs", "says"),
+    [
+        ((Term(name="dsit"),), (), "dist"),
+        ((Term(name="kl", options={"temprature": 2}),), (), "temperature"),
+        ((Term(name="kl", weight=float("nan")),), (), "finite"),
+        ((Term(name="kl", weight=-1.0),), (), "finite"),
+        ((Term(name="features"),), (), "no taps are paired"),
+        ((Term(name="features"),), ((0, 1),), "correct the pairing"),
+        ((), (), "no losses"),
+    ],
+)
+def test_a_wrong_objective_is_refused_in_one_line(found, pairs, says):
+    with pytest.raises(RecipeError, match=says) as info:
+        objective(*found, pairs=pairs)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "epochs"),
+    [(50, 128, 120), (12_800, 128, 90), (60_000, 128, 20), (10_000_000, 128, 20), (1, 1, 120)],
+)
+def test_unset_epochs_make_about_nine_thousand_steps(examples, batch, epochs):
+    assert epochs_for(recipe(batch=batch), examples) == epochs
+
+
+def test_epochs_that_are_set_are_kept():
+    assert epochs_for(recipe(epochs=3), 1_000_000) == 3
+
+
+def test_the_schedule_takes_every_key_of_the_recipe():
+    part = {
+        "batch": 32, "optimizer": "sgd", "schedule": "cosine", "rate": 0.5, "weight_decay": 0.25,
+        "ema": 0.5, "clip": 2.0, "patience": 4, "precision": "bf16", "checkpoint": "2 ms",
+    }  # fmt: skip
+    made = schedule_of(recipe(**part), epochs=7, seed=9)
+    want = {**part, "shape": "cosine", "checkpoint_s": 0.002, "epochs": 7, "seed": 9}
+    shown = dataclasses.asdict(made)
+    for name in ("schedule", "checkpoint"):
+        del want[name]
+    assert {name: shown[name] for name in want} == want
+
+
+def test_changes_come_before_the_recipe():
+    made = schedule_of(recipe(rate=0.5), epochs=7, seed=9, rate=0.05, precision="float32")
+    assert (made.rate, made.precision, made.batch) == (0.05, "float32", 128)
