@@ -109,4 +109,5 @@ if __name__ == "__main__":
     find_task("vision")
     assert threading.active_count() == 1
     for line in sys.stdin:
-        print(json.dumps(serve(json.loads(line))), flush=True)
+        sys.stdout.write(json.dumps(serve(json.loads(line))) + "\n")
+        sys.stdout.flush()

@@ -127,7 +127,8 @@ def test_the_artifact_runs_with_nothing_but_onnxruntime_and_numpy(
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    right = [said == str(label) for said, label in zip(json.loads(done.stdout), test.labels)]
+    says = json.loads(done.stdout)
+    right = [said == str(label) for said, label in zip(says, test.labels, strict=True)]
     proved = next(f for f in proof["figures"]["student"] if f["name"] == "accuracy_test")
     assert proved["n"] == len(right)
     assert proved["value"] == pytest.approx(sum(right) / len(right))

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the runner fork
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """A warm process that runs the tiny recipe in forks; `whole` is a run that nothing disturbed."""
+    """A warm process that runs the tiny recipe in forks; nothing disturbed the run `whole`."""
 
     folder: Path
     process: subprocess.Popen[str]

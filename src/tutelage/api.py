@@ -42,6 +42,7 @@ Data = str | Path | tuple[np.ndarray, np.ndarray]
 def fit(
     teacher: str | Path | nn.Module,
     data: Data,
+    /,
     *,
     device: str = HOST,
     budget: Mapping[str, Any] | None = None,
@@ -54,7 +55,8 @@ def fit(
 
     `teacher` is `"fit"` (train one), a torch module, or a source as in the recipe. `data` is a path
     or `(images uint8 [n, h, w, c], labels int [n])`. `budget` has the recipe's keys, for instance
-    `{"storage": "100 kB"}`; `parts` are other parts of the recipe (`distill={"epochs": 20}`).
+    `{"storage": "100 kB"}`; `parts` are other parts of the recipe (`distill={"epochs": 20}`, and
+    `teacher` and `data` too: `data={"validation": 0.2}`).
     Raises a `TutelageError`; a missed limit is told by `Result.met`.
     """
     module = teacher if isinstance(teacher, nn.Module) else None
@@ -84,6 +86,7 @@ def distill(
     teacher: str | Path | nn.Module,
     student: nn.Module,
     data: Data,
+    /,
     *,
     losses: Mapping[str, Any] | None = None,
     epochs: int | None = None,
@@ -188,7 +191,7 @@ def audit(
     return fidelity(Decided(student=student, teacher=teacher, labels=labels))
 
 
-def _recipe(teacher: Any, data: Data, **parts: Any) -> Recipe:
+def _recipe(teacher: Any, data: Data, /, **parts: Any) -> Recipe:
     if isinstance(teacher, nn.Module):
         source: dict[str, Any] = {"source": "given from Python"}
     else:

@@ -19,7 +19,8 @@ from pydantic import (
 )  # fmt: skip
 
 from tutelage.errors import RecipeError
-from tutelage.plain_yaml import check_plain, dump_yaml, line_of, load_yaml
+from tutelage.plain_yaml import check_plain, dump_yaml, load_yaml
+from tutelage.recipe_errors import explain
 from tutelage.records import Limit, Metric
 from tutelage.registry import near_matches
 from tutelage.units import parse_quantity
@@ -235,6 +236,19 @@ class ExportPart(Part):
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 
 
+class MeasurePart(Part):
+    """A power meter's record of the artifact on the device, for measured energy."""
+
+    power_csv: Text | None = Field(None, description="columns time_s and power_w")
+    inferences: Count | None = Field(None, description="how many ran while it was recorded")
+
+    @model_validator(mode="after")
+    def _both(self) -> MeasurePart:
+        if (self.power_csv is None) != (self.inferences is None):
+            raise ValueError("give 'power_csv' and 'inferences' together")
+        return self
+
+
 class Recipe(Part):
     """Everything a run needs to know."""
 
@@ -248,6 +262,7 @@ class Recipe(Part):
     augment: AugmentPart = AugmentPart.model_construct()
     distill: DistillPart = Field(default_factory=lambda: DistillPart.model_validate({}))
     export: ExportPart = ExportPart.model_construct()
+    measure: MeasurePart = MeasurePart.model_construct()
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="processor threads; all cores when unset"
     )
@@ -263,7 +278,8 @@ class Recipe(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(_explain(error, data, where, text)) from None
+            parts = (Recipe, BudgetLimit)
+            raise RecipeError(explain(error, data, where, text, *parts)) from None
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -290,6 +306,8 @@ class Recipe(Part):
                 update={"source": _absolute(self.student.source, folder)}
             ),
         }
+        csv = _absolute(self.measure.power_csv, folder)
+        changes["measure"] = self.measure.model_copy(update={"power_csv": csv})
         if self.device.endswith((".yaml", ".yml")):
             changes["device"] = _absolute(self.device, folder)
         return self.model_copy(update=changes)
@@ -348,53 +366,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise RecipeError(f"{path} is not text; a recipe is a YAML file in UTF-8") from None
-
-
-def _explain(error: ValidationError, data: Any, where: str, text: str | None) -> str:
-    """Write the first problem as one line: where, which key, what is wrong, what is right."""
-    problems = [(_keys(p["loc"], data, p["type"]), p) for p in error.errors(include_url=False)]
-    unknown = [p for p in problems if p[1]["type"] == "extra_forbidden"]
-    top = (unknown or problems)[0][0][:2]
-    # Each arm of a union complains; the one that read deepest was meant.
-    keys, first = max(
-        (p for p in unknown or problems if p[0][:2] == top),
-        key=lambda p: (len(p[0]), p[1]["type"] == "value_error"),
-    )
-    key = ".".join(str(part) for part in keys) if keys else "recipe"
-    line = line_of(text, keys) if text else None
-    place = f"{where}:{line}" if line else where
-    message = first["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
-    given = first.get("input")
-    if isinstance(given, (str, int, float, bool)) and not message.startswith("'"):
-        message += f" (given: {given!r:.60})"
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key '{key}'. {_near_key(keys)}"
-    elif first["type"] == "missing":
-        message = f"the key '{key}' is missing; add it (see: tutelage init --help)"
-    else:
-        message = f"{key}: {message}"
-    return " ".join(f"{place}: {message}".split())
-
-
-def _keys(loc: tuple[int | str, ...], data: Any, kind: str) -> tuple[int | str, ...]:
-    """Return the keys in `loc` without the tags that pydantic adds for the arms of a union."""
-    keys: list[int | str] = []
-    for i, part in enumerate(loc):
-        if (isinstance(data, dict) and part in data) or (
-            isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
-        ):
-            keys.append(part)
-            data = data[part]  # type: ignore[index]
-        elif kind == "missing" and i == len(loc) - 1:
-            keys.append(part)
-    return tuple(keys)
-
-
-def _near_key(loc: tuple[Any, ...]) -> str:
-    model: Any = Recipe
-    for part in loc[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field is not None else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            model = BudgetLimit if "budget" in loc else Recipe
-    return near_matches(str(loc[-1]), list(model.model_fields))

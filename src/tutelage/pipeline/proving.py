@@ -20,17 +20,16 @@ from tutelage.audit.fidelity import (
     reliability,
 )
 from tutelage.devices import HOST, Device
-from tutelage.errors import DeviceError, TutelageError
-from tutelage.export.artifact import run_onnx
+from tutelage.errors import DataError, DeviceError, TutelageError
 from tutelage.export.onnx_float import export_onnx
-from tutelage.files import hash_json, read_json, write_json
+from tutelage.files import hash_json, read_json, sha256_file, write_json
 from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
-from tutelage.pipeline.shipping import Shipped
+from tutelage.pipeline.shipping import Shipped, artifact_decisions
 from tutelage.pipeline.teaching import Taught, signals_of_test
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -84,10 +83,20 @@ def prove(
             device.model_dump(mode="json"),
             [taught.validation.key, test.key, material.content],
             recipe.export.precision,
+            _meter_hash(recipe),
         ]
     )
     run.stage("prove", inputs, work)
     return read_json(path)
+
+
+def _meter_hash(recipe: Recipe) -> list[Any]:
+    csv = recipe.measure.power_csv
+    if csv is None:
+        return []
+    if not Path(csv).is_file():
+        raise DataError(f"measure.power_csv: there is no {csv}; record it, or remove the key")
+    return [sha256_file(Path(csv)), recipe.measure.inferences]
 
 
 def _proof(
@@ -100,7 +109,7 @@ def _proof(
     for artifact in shipped.artifacts:
         weighed.append(_weigh(artifact, material, device, limits, run))
         progress.advance(1, artifact.precision)
-    chosen = _choose(recipe, weighed, device)
+    chosen = _metered(recipe, _choose(recipe, weighed, device), limits, run)
     where = f"{chosen.artifact.path} in onnxruntime, test split"
     decided = Decided(student=chosen.logits_test, teacher=teacher_test, labels=labels, where=where)
     progress.advance()
@@ -116,12 +125,14 @@ def _proof(
         "verdicts": [v.to_json() for v in chosen.verdicts],
         "figures": {
             "teacher": [f.to_json() for f in teacher],
-            "student": [f.to_json() for f in chosen.figures],
+            "student": [
+                f.to_json() for f in (*chosen.figures, _parameters(shipped.parameters, "student"))
+            ],
         },
         "others": [
             {"artifact": w.artifact.path, "figures": [f.to_json() for f in w.figures]}
             for w in weighed
-            if w is not chosen
+            if w.artifact is not chosen.artifact
         ],
         "fidelity": [f.to_json() for f in fidelity(decided, seed=recipe.seed)],
         "reliability": _reliability(decided),
@@ -134,6 +145,17 @@ def _proof(
     }
 
 
+def _metered(recipe: Recipe, chosen: Weighed, limits: tuple[Limit, ...], run: Run) -> Weighed:
+    """Put the energy that a power meter recorded before the estimate, where the recipe has one."""
+    part = recipe.measure
+    if part.power_csv is None:
+        return chosen
+    path = run.file(chosen.artifact.path)
+    energy = measure_energy(path, power_csv=part.power_csv, inferences=part.inferences)
+    figures = (dataclasses.replace(energy, name="energy_j"), *chosen.figures)
+    return dataclasses.replace(chosen, figures=figures, verdicts=verdicts(limits, figures))
+
+
 def _weigh(
     artifact: Artifact, material: Material, device: Device, limits: tuple[Limit, ...], run: Run
 ) -> Weighed:
@@ -142,11 +164,11 @@ def _weigh(
     logits = {}
     for name in ("validation", "test"):
         examples = getattr(material, name)
-        batch = examples.batch(torch.arange(examples.count), 0)
-        logits[name] = run_onnx(path, batch.inputs.numpy())
-        if batch.labels is not None:
+        logits[name] = artifact_decisions(path, examples)
+        labels = getattr(material.data, name).labels
+        if labels is not None:
             figure = accuracy(
-                logits[name].argmax(1), batch.labels.numpy(), where=f"{artifact.path}, {name} split"
+                logits[name].argmax(1), labels, where=f"{artifact.path}, {name} split"
             )
             figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
     on_host = _host_figures(path)
@@ -223,12 +245,7 @@ def _teacher_figures(
         if labels is not None:
             figure = accuracy(logits.argmax(1), labels, where=f"teacher, {name} split")
             figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
-    figures.append(
-        Measurement(
-            name="parameters", value=float(taught.teacher.parameters), unit="1", kind="measured",
-            where="counted in the teacher",
-        )
-    )  # fmt: skip
+    figures.append(_parameters(taught.teacher.parameters, "teacher"))
     channels, height, width = material.shape
     with tempfile.TemporaryDirectory(prefix="tutelage-teacher-") as folder:
         path = Path(folder) / "teacher-float32.onnx"
@@ -249,6 +266,12 @@ def _teacher_figures(
                 )
             )  # fmt: skip
     return figures
+
+
+def _parameters(count: int, who: str) -> Measurement:
+    return Measurement(
+        name="parameters", value=float(count), unit="1", kind="measured", where=f"{who} in torch"
+    )
 
 
 def _reliability(decided: Decided) -> dict[str, Any]:

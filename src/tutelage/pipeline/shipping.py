@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import ExportError
-from tutelage.export.artifact import run_onnx
+from tutelage.export.artifact import OnnxModel
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.parity import parity
 from tutelage.export.quantize import quantize_within
@@ -31,6 +31,7 @@ from tutelage.train.distill import decisions
 _CALIBRATION_EXAMPLES = 512
 _PARITY_EXAMPLES = 1_000
 _LARGEST_FLOAT_ERROR = 1e-3
+_BATCH = 256
 _INT8 = "artifacts/student-int8.onnx"
 
 
@@ -39,6 +40,7 @@ class Shipped:
     """The files, their parity with torch, and what had to be done."""
 
     artifacts: tuple[Artifact, ...]
+    parameters: int
     parity: list[dict[str, Any]]
     notes: list[str]
 
@@ -64,6 +66,7 @@ def ship(
     record = run.stage("export", inputs, work)
     return Shipped(
         artifacts=tuple(Artifact.from_json(row) for row in record.result["artifacts"]),
+        parameters=learned.result["parameters"],
         parity=record.result["parity"],
         notes=record.result["notes"],
     )
@@ -165,24 +168,34 @@ def _retaught(
     return network.eval()
 
 
+def artifact_decisions(path: Path, split: Split) -> np.ndarray:
+    """Return an artifact's logits for every untouched example of a split, batch by batch."""
+    model = OnnxModel(path)
+    return np.concatenate(
+        [
+            model.run(split.batch(torch.arange(i, min(i + _BATCH, split.count)), 0).inputs.numpy())
+            for i in range(0, split.count, _BATCH)
+        ]
+    )
+
+
 class _Check:
     """The accuracy an int8 file loses against float32, on validation."""
 
     def __init__(self, material: Material, taught: Taught, float_path: Path) -> None:
-        index = torch.arange(material.validation.count)
-        batch = material.validation.batch(index, 0)
-        self.inputs = batch.inputs.numpy()
-        wanted = batch.labels
+        self.split = material.validation
+        wanted = material.data.validation.labels
         if wanted is None:
-            wanted = taught.validation.read(index, 0).decision.argmax(-1)
-        self.wanted = wanted.numpy()
+            index = torch.arange(material.validation.count)
+            wanted = taught.validation.read(index, 0).decision.argmax(-1).numpy()
+        self.wanted = wanted
         self.base = self._right(float_path)
 
     def loss(self, path: Path) -> float:
         return self.base - self._right(path)
 
     def _right(self, path: Path) -> float:
-        return float((run_onnx(path, self.inputs).argmax(1) == self.wanted).mean())
+        return float((artifact_decisions(path, self.split).argmax(1) == self.wanted).mean())
 
 
 def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
