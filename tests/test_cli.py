@@ -85,13 +85,14 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_error_is_printed_as_it_is(tmp_path: Path) -> None:
-    # rich would make an emoji of :x:, and style of [bold]
+    # rich would make an emoji of :x:, style of [bold], and several lines of a long one
     folder = tmp_path / "[bold]" / ("long " * 30)
     folder.mkdir(parents=True)
-    np.savez(folder / "data.npz", x=np.zeros((9, 8, 8), np.uint8), y=np.zeros(9, np.int64))
+    np.savez(folder / "data.npz", x=np.zeros((9, 8, 8), np.uint8), y=-np.ones(9, np.int64))
     said = tiny.cli("run", tiny.write_recipe(folder), "--run", tmp_path / "run")
     assert len(said.err.splitlines()) == 1
-    assert f"{folder / 'data.npz'}:x has one class only" in said.err
+    assert "/[bold]/" in said.err
+    assert "long /data.npz:x: label -1 of example 0" in said.err
 
 
 def check_shape(answer: dict[str, Any]) -> None:
