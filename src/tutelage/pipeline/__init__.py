@@ -11,16 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.devices import load_device
+from tutelage.devices import Device, load_device
 from tutelage.errors import BudgetMissedError
 from tutelage.files import hash_json, write_atomically
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.material import Material, read_material
-from tutelage.pipeline.planning import budget_of, load_own_student, plan
+from tutelage.pipeline.planning import (
+    budget_of,
+    costing_of,
+    find_candidates,
+    load_own_student,
+    plan,
+)
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
-from tutelage.pipeline.teaching import teach
+from tutelage.pipeline.teaching import built_in_parameters, teach
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
@@ -116,11 +122,13 @@ def run_recipe(
         run.stage("data", hash_json(found), lambda: (found, []))
         for note in material.notes:
             progress.say(f"data: {note}")
-        taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
-        write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
+        if recipe.teacher.fit and teacher is None and own is None:
+            _refuse_infeasible(recipe, material, device, run, progress)
+        taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
+        write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
         limits = budget_of(recipe, device, 4 * taught.teacher.parameters)
         chosen = plan(recipe, material, taught, device, limits, run, progress, own=own)
         learned = distill(recipe, material, taught, chosen, run, progress)
@@ -131,6 +139,16 @@ def run_recipe(
         run.save()
         build_report(run.path)
         return Result(run=run.path, proof=proof, seconds=spent, student=learned.network)
+
+
+def _refuse_infeasible(
+    recipe: Recipe, material: Material, device: Device, run: Run, progress: Progress
+) -> None:
+    """Raise `InfeasibleError` before a teacher is trained for students that cannot be."""
+    parameters = built_in_parameters(recipe, material)
+    limits = budget_of(recipe, device, 4 * parameters)
+    costing = costing_of(recipe, material, device, limits)
+    find_candidates(recipe, costing, parameters, material, run, progress)
 
 
 def raise_if_missed(result: Result) -> None:

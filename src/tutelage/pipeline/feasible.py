@@ -6,14 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tutelage.devices import load_device
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.material import Material, read_material
-from tutelage.pipeline.planning import budget_of, load_own_student, meta_of
+from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
-from tutelage.pipeline.teaching import built_in_spec, open_teacher
+from tutelage.pipeline.teaching import built_in_parameters, open_teacher
 from tutelage.plan.compact import STRUCTURES, Candidate, weigh, widest
 from tutelage.plan.costs import Costing, cost_of, missed_limits
 from tutelage.progress import Progress, Silent, track
@@ -35,12 +33,7 @@ def plan_recipe(
     check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)
-    costing = Costing(
-        device=device,
-        limits=limits,
-        precision="float32" if recipe.export.precision == "float32" else "int8",
-        meta=meta_of(recipe, material),
-    )
+    costing = costing_of(recipe, material, device, limits)
     rows = _rows(recipe, material, costing, parameters, trust_code, progress)
     fitting = [c for _, c in rows if not c.missed]
     best = fitting[0] if fitting else rows[0][1]
@@ -103,8 +96,7 @@ def _name(spec: StudentSpec) -> str:
 
 def _teacher_parameters(recipe: Recipe, material: Material, trust_code: bool) -> int:
     if recipe.teacher.fit:
-        with torch.random.fork_rng(devices=[]):
-            return sum(p.numel() for p in built_in_spec(recipe, material).build().parameters())
+        return built_in_parameters(recipe, material)
     return open_teacher(recipe, material, trust_code=trust_code).parameters
 
 

@@ -96,13 +96,10 @@ def plan(
     `own` is a student given from Python or by `student.source`. Raises `InfeasibleError` when
     nothing fits.
     """
-    precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
-    costing = Costing(
-        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material)
-    )
+    costing = costing_of(recipe, material, device, limits)
     if own is not None:
         return _own_student(own, costing, material, run)
-    found = _candidates(recipe, costing, taught, material, run, progress)
+    found = find_candidates(recipe, costing, taught.teacher.parameters, material, run, progress)
     trials: dict[int, dict[str, Any]] = {}
     if len(found) > 1:
         for number, candidate in enumerate(found):
@@ -120,10 +117,24 @@ def plan(
     return Chosen(spec=best.spec, network=best.spec.build(), parameters=best.parameters, warm=warm)
 
 
-def _candidates(
-    recipe: Recipe, costing: Costing, taught: Taught, material: Material, run: Run,
+def costing_of(
+    recipe: Recipe, material: Material, device: Device, limits: tuple[Limit, ...]
+) -> Costing:
+    """Return what every candidate is asked."""
+    precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
+    return Costing(
+        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material)
+    )
+
+
+def find_candidates(
+    recipe: Recipe, costing: Costing, teacher_parameters: int, material: Material, run: Run,
     progress: Progress,
 ) -> tuple[Candidate, ...]:  # fmt: skip
+    """Return the students that fit (found once a run); raises `InfeasibleError` when none does.
+
+    Nothing of the teacher but its size is needed, so this can be asked before it is trained.
+    """
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
         candidate = weigh(spec, costing)
@@ -136,7 +147,7 @@ def _candidates(
         found = SPACES["compact"](
             costing,
             classes=len(material.classes),
-            most_parameters=max(2_000, taught.teacher.parameters // 2),
+            most_parameters=max(2_000, teacher_parameters // 2),
             count=recipe.student.candidates,
         )
         return [
@@ -155,7 +166,7 @@ def _candidates(
             [dataclasses.asdict(x) for x in costing.limits],
             costing.precision,
             recipe.student.candidates,
-            taught.teacher.parameters,
+            teacher_parameters,
         ]
     )
     record = run.stage("candidates", inputs, search)

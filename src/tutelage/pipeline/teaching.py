@@ -60,6 +60,12 @@ def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
     )
 
 
+def built_in_parameters(recipe: Recipe, material: Material) -> int:
+    """Return how many parameters the teacher has that would be trained on the spot."""
+    with torch.random.fork_rng(devices=[]):
+        return sum(p.numel() for p in built_in_spec(recipe, material).build().parameters())
+
+
 def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress) -> Path:
     """Train the built-in teacher on labels (once a run); return its folder."""
     spec = built_in_spec(recipe, material)
