@@ -38,6 +38,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         like = HERE / ".work" / f"fashion-{options.size}-{options.spec_of or options.seed}"
         spec = json.loads((like / "student" / "spec.json").read_text())
         student = {"spec": {k: v for k, v in spec.items() if k != "note"}}
+    if options.spec is not None:
+        student = {"spec": json.loads(options.spec)}
     return Recipe.parse(
         {
             "seed": options.seed,
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--data", default=FASHION_MNIST)
     parser.add_argument("--no-teacher", action="store_true")
     parser.add_argument("--spec-of", type=int, help="reuse the structure of this seed's run")
+    parser.add_argument("--spec", help="a fixed structure as JSON, instead of candidates")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     table() if options.table else run_cell(options)
