@@ -126,6 +126,7 @@ def points(change: float) -> str:
 
 
 def _percent(value: float) -> str:
+    value = round(value, 9)  # an interval's end may miss 1 by the last bit
     digits = 1
     # 99.97 must not read as 100.0, nor 0.03 as 0.0
     while digits < 4 and value not in (0, 1) and f"{100 * value:.{digits}f}" in _round(digits):
