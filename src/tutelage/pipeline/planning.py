@@ -106,7 +106,8 @@ def plan(
             trials[number] = _trial(
                 recipe, material, taught, candidate, run, progress, f"{number + 1}/{len(found)}"
             )
-        chosen = max(trials, key=lambda i: (trials[i]["value"], -found[i].parameters))
+        # All of them fit, so of equals the one that computes most: it has most to learn with.
+        chosen = max(trials, key=lambda i: (trials[i]["value"], found[i].figure("macs")))
         why = "best validation figure after a short distillation of each candidate"
     else:
         chosen, why = 0, "the only candidate"

@@ -201,10 +201,10 @@ def _fill(
     for cache in caches:
         progress.say(cache.describe())
     train, validation = caches
-    files = [path for cache in caches for path in cache.fill(progress)]
     keys = [cache.key for cache in caches]
 
     def signals() -> tuple[Any, list[Path]]:
+        files = [path for cache in caches for path in cache.fill(progress)]
         result = {
             "views": recipe.augment.views,
             "bytes": sum(cache.total_bytes for cache in caches),
