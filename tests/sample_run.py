@@ -55,7 +55,7 @@ def run_json(classes: tuple[str, ...] = DIGITS) -> dict[str, Any]:
             "fingerprint": _hash("teacher"),
             "parameters": 696_554,
             "taps": ["stages.0", "stages.1", "stages.2", "stages.3"],
-            "shape_notes": [],
+            "notes": [],
             "figures": [figure("accuracy_validation", 0.9931, n=144, spread=(0.9617, 0.9988))],
             "history": None,
             "lenses": [

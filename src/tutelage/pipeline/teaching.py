@@ -225,12 +225,19 @@ def _fill(
 
     def describe() -> tuple[Any, list[Path]]:
         labels = material.data.validation.labels
-        figures = []
+        figures, suspicions = [], list(teacher.notes)
         if labels is not None:
             figure = accuracy(
                 held.decision.argmax(-1).numpy(), labels, where="teacher on validation"
             )
             figures.append(_named(figure, "accuracy_validation"))
+            if figure.value < 2 / len(material.classes):
+                suspicions.append(
+                    f"the teacher is right on {figure.value:.0%} of validation, no better than "
+                    "guessing: its classes may be in another order than the data's "
+                    f"({', '.join(material.classes[:4])}, ...), or its normalisation differs "
+                    "(teacher.mean, teacher.std)"
+                )
         lenses = [
             {"tap": tap.path, "agreement": value}
             for tap, value in zip(teacher.taps, agreements, strict=False)
@@ -240,13 +247,15 @@ def _fill(
             "fingerprint": teacher.fingerprint,
             "parameters": teacher.parameters,
             "taps": [tap.path for tap in teacher.taps],
-            "notes": list(teacher.notes),
+            "notes": suspicions,
             "figures": figures,
             "lenses": lenses,
             "history": run.manifest["stages"].get("fit", {}).get("result", {}).get("history"),
         }, []
 
-    run.stage("teacher", hash_json([teacher.fingerprint, keys, recipe.teacher.fit]), describe)
+    said = hash_json([teacher.fingerprint, keys, recipe.teacher.fit])
+    for note in run.stage("teacher", said, describe).result["notes"]:
+        progress.say(f"teacher: {note}")
     return Taught(teacher=teacher, train=train, validation=validation)
 
 

@@ -79,7 +79,7 @@ def _notes(run: dict[str, Any], results: dict[str, Any], proof: dict[str, Any]) 
     given = [
         *(run.get("notes") or []),
         *((results.get("data") or {}).get("notes") or []),
-        *((results.get("teacher") or {}).get("shape_notes") or []),
+        *((results.get("teacher") or {}).get("notes") or []),
         *(proof.get("notes") or []),
     ]
     return tuple(dict.fromkeys(str(note) for note in given))
