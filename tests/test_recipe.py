@@ -237,7 +237,7 @@ READ_ONLY_TEXT = {
     "data.image_column", "data.label_column", "teacher.source", "teacher.weights",
     "teacher.taps", "budget.latency", "budget.memory", "budget.storage", "budget.energy",
     "budget.accuracy", "student.source", "student.spec", "student.taps", "distill.losses",
-    "distill.pairs", "distill.checkpoint", "measure.power_csv",
+    "distill.pairs", "distill.checkpoint", "measure.power_csv", "teacher.classes",
 }  # fmt: skip
 
 

@@ -110,6 +110,9 @@ class TeacherPart(Part):
     std: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] | None = Field(
         None, description="given together with mean"
     )
+    classes: list[Text] | None = Field(
+        None, description="the data's class names in the teacher's own order, where it differs"
+    )
     taps: list[str] | None = Field(None, description="module paths to read; found when unset")
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="in which a torch teacher is asked; bf16 is faster where native"

@@ -37,7 +37,7 @@ from tutelage.records import Artifact, Limit, Measurement, Verdict
 from tutelage.run import Run
 from tutelage.tasks import accuracy
 from tutelage.teach.onnx_teacher import OnnxTeacher
-from tutelage.teach.torch_teacher import Renormalised, TorchTeacher
+from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +251,8 @@ def _teacher_figures(
         path = Path(folder) / "teacher-float32.onnx"
         try:
             teacher = taught.teacher
-            teacher = teacher.teacher if isinstance(teacher, Renormalised) else teacher
+            while isinstance(teacher, (Renormalised, Reordered)):
+                teacher = teacher.teacher
             if isinstance(teacher, TorchTeacher):
                 shape = (3 if teacher.repeats else channels, height, width)
                 export_onnx(teacher.module, shape, path, meta=meta_of(recipe, material))

@@ -12,6 +12,7 @@ import torch
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
 from tutelage.losses.objective import Objective, Term
+from tutelage.pipeline.class_order import class_order, refuse_other_order
 from tutelage.pipeline.lessons import terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
@@ -25,7 +26,7 @@ from tutelage.tasks import accuracy
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
-from tutelage.teach.torch_teacher import Renormalised
+from tutelage.teach.torch_teacher import Renormalised, Reordered
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
 from tutelage.train.schedule import Schedule
@@ -130,7 +131,9 @@ def open_teacher(
         open_folder=students.load,
     )
     if part.mean is not None and part.std is not None:
-        return Renormalised(teacher, material.normalisation, part.mean, part.std)
+        teacher = Renormalised(teacher, material.normalisation, part.mean, part.std)
+    if part.classes is not None:
+        teacher = Reordered(teacher, class_order(part.classes, material.classes))
     return teacher
 
 
@@ -231,12 +234,13 @@ def _fill(
                 held.decision.argmax(-1).numpy(), labels, where="teacher on validation"
             )
             figures.append(_named(figure, "accuracy_validation"))
+            refuse_other_order(
+                held.decision.argmax(-1).numpy(), labels, material.classes, recipe.teacher.classes
+            )
             if figure.value < 2 / len(material.classes):
                 suspicions.append(
-                    f"the teacher is right on {figure.value:.0%} of validation, no better than "
-                    "guessing: its classes may be in another order than the data's "
-                    f"({', '.join(material.classes[:4])}, ...), or its normalisation differs "
-                    "(teacher.mean, teacher.std)"
+                    f"it is right on {figure.value:.0%} of validation, hardly better than "
+                    "guessing: its normalisation may differ (teacher.mean, teacher.std)"
                 )
         lenses = [
             {"tap": tap.path, "agreement": value}

@@ -134,6 +134,32 @@ class TorchTeacher:
         return True
 
 
+class Reordered:
+    """A teacher whose classes stand in another order than the data's; decisions are rearranged.
+
+    `order[i]` is the teacher's number of the data's class `i`.
+    """
+
+    def __init__(self, teacher: Any, order: Sequence[int]) -> None:
+        self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
+        self.parameters = teacher.parameters
+        self.notes: tuple[str, ...] = (
+            *teacher.notes,
+            "its classes are rearranged to the data's order",
+        )
+        self._order = torch.tensor(list(order))
+        text = f"{teacher.fingerprint} {list(order)}"
+        self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
+
+    def read(
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
+    ) -> Reading:
+        """Return what the teacher says, its decision in the data's order."""
+        found = self.teacher.read(inputs, features=features, maps=maps)
+        decision = found.decision[:, self._order.to(found.decision.device)]
+        return Reading(decision=decision, features=found.features, maps=found.maps)
+
+
 class Renormalised:
     """A teacher that was trained on another normalisation than the data's; inputs are converted.
 
