@@ -40,6 +40,11 @@ def test_a_teacher_that_is_right_or_that_guesses_is_not_suspected(share):
     refuse_other_order(said, labels, NAMES)
 
 
+def test_the_datas_own_order_in_the_recipe_is_an_answer():
+    labels = np.arange(300) % 3
+    refuse_other_order((labels + 1) % 3, labels, NAMES, NAMES)
+
+
 def test_reordered_rearranges_decisions_and_changes_the_fingerprint():
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     teacher = TorchTeacher(module, classes=3, image_shape=(1, 2, 2), taps=[])

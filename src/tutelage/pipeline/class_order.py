@@ -33,8 +33,11 @@ def refuse_other_order(
 
     The best renumbering is the assignment that agrees with most labels (scipy's Hungarian solver).
     It must be right on half of the examples and a quarter more often than the order as it stands.
-    `given` is the recipe's `teacher.classes`, by which `decided` is rearranged already.
+    `given` is the recipe's `teacher.classes`, by which `decided` is rearranged already; where it
+    is the data's own order, the user has answered, and nothing is refused.
     """
+    if given is not None and list(given) == list(classes):
+        return
     from scipy.optimize import linear_sum_assignment
 
     count = len(classes)
@@ -50,5 +53,5 @@ def refuse_other_order(
     raise TeacherError(
         f"the teacher is right on {now:.0%} of validation, and would be on {best:.0%} if its "
         "classes stood in another order than the data's (folders are taken by name). If so, write "
-        f"teacher.classes: [{order}]"
+        f"teacher.classes: [{order}]; if not, name them there in the data's order"
     )
