@@ -261,7 +261,8 @@ def test_a_budget_that_cannot_be_met_is_an_answer(job: Job, student: dict[str, A
 def test_the_best_of_two_candidates_is_chosen(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from tutelage.plan import compact
 
-    monkeypatch.setattr(compact, "STRUCTURES", compact.STRUCTURES[:2])
+    every = compact.structures_of
+    monkeypatch.setattr(compact, "structures_of", lambda families: every(families)[:2])
     monkeypatch.setattr(compact, "_WIDEST", 8)
     recipe = job({"student": {"candidates": 2}})
     run = recipe.parent / "run"

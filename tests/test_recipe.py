@@ -238,6 +238,7 @@ READ_ONLY_TEXT = {
     "teacher.taps", "budget.latency", "budget.memory", "budget.storage", "budget.energy",
     "budget.accuracy", "student.source", "student.spec", "student.taps", "distill.losses",
     "distill.pairs", "distill.checkpoint", "measure.power_csv", "teacher.classes",
+    "data.text_column", "data.tokenizer", "data.series_column", "data.time_column",
 }  # fmt: skip
 
 

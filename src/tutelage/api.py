@@ -143,7 +143,7 @@ def export(
     student: nn.Module,
     path: str | Path,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     classes: tuple[str, ...],
     mean: tuple[float, ...],
     std: tuple[float, ...],

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,6 +19,18 @@ from pydantic import (
 
 from tutelage.errors import RecipeError
 from tutelage.plain_yaml import check_plain, dump_yaml, load_yaml
+from tutelage.recipe_data import (
+    AugmentPart,
+    Count,
+    DataPart,
+    Finite,
+    Part,
+    Positive,
+    Share,
+    Text,
+    Weight,
+    as_tuple,
+)
 from tutelage.recipe_errors import explain
 from tutelage.records import Limit, Metric
 from tutelage.registry import near_matches
@@ -35,62 +46,6 @@ _BUDGET: dict[str, tuple[Metric, str]] = {
 }
 
 
-class Part(BaseModel):
-    """A part of the recipe: unknown keys and silent conversions are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Text = Annotated[str, Field(min_length=1)]
-Side = Annotated[int, Field(ge=1, le=16384)]
-Size = Annotated[tuple[Side, Side], BeforeValidator(_tuple)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
-Half = Annotated[float, Field(ge=0.0, le=0.5, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class DataPart(Part):
-    """Where the examples lie and how they are read."""
-
-    train: Text = Field(description="folder, IDX, .npz, .parquet, .csv, saved dataset, or 'digits'")
-    test: Text | None = Field(
-        None, description="held-out examples; without it a fifth is set aside"
-    )
-    labels: Text | None = Field(None, description="IDX labels file, when it is not found by name")
-    test_labels: Text | None = Field(None, description="the same for the test examples")
-    format: Literal["auto", "idx", "folder", "npz", "parquet", "csv", "saved_dataset", "digits"] = (
-        Field("auto", description="how to read it; told from the path when auto")
-    )
-    image_column: str | None = Field(None, description="of a table; found when unset")
-    label_column: str | None = Field(None, description="of a table; found when unset")
-    size: Size | None = Field(None, description="[height, width] to resize every image to")
-    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
-        0.1, description="share of the training examples to choose by"
-    )
-
-
-class AugmentPart(Part):
-    """How training images are varied; a pure function of seed, view and index."""
-
-    views: Annotated[int, Field(ge=1, le=64)] = Field(
-        4, description="variants of each image that the teacher is asked about, once each"
-    )
-    shift: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="largest move in pixels; 7 % of the side when unset"
-    )
-    flip: bool = Field(False, description="mirror left and right; never for digits or letters")
-    erase: Share = Field(0.0, description="share of the image blanked by a random rectangle")
-    mixup: Half = Field(0.0, description="largest weight of a second image mixed in, to 0.5")
-    scale: Half = Field(0.0, description="largest zoom in or out, as a share of the side")
-
-
 class TeacherPart(Part):
     """Who teaches."""
 
@@ -100,14 +55,18 @@ class TeacherPart(Part):
         "spec.json and model.safetensors",
     )
     weights: Text | None = Field(None, description=".safetensors, or .pt without pickled code")
-    fit: bool = Field(False, description="train a built-in teacher on the data first")
+    fit: bool | Literal["head", "all"] = Field(
+        False,
+        description="true: train a built-in teacher on the data first; head or all: fit a Hugging "
+        "Face encoder (source) to the labels, its new head alone or everything",
+    )
     epochs: Count | None = Field(None, description="for fit: passes over the data")
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")
     channels: Literal["keep", "repeat"] = Field("keep", description="repeat grey images to RGB")
-    mean: Annotated[tuple[Finite, ...], BeforeValidator(_tuple)] | None = Field(
+    mean: Annotated[tuple[Finite, ...], BeforeValidator(as_tuple)] | None = Field(
         None, description="the teacher's own normalisation, per channel"
     )
-    std: Annotated[tuple[Positive, ...], BeforeValidator(_tuple)] | None = Field(
+    std: Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)] | None = Field(
         None, description="given together with mean"
     )
     classes: list[Text] | None = Field(
@@ -120,7 +79,9 @@ class TeacherPart(Part):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> TeacherPart:
-        if self.fit == (self.source is not None):
+        if self.fit in ("head", "all") and self.source is None:
+            raise ValueError(f"'fit: {self.fit}' needs the encoder's folder in 'source'")
+        if isinstance(self.fit, bool) and self.fit == (self.source is not None):
             raise ValueError("give either 'source' or 'fit: true'")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give 'mean' and 'std' together")
@@ -202,7 +163,7 @@ class DistillPart(Part):
         min_length=1,
         description="loss: weight, or loss: {weight: 1, temperature: 4}",
     )
-    pairs: list[Annotated[tuple[str, str], BeforeValidator(_tuple)]] | None = Field(
+    pairs: list[Annotated[tuple[str, str], BeforeValidator(as_tuple)]] | None = Field(
         None, description="[student tap, teacher tap] by hand; matched by similarity when unset"
     )
     epochs: Count | None = Field(None, description="passes over the data; by its size when unset")
@@ -299,7 +260,7 @@ class Recipe(Part):
             "data": data.model_copy(
                 update={
                     k: _absolute(getattr(data, k), folder)
-                    for k in ("train", "test", "labels", "test_labels")
+                    for k in ("train", "test", "labels", "test_labels", "tokenizer")
                 }
             ),
             "teacher": teacher.model_copy(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +24,8 @@ class ArtifactMeta:
     """What a stranger must know to use the file: labels, input layout and normalisation.
 
     An input pixel `p` (0 to 255) of channel `c` becomes `(p * scale - mean[c]) / std[c]`. `shape`
-    is one example's (channels, height, width).
+    is one example's (channels, height, width). Series and texts have their own `layout`, and what
+    more there is to know in `details`.
     """
 
     task: str
@@ -36,8 +37,11 @@ class ArtifactMeta:
     input: str = "image"
     layout: str = "NCHW"
     scale: float = 1 / 255
+    dtype: Literal["float32", "int64"] = "float32"
+    details: dict[str, Any] = field(default_factory=dict)
 
 
+_LATER = {"dtype": "float32", "details": {}}  # left out of the file where they say nothing
 META_KEYS = tuple(f.name for f in fields(ArtifactMeta))
 
 
@@ -45,6 +49,8 @@ def attach_meta(model: onnx.ModelProto, meta: ArtifactMeta) -> None:
     """Write `meta` into the model's metadata, one short JSON string a field."""
     del model.metadata_props[:]
     for key, value in asdict(meta).items():
+        if key in _LATER and value == _LATER[key]:
+            continue
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
         model.metadata_props.add(key=key, value=text)
 
@@ -52,14 +58,14 @@ def attach_meta(model: onnx.ModelProto, meta: ArtifactMeta) -> None:
 def read_meta(path: Path | str) -> ArtifactMeta:
     """Read the metadata back; raises `CorruptFileError` when the file or its metadata is broken."""
     stored = {p.key: p.value for p in load_onnx(path).metadata_props}
-    missing = [key for key in META_KEYS if key not in stored]
+    missing = [key for key in META_KEYS if key not in stored and key not in _LATER]
     if missing:
         raise CorruptFileError(
             f"{path}: the metadata lacks {', '.join(missing)}, so the file was not written by "
             "tutelage or was altered. Export it again."
         )
     try:
-        data: dict[str, Any] = {key: json.loads(stored[key]) for key in META_KEYS}
+        data: dict[str, Any] = {key: json.loads(stored[key]) for key in META_KEYS if key in stored}
     except ValueError as error:
         raise CorruptFileError(
             f"{path}: the metadata is not JSON ({error}). Export it again."
@@ -134,7 +140,8 @@ class OnnxModel:
                 f"input of shape {list(inputs.shape)} does not fit the file, which takes "
                 f"{self.input.shape}. Resize the input, or export for its size."
             )
-        inputs = np.ascontiguousarray(inputs, dtype=np.float32)
+        whole = self.input.type == "tensor(int64)"
+        inputs = np.ascontiguousarray(inputs, dtype=np.int64 if whole else np.float32)
         for i in range(0, len(inputs), step):
             yield list(self.session.run(None, {self.input.name: inputs[i : i + step]}))
 

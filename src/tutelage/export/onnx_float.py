@@ -32,27 +32,29 @@ Exporter = Literal["torchscript", "dynamo"]
 
 def export_onnx(
     model: nn.Module,
-    image_shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     path: Path | str,
     *,
     meta: ArtifactMeta,
     dynamic_batch: bool = False,
     exporter: Exporter = "torchscript",
 ) -> Path:
-    """Write `model` in evaluation mode as float32 ONNX, `image [1, c, h, w]` to `logits [1, k]`.
+    """Write `model` in evaluation mode as float32 ONNX, `input [1, *shape]` to `logits [1, k]`.
 
-    The model itself is left as it is (a copy is exported). With `dynamic_batch` the first axis is
-    free. Node names are the module paths, so that single layers can be named later. Raises
-    `ExportError` when torch cannot export the network and `DiskError` when nothing can be written.
+    The input is named, and of the type, that `meta` says. The model itself is left as it is (a copy
+    is exported). With `dynamic_batch` the first axis is free. Node names are the module paths, so
+    that single layers can be named later. Raises `ExportError` when torch cannot export the network
+    and `DiskError` when nothing can be written.
     """
     import torch
 
     network = copy.deepcopy(model).eval().float().cpu()
     # An example batch of 2 keeps the exporters from taking the free axis for a constant 1.
-    example = torch.zeros(2 if dynamic_batch else 1, *image_shape)
+    dtype = torch.int64 if meta.dtype == "int64" else torch.float32
+    example = torch.zeros(2 if dynamic_batch else 1, *shape, dtype=dtype)
     try:
         with _quiet(), torch.no_grad():
-            graph = _EXPORTERS[exporter](network, example, dynamic_batch)
+            graph = _EXPORTERS[exporter](network, example, meta.input, dynamic_batch)
     except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise _refusal(model, exporter, error) from error
     _drop_identities(graph.graph)
@@ -66,32 +68,32 @@ def export_onnx(
     return path
 
 
-def _torchscript(network: nn.Module, example: Tensor, dynamic: bool) -> onnx.ModelProto:
+def _torchscript(network: nn.Module, example: Tensor, name: str, dynamic: bool) -> onnx.ModelProto:
     import onnx
     import torch
 
-    axes, written = {"image": {0: "n"}, "logits": {0: "n"}} if dynamic else None, io.BytesIO()
+    axes, written = {name: {0: "n"}, "logits": {0: "n"}} if dynamic else None, io.BytesIO()
     torch.onnx.export(
         network, (example,), written, dynamo=False, opset_version=OPSET,  # pyright: ignore
-        dynamic_axes=axes, input_names=["image"], output_names=["logits"],
+        dynamic_axes=axes, input_names=[name], output_names=["logits"],
     )  # fmt: skip
     return onnx.load_model_from_string(written.getvalue())
 
 
-def _dynamo(network: nn.Module, example: Tensor, dynamic: bool) -> onnx.ModelProto:
+def _dynamo(network: nn.Module, example: Tensor, name: str, dynamic: bool) -> onnx.ModelProto:
     import torch
 
     shapes = ({0: torch.export.Dim("n", min=1)},) if dynamic else None
     program = torch.onnx.export(
         network, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
-        input_names=["image"], output_names=["logits"], verbose=False,
+        input_names=[name], output_names=["logits"], verbose=False,
     )  # fmt: skip
     if program is None:
         raise RuntimeError("no graph came back")
     return program.model_proto
 
 
-_EXPORTERS: dict[str, Callable[[nn.Module, Tensor, bool], onnx.ModelProto]] = {
+_EXPORTERS: dict[str, Callable[[nn.Module, Tensor, str, bool], onnx.ModelProto]] = {
     "torchscript": _torchscript,
     "dynamo": _dynamo,
 }

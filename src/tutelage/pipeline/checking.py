@@ -29,7 +29,7 @@ def fixed_spec(given: dict[str, object], material: Material) -> StudentSpec:
 
     Raises `RecipeError` where it says otherwise than the data, or names a wrong knob.
     """
-    decided = {"image": list(material.shape), "classes": len(material.classes)}
+    decided = {k: list(v) if isinstance(v, tuple) else v for k, v in material.knobs.items()}
     for knob, value in decided.items():
         if given.get(knob, value) != value:
             raise RecipeError(

@@ -12,7 +12,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
 from tutelage.pipeline.teaching import built_in_parameters, open_teacher
-from tutelage.plan.compact import STRUCTURES, Candidate, weigh, widest
+from tutelage.plan.compact import Candidate, structures_of, weigh, widest
 from tutelage.plan.costs import Costing, cost_of, missed_limits
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
@@ -80,18 +80,23 @@ def _rows(
         spec = fixed_spec(recipe.student.spec, material)
         return [(_name(spec), weigh(spec, costing))]
     rows: list[tuple[str, Candidate]] = []
-    for structure in track(STRUCTURES, len(STRUCTURES), "Costing structures", progress):
-        best, narrowest = widest(
-            structure, costing, len(material.classes), max(2_000, parameters // 2)
-        )
+    structures = structures_of(material.task.families)
+    for family, structure in track(structures, len(structures), "Costing structures", progress):
+        most = max(2_000, parameters // 2)
+        best, narrowest = widest(family, structure, costing, material.knobs, most)
         candidate = narrowest if best is None else best
         rows.append((_name(candidate.spec), candidate))
     return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
 
 
 def _name(spec: StudentSpec) -> str:
-    knobs = spec.knobs
-    return f"{knobs.block} {'-'.join(map(str, knobs.widths))} x{knobs.depths[0]}"
+    knobs = spec.to_json()
+    if "widths" in knobs:
+        widths, depths = "-".join(map(str, knobs["widths"])), knobs["depths"]
+        return f"{knobs['block']} {widths} x{depths[0]}"
+    sizes = ("hidden", "embedding", "layers", "blocks", "window")
+    said = ", ".join(f"{k} {knobs[k]}" for k in sizes if k in knobs)
+    return f"{spec.family} {said}"
 
 
 def _teacher_parameters(recipe: Recipe, material: Material, trust_code: bool) -> int:

@@ -91,7 +91,7 @@ def build_lesson(
         validation_decision=_held_decision(material, taught),
         taps=paired.taps,
         classes=len(material.classes),
-        views=recipe.augment.views,
+        views=material.views,
         batch=recipe.distill.batch,
         seed=recipe.seed,
     )
@@ -142,7 +142,7 @@ def distill(
             recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.student.taps,
             epochs,
-            recipe.augment.views,
+            material.views,
             recipe.seed,
             recipe.threads,
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
 from tutelage.recipe import Recipe
 from tutelage.tasks import Task, find_task
@@ -26,6 +26,8 @@ class Material:
     shape: tuple[int, ...]
     normalisation: Any
     augment: Any
+    views: int
+    knobs: dict[str, Any]
     train: Split
     validation: Split
     test: Split
@@ -52,17 +54,19 @@ class Material:
 def read_material(recipe: Recipe) -> Material:
     """Read, check and split the recipe's data; raises `DataError` or `RecipeError`."""
     task, part = find_task(recipe.task), recipe.data
+    options = part.options()
+    for key in options:
+        if key not in task.keys:
+            raise RecipeError(
+                f"data.{key} is nothing that the task '{task.name}' reads; it knows "
+                f"{', '.join(sorted(task.keys))}"
+            )
+    if "tokenizer" in task.keys and "tokenizer" not in options:
+        own = Path(recipe.teacher.source or "") / "tokenizer.json"
+        if own.is_file():
+            options["tokenizer"] = str(own.parent)
     data = task.load(
-        part.train,
-        part.test,
-        validation_share=part.validation,
-        seed=recipe.seed,
-        format=part.format,
-        train_labels=None if part.labels is None else Path(part.labels),
-        test_labels=None if part.test_labels is None else Path(part.test_labels),
-        image_column=part.image_column,
-        label_column=part.label_column,
-        size=part.size,
+        part.train, part.test, validation_share=part.validation, seed=recipe.seed, **options
     )
     return material_of(task, data, recipe)
 
@@ -98,6 +102,8 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         shape=tuple(task.input_shape(data.train)),
         normalisation=normalisation,
         augment=augment,
+        views=recipe.augment.views if augment else 1,
+        knobs={**task.knobs(data.train), "classes": len(data.train.classes)},
         train=split("train", data.train, varied=True),
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),

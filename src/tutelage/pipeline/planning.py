@@ -81,9 +81,8 @@ def meta_of(recipe: Recipe, material: Material) -> ArtifactMeta:
         task=recipe.task,
         classes=material.classes,
         shape=material.shape,
-        mean=tuple(round(x, 6) for x in material.normalisation.mean),
-        std=tuple(round(x, 6) for x in material.normalisation.std),
         version=__version__,
+        **material.task.meta(material.data, material.normalisation),
     )
 
 
@@ -147,7 +146,8 @@ def find_candidates(
         progress.say(f"plan: looking for students that fit {costing.device.name}")
         found = SPACES["compact"](
             costing,
-            classes=len(material.classes),
+            families=material.task.families,
+            given=material.knobs,
             most_parameters=max(2_000, teacher_parameters // 2),
             count=recipe.student.candidates,
         )
@@ -237,7 +237,7 @@ def _trial(
             material.validation,
             signals=taught.train,
             classes=len(material.classes),
-            views=recipe.augment.views,
+            views=material.views,
             batch=recipe.distill.batch,
             seed=recipe.seed,
             examples=_TRIAL_EXAMPLES,
@@ -266,7 +266,7 @@ def _trial(
     inputs = hash_json(
         [taught.train.key, taught.validation.key, candidate.spec.to_json(),
          recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
-         recipe.seed, recipe.threads, recipe.augment.views]
+         recipe.seed, recipe.threads, material.views]
     )  # fmt: skip
     return run.stage(f"trial-{key}", inputs, work).result
 

@@ -246,7 +246,6 @@ def _teacher_figures(
             figure = accuracy(logits.argmax(1), labels, where=f"teacher, {name} split")
             figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
     figures.append(_parameters(taught.teacher.parameters, "teacher"))
-    channels, height, width = material.shape
     with tempfile.TemporaryDirectory(prefix="tutelage-teacher-") as folder:
         path = Path(folder) / "teacher-float32.onnx"
         try:
@@ -254,7 +253,8 @@ def _teacher_figures(
             while isinstance(teacher, (Renormalised, Reordered)):
                 teacher = teacher.teacher
             if isinstance(teacher, TorchTeacher):
-                shape = (3 if teacher.repeats else channels, height, width)
+                planes = (3,) if teacher.repeats else material.shape[:1]
+                shape = (*planes, *material.shape[1:])
                 export_onnx(teacher.module, shape, path, meta=meta_of(recipe, material))
             elif isinstance(teacher, OnnxTeacher):
                 path = teacher.path
@@ -289,9 +289,10 @@ def _differences(decided: Decided, material: Material) -> list[dict[str, Any]]:
     p, q = probabilities(decided.teacher), probabilities(decided.student)
     labels = material.data.test.labels
     for i in differences(decided):
+        shown = material.task.show(material.data.test, i)
         rows.append(
             {
-                "image": material.task.show(material.data.test, i),
+                ("image" if shown.startswith("data:") else "text"): shown,
                 "label": None if labels is None else material.classes[int(labels[i])],
                 "teacher": material.classes[int(p[i].argmax())],
                 "student": material.classes[int(q[i].argmax())],

@@ -16,7 +16,13 @@ from tutelage.export.artifact import OnnxModel
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.parity import parity
 from tutelage.export.quantize import quantize_within
-from tutelage.files import hash_json, read_tensors, sha256_file, write_tensors
+from tutelage.files import (
+    hash_json,
+    read_tensors,
+    sha256_file,
+    write_atomically,
+    write_tensors,
+)
 from tutelage.pipeline.learning import Learned, distill_for_int8
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
@@ -76,8 +82,7 @@ def _export_all(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
     progress: Progress,
 ) -> tuple[Any, list[Path]]:  # fmt: skip
-    channels, height, width = material.shape
-    meta, shape = meta_of(recipe, material), (channels, height, width)
+    meta, shape = meta_of(recipe, material), material.shape
     inputs, reference = _parity_examples(material, network)
     float_path = run.file("artifacts/student-float32.onnx")
     progress.say("export: float32 ONNX")
@@ -105,6 +110,9 @@ def _export_all(
             rows.append({"artifact": int8.name, **asdict(parity(int8, reference, inputs))})
             artifacts.append(_artifact(run, int8, "int8", tuple(remarks)))
     paths = [run.file(artifact.path) for artifact in artifacts]
+    for name, content in material.task.beside(material.data).items():
+        paths.append(run.file(f"artifacts/{name}"))
+        write_atomically(paths[-1], content)
     result = {
         "artifacts": [artifact.to_json() for artifact in artifacts],
         "parity": rows,
@@ -134,9 +142,8 @@ def _int8(
         return path, remarks
     progress.say(f"export: int8 loses {outcome.loss:.3f} of accuracy; teaching on with rounding")
     retaught = _retaught(recipe, material, taught, network, run, progress)
-    channels, height, width = material.shape
     again = run.file("artifacts/.retaught-float32.onnx")
-    export_onnx(retaught, (channels, height, width), again, meta=meta_of(recipe, material))
+    export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
     second = quantize_within(
         again, path, calibration.numpy(), check.loss, recipe.export.largest_loss
     )

@@ -20,7 +20,6 @@ from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.students.convnet import ConvNetSpec, stem_stride
 from tutelage.students.spec import StudentSpec
 from tutelage.tasks import accuracy
 from tutelage.teach.lenses import fit_lenses
@@ -45,19 +44,12 @@ class Taught:
 
 def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
     """Return the network of the teacher that is trained on the spot."""
-    channels, height, width = material.shape
-    stride = stem_stride(height, width)
-    stages = 2 if min(height, width) // stride < 12 else 3
-    base = recipe.teacher.width
-    return StudentSpec(
-        family="convnet",
-        knobs=ConvNetSpec(
-            image=(channels, height, width),
-            classes=len(material.classes),
-            widths=tuple(base * 2**i for i in range(stages)),
-            depths=(2,) * stages,
-            stem_stride=stride,
-        ),
+    for family in material.task.families:
+        make = students.FAMILIES[family].teacher
+        if make is not None:
+            return StudentSpec(family=family, knobs=make(recipe.teacher.width, material.knobs))
+    raise TeacherError(
+        f"the task '{material.task.name}' has no built-in teacher; name one in teacher.source"
     )
 
 
@@ -123,7 +115,8 @@ def open_teacher(
         module if module is not None else str(part.source),
         weights=None if part.weights is None else Path(part.weights),
         classes=len(material.classes),
-        image_shape=(material.shape[0], material.shape[1], material.shape[2]),
+        image_shape=material.shape,
+        example=material.train.batch(torch.arange(2), 0).inputs,
         trust_code=trust_code,
         channels=part.channels,
         taps=part.taps,
@@ -167,7 +160,7 @@ def teach(
             teacher=teacher,
         )
         for split, views, wanted in (
-            (material.train, recipe.augment.views, features and "features" in needed),
+            (material.train, material.views, features and "features" in needed),
             (material.validation, 1, features),
         )
     ]
@@ -209,7 +202,7 @@ def _fill(
     def signals() -> tuple[Any, list[Path]]:
         files = [path for cache in caches for path in cache.fill(progress)]
         result = {
-            "views": recipe.augment.views,
+            "views": material.views,
             "bytes": sum(cache.total_bytes for cache in caches),
             "bytes_per_example": train.bytes_per_example,
             "files": len(files),

@@ -1,10 +1,10 @@
-"""The compact space: for each structure of the family, the widest network inside the limits."""
+"""The compact space: for each structure of a family, the widest network inside the limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,31 +12,11 @@ from torch import nn
 from tutelage.errors import InfeasibleError
 from tutelage.plan.costs import Costing, cost_of, missed_limits
 from tutelage.records import Measurement
-from tutelage.students.convnet import ConvNetSpec, stem_stride
-from tutelage.students.spec import StudentSpec
+from tutelage.students.spec import FAMILIES, StudentSpec
 from tutelage.units import format_quantity
 
 _UNITS = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
 _NARROWEST, _WIDEST = 4, 96
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Structure:
-    """Everything about a convnet but its width."""
-
-    block: Literal["plain", "depthwise"]
-    growth: float
-    depth: int
-    expand: int = 2
-
-
-STRUCTURES = (
-    Structure(block="plain", growth=2.0, depth=1),
-    Structure(block="plain", growth=1.5, depth=1),
-    Structure(block="plain", growth=1.5, depth=2),
-    Structure(block="depthwise", growth=1.5, depth=2, expand=3),
-    Structure(block="depthwise", growth=2.0, depth=2, expand=2),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +34,24 @@ class Candidate:
 
 
 def candidates(
-    costing: Costing, *, classes: int, most_parameters: int, count: int
+    costing: Costing,
+    *,
+    families: Sequence[str],
+    given: dict[str, Any],
+    most_parameters: int,
+    count: int,
 ) -> tuple[Candidate, ...]:
     """Return up to `count` candidates that keep every hard limit, the most able first.
 
-    Each structure is widened by bisection until a limit binds; ability is guessed by operations,
-    and decided later by short distillations. Raises `InfeasibleError` when not even the narrowest
-    network fits, naming the limit that binds.
+    Each structure of each family is widened by bisection until a limit binds; ability is guessed by
+    operations, and decided later by short distillations. `given` holds the knobs that the data
+    decides. Raises `InfeasibleError` when not even the narrowest network fits, naming the limit
+    that binds.
     """
     found = []
     narrowest = []
-    for structure in STRUCTURES:
-        best, smallest = widest(structure, costing, classes, most_parameters)
+    for family, structure in structures_of(families):
+        best, smallest = widest(family, structure, costing, given, most_parameters)
         narrowest.append(smallest)
         if best is not None:
             found.append(best)
@@ -75,15 +61,23 @@ def candidates(
     return tuple(sorted(distinct, key=lambda c: -c.figure("macs"))[:count])
 
 
+def structures_of(families: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return every structure of these families, with the family's name."""
+    return [(name, structure) for name in families for structure in FAMILIES[name].structures]
+
+
 def widest(
-    structure: Structure, costing: Costing, classes: int, most_parameters: int
+    family: str, structure: Any, costing: Costing, given: dict[str, Any], most_parameters: int
 ) -> tuple[Candidate | None, Candidate]:
     """Bisect the base width; cost grows with it. Return the widest that fits, and the narrowest."""
     known: dict[int, Candidate] = {}
+    sized = FAMILIES[family].sized
+    assert sized is not None  # a family with structures can size them
 
     def at(width: int) -> Candidate:
         if width not in known:
-            known[width] = weigh(_spec(structure, width, costing, classes), costing)
+            knobs = sized(structure, width, given)
+            known[width] = weigh(StudentSpec(family=family, knobs=knobs), costing)
         return known[width]
 
     def fits(width: int) -> bool:
@@ -121,29 +115,6 @@ def _shake(network: nn.Module) -> None:
             module.running_mean.normal_()
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
-
-
-def _spec(structure: Structure, width: int, costing: Costing, classes: int) -> StudentSpec:
-    channels, height, side = costing.meta.shape
-    stride = stem_stride(height, side)
-    stages = 2 if min(height, side) // stride < 12 else 3
-    widths = tuple(_even(width * structure.growth**i) for i in range(stages))
-    return StudentSpec(
-        family="convnet",
-        knobs=ConvNetSpec(
-            image=(channels, height, side),
-            classes=classes,
-            widths=widths,
-            depths=(structure.depth,) * stages,
-            block=structure.block,
-            expand=structure.expand,
-            stem_stride=stride,
-        ),
-    )
-
-
-def _even(width: float) -> int:
-    return max(2, 2 * round(width / 2))
 
 
 def _why_none(narrowest: list[Candidate], costing: Costing) -> str:

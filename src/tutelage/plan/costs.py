@@ -41,9 +41,12 @@ def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
     shape = costing.meta.shape
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         path = Path(folder) / "float.onnx"
-        export_onnx(network, (shape[0], shape[1], shape[2]), path, meta=costing.meta)
+        export_onnx(network, shape, path, meta=costing.meta)
         if costing.precision == "int8":
-            example = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+            draw = np.random.default_rng(0)
+            example = draw.standard_normal((2, *shape), dtype=np.float32)
+            if costing.meta.dtype == "int64":
+                example = np.zeros((2, *shape), np.int64)
             path = quantize_int8(path, Path(folder) / "int8.onnx", example)
         figures = graph_figures(path, costing.device, exact="predicted")
         timed = any(limit.metric == "latency_s" for limit in costing.limits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -55,6 +55,56 @@ class ConvNetSpec:
     def taps(self) -> tuple[str, ...]:
         """Module paths of the stage ends."""
         return tuple(f"stages.{i}" for i in range(len(self.widths)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """Everything about a convnet but its width."""
+
+    block: Literal["plain", "depthwise"]
+    growth: float
+    depth: int
+    expand: int = 2
+
+
+STRUCTURES = (
+    Structure(block="plain", growth=2.0, depth=1),
+    Structure(block="plain", growth=1.5, depth=1),
+    Structure(block="plain", growth=1.5, depth=2),
+    Structure(block="depthwise", growth=1.5, depth=2, expand=3),
+    Structure(block="depthwise", growth=2.0, depth=2, expand=2),
+)
+
+
+def sized(structure: Structure, width: int, given: dict[str, Any]) -> ConvNetSpec:
+    """Return the network of this structure whose first stage has `width` channels."""
+    stages, stride = _stages(given["image"])
+    return ConvNetSpec(
+        image=given["image"],
+        classes=given["classes"],
+        widths=tuple(max(2, 2 * round(width * structure.growth**i / 2)) for i in range(stages)),
+        depths=(structure.depth,) * stages,
+        block=structure.block,
+        expand=structure.expand,
+        stem_stride=stride,
+    )
+
+
+def teacher(width: int, given: dict[str, Any]) -> ConvNetSpec:
+    """Return the teacher that is trained on the spot: plain blocks, two a stage."""
+    stages, stride = _stages(given["image"])
+    return ConvNetSpec(
+        image=given["image"],
+        classes=given["classes"],
+        widths=tuple(width * 2**i for i in range(stages)),
+        depths=(2,) * stages,
+        stem_stride=stride,
+    )
+
+
+def _stages(image: tuple[int, int, int]) -> tuple[int, int]:
+    stride = stem_stride(image[1], image[2])
+    return (2 if min(image[1], image[2]) // stride < 12 else 3), stride
 
 
 def stem_stride(height: int, width: int) -> int:

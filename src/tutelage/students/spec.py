@@ -13,19 +13,36 @@ from torch import nn
 from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.registry import Registry, near_matches
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students import convnet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A student family: the dataclass of its knobs and the function that builds a network."""
+    """A student family: the dataclass of its knobs and the function that builds a network.
+
+    `structures` are its shapes but for the width, and `sized(structure, width, given)` the knobs of
+    one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
+    given)` is the network that is trained on the spot where there is no teacher, if it has one.
+    """
 
     spec: type[Any]
     build: Callable[[Any], nn.Module]
+    structures: tuple[Any, ...] = ()
+    sized: Callable[[Any, int, dict[str, Any]], Any] | None = None
+    teacher: Callable[[int, dict[str, Any]], Any] | None = None
 
 
 FAMILIES: Registry[Family] = Registry("student family")
-FAMILIES.add("convnet", Family(spec=ConvNetSpec, build=ConvNet))
+FAMILIES.add(
+    "convnet",
+    Family(
+        spec=convnet.ConvNetSpec,
+        build=convnet.ConvNet,
+        structures=convnet.STRUCTURES,
+        sized=convnet.sized,
+        teacher=convnet.teacher,
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

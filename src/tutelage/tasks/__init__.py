@@ -74,6 +74,7 @@ class Task(Protocol):
     decision: Literal["classes"]
     metric: Literal["accuracy"]
     families: tuple[str, ...]
+    keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 
     def load(self, train: Any, test: Any = None, **options: Any) -> TaskData:
         """Read, check and split the data; raises `DataError`."""
@@ -83,16 +84,31 @@ class Task(Protocol):
         """Return the shape of one example as the network sees it."""
         ...
 
+    def knobs(self, examples: Any) -> dict[str, Any]:
+        """Return what the data decides in a student's spec, but for the classes."""
+        ...
+
     def normalisation(self, examples: Any) -> Any:
         """Fit what `batch` needs to scale inputs, on the training split."""
         ...
 
     def augment(self, examples: Any, wanted: Any) -> Any:
-        """Return the augmentation that the recipe asks for, its gaps filled to suit the data."""
+        """Return the augmentation that the recipe asks for, its gaps filled to suit the data.
+
+        It is false where nothing varies: then one view is enough.
+        """
         ...
 
     def show(self, examples: Any, index: int) -> str:
-        """Return one example as the report shows it: a data URI of an image."""
+        """Return one example as the report shows it: a data URI of an image, or plain text."""
+        ...
+
+    def meta(self, data: Any, normalisation: Any) -> dict[str, Any]:
+        """Return what the artifact must say of its input: `input`, `layout`, `mean` and so on."""
+        ...
+
+    def beside(self, data: Any) -> dict[str, bytes]:
+        """Return files, by name, that must ship beside the artifact."""
         ...
 
     def batch(

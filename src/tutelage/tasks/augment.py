@@ -50,6 +50,9 @@ class Augment:
         if self.shift != int(self.shift):
             raise RecipeError(f"augment.shift is {self.shift}: it must be a whole number of pixels")
 
+    def __bool__(self) -> bool:
+        return self.active
+
     @property
     def active(self) -> bool:
         """Whether any view but 0 differs from the untouched image."""

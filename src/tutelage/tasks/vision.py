@@ -219,15 +219,23 @@ class VisionTask:
     decision: Literal["classes"] = "classes"
     metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet",)
+    keys = frozenset({"format", "labels", "test_labels", "image_column", "label_column", "size"})
 
     def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> VisionData:
         """Read, check and split the data; options as in `load`."""
+        for key, argument in (("labels", "train_labels"), ("test_labels", "test_labels")):
+            if options.get(key) is not None:
+                options[argument] = Path(options.pop(key))
         return load(train, test, **options)
 
     def input_shape(self, examples: Images) -> tuple[int, int, int]:
         """Return (channels, height, width)."""
         height, width, channels = examples.shape
         return channels, height, width
+
+    def knobs(self, examples: Images) -> dict[str, Any]:
+        """Return the image's shape."""
+        return {"image": self.input_shape(examples)}
 
     def normalisation(self, examples: Images) -> Normalisation:
         """Fit mean and standard deviation of each channel."""
@@ -252,6 +260,19 @@ class VisionTask:
         held = io.BytesIO()
         image.save(held, format="PNG", optimize=True)
         return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+
+    def meta(self, data: VisionData, normalisation: Normalisation) -> dict[str, Any]:
+        """Return how pixels become inputs."""
+        return {
+            "input": "image",
+            "layout": "NCHW",
+            "mean": tuple(round(x, 6) for x in normalisation.mean),
+            "std": tuple(round(x, 6) for x in normalisation.std),
+        }
+
+    def beside(self, data: VisionData) -> dict[str, bytes]:
+        """Return nothing: the file says all there is to say."""
+        return {}
 
     def batch(
         self,

@@ -67,6 +67,7 @@ def load_teacher(
     bf16: bool = False,
     device: str | torch.device = "cpu",
     open_folder: Callable[[Path], nn.Module] | None = None,
+    example: Tensor | None = None,
 ) -> Teacher:
     """Load a teacher and look at it once, so that what cannot work is refused here.
 
@@ -94,6 +95,7 @@ def load_teacher(
     if weights is not None:
         fill(module, weights)
     options: dict[str, Any] = {"channels": channels, "bf16": bf16, "device": device, "code": code}
+    options["example"] = example
     return TorchTeacher(module, classes=classes, image_shape=image_shape, taps=taps, **options)
 
 

@@ -17,7 +17,7 @@ from tutelage.students.taps import describe_taps, find_taps, reading, reason
 from tutelage.types import Reading, Tap
 
 Channels = Literal["keep", "repeat"]
-ImageShape = tuple[int, int, int]
+ImageShape = tuple[int, ...]
 
 REPEAT_NOTE = "1-channel images are repeated to 3 channels for the teacher (channels: repeat)"
 PROBABILITY_NOTE = "the teacher says probabilities; their logarithm is taken as its decision"
@@ -30,6 +30,7 @@ class TorchTeacher:
     is (channels, height, width) of the data. `channels='repeat'` copies 1-channel images to 3.
     `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
     paths; found by themselves when None. `code` is source text that the fingerprint must follow.
+    `example` is a batch of 2 for the first look, where noise would be no input (token ids).
     Raises `TeacherError` when the module cannot read such images or has another class count.
     """
 
@@ -44,6 +45,7 @@ class TorchTeacher:
         bf16: bool = False,
         device: str | torch.device = "cpu",
         code: bytes = b"",
+        example: Tensor | None = None,
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
         self.classes, self.bf16 = classes, bf16
@@ -53,9 +55,10 @@ class TorchTeacher:
         self.repeats = repeats(channels, image_shape)
         self._probabilities = False
         self._batch = 0
-        example = probe(image_shape)
+        example = probe(image_shape) if example is None else example[:2]
         self.taps: tuple[Tap, ...] = self._find_taps(example, taps, image_shape)
-        decision = as_decision(self._ask(example, False, False, "the first look").decision, 2)
+        first = self._ask(example, False, False, "the first look")
+        decision = as_decision(first.decision, len(example))
         check_classes(decision, classes)
         self._probabilities = says_probabilities(decision)
         self.notes = notes(self.repeats, self._probabilities)
@@ -109,6 +112,8 @@ class TorchTeacher:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _fit(self, inputs: Tensor) -> Tensor:
+        if not inputs.is_floating_point():
+            return inputs.to(self._device)
         inputs = inputs.to(self._device, self._dtype)
         return inputs.repeat(1, 3, 1, 1) if self.repeats else inputs
 

@@ -1,0 +1,98 @@
+"""The recipe's parts about the data, and what all its parts share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Part(BaseModel):
+    """A part of the recipe: unknown keys and silent conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def as_tuple(value: Any) -> Any:
+    """Return a list as a tuple, anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(as_tuple)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Half = Annotated[float, Field(ge=0.0, le=0.5, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class DataPart(Part):
+    """Where the examples lie and how they are read."""
+
+    train: Text = Field(
+        description="folder, IDX, .npz, .parquet, .csv, .jsonl, .ts, saved dataset, or 'digits'"
+    )
+    test: Text | None = Field(
+        None, description="held-out examples; without it a fifth is set aside"
+    )
+    labels: Text | None = Field(None, description="IDX labels file, when it is not found by name")
+    test_labels: Text | None = Field(None, description="the same for the test examples")
+    format: Literal[
+        "auto", "idx", "folder", "npz", "parquet", "csv", "jsonl", "ts", "saved_dataset", "digits"
+    ] = Field("auto", description="how to read it; told from the path when auto")
+    image_column: str | None = Field(None, description="of a table; found when unset")
+    label_column: str | None = Field(None, description="of a table; found when unset")
+    size: Size | None = Field(None, description="[height, width] to resize every image to")
+    text_column: str | None = Field(None, description="of a table of texts; found when unset")
+    tokenizer: Text | None = Field(
+        None, description="folder or tokenizer.json for texts; the teacher's own when unset"
+    )
+    vocabulary: Literal["pruned", "whole"] = Field(
+        "pruned", description="of texts: what the training texts use, or all of the tokenizer's"
+    )
+    series_column: str | None = Field(
+        None, description="of a table of series in long form: which rows belong together"
+    )
+    time_column: str | None = Field(None, description="of the long form: must ascend")
+    length: Count | None = Field(
+        None, description="most tokens of a text, or steps of a series; by the data when unset"
+    )
+    hop: Count | None = Field(
+        None, description="steps between two windows of a stream; the window's length when unset"
+    )
+    validation: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
+        0.1, description="share of the training examples to choose by"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the keys that were set, but for those that every task has."""
+        given = {key: getattr(self, key) for key in type(self).model_fields}
+        return {
+            key: value
+            for key, value in given.items()
+            if key not in ("train", "test", "validation")
+            and value != type(self).model_fields[key].default
+        }
+
+
+class AugmentPart(Part):
+    """How training images are varied; a pure function of seed, view and index."""
+
+    views: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="variants of each image that the teacher is asked about, once each"
+    )
+    shift: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="largest move in pixels; 7 % of the side when unset"
+    )
+    flip: bool = Field(False, description="mirror left and right; never for digits or letters")
+    erase: Share = Field(0.0, description="share of the image blanked by a random rectangle")
+    mixup: Half = Field(0.0, description="largest weight of a second image mixed in, to 0.5")
+    scale: Half = Field(0.0, description="largest zoom in or out, as a share of the side")
+    jitter: Share | None = Field(
+        None, description="of series: noise, as a share of a channel's spread"
+    )
+    stretch: Half | None = Field(None, description="of series: largest change of height")
+    warp: Half | None = Field(None, description="of series: largest change of speed in a window")
