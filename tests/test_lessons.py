@@ -87,9 +87,19 @@ def test_a_wrong_objective_is_refused_in_one_line(found, pairs, says):
 
 @pytest.mark.parametrize(
     ("examples", "batch", "epochs"),
-    [(50, 128, 120), (12_800, 128, 90), (60_000, 128, 20), (10_000_000, 128, 20), (1, 1, 120)],
+    [
+        (999, 100, 267),
+        (1_000, 128, 120),
+        (12_800, 128, 90),
+        (60_000, 128, 20),
+        (10_000_000, 128, 20),
+        (50, 128, 400),
+        (4, 128, 2_400),
+    ],
 )
-def test_unset_epochs_make_about_nine_thousand_steps(examples, batch, epochs):
+def test_unset_epochs_make_about_nine_thousand_steps_and_fewer_on_small_data(
+    examples, batch, epochs
+):
     assert epochs_for(recipe(batch=batch), examples) == epochs
 
 

@@ -81,8 +81,10 @@ class DataPart(Part):
 class AugmentPart(Part):
     """How training images are varied; a pure function of seed, view and index."""
 
-    views: Annotated[int, Field(ge=1, le=64)] = Field(
-        4, description="variants of each image that the teacher is asked about, once each"
+    views: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        None,
+        description="variants of each example that the teacher is asked about, once each; unset: "
+        "4, and 24 below 1,000 examples",
     )
     shift: Annotated[int, Field(ge=0)] | None = Field(
         None, description="largest move in pixels; 7 % of the side when unset"

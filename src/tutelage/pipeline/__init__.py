@@ -15,6 +15,7 @@ from tutelage.devices import Device, load_device
 from tutelage.errors import BudgetMissedError
 from tutelage.files import hash_json, write_atomically
 from tutelage.pipeline.checking import check_recipe
+from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import (
@@ -26,7 +27,7 @@ from tutelage.pipeline.planning import (
 )
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
-from tutelage.pipeline.teaching import built_in_parameters, teach
+from tutelage.pipeline.teaching import teach
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
@@ -125,7 +126,7 @@ def run_recipe(
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
-        if recipe.teacher.fit and teacher is None and own is None:
+        if recipe.teacher.fit is True and teacher is None and own is None:
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())

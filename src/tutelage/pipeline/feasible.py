@@ -8,10 +8,11 @@ from typing import Any
 
 from tutelage.devices import load_device
 from tutelage.pipeline.checking import check_recipe, fixed_spec
+from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
-from tutelage.pipeline.teaching import built_in_parameters, open_teacher
+from tutelage.pipeline.teaching import open_teacher
 from tutelage.plan.compact import Candidate, structures_of, weigh, widest
 from tutelage.plan.costs import Costing, cost_of, missed_limits
 from tutelage.progress import Progress, Silent, track
@@ -100,7 +101,7 @@ def _name(spec: StudentSpec) -> str:
 
 
 def _teacher_parameters(recipe: Recipe, material: Material, trust_code: bool) -> int:
-    if recipe.teacher.fit:
+    if recipe.teacher.fit is True:
         return built_in_parameters(recipe, material)
     return open_teacher(recipe, material, trust_code=trust_code).parameters
 

@@ -14,7 +14,7 @@ from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
-from tutelage.pipeline.lessons import epochs_for, objective_of, schedule_of, terms_of
+from tutelage.pipeline.lessons import batch_for, epochs_for, objective_of, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
 from tutelage.pipeline.teaching import Taught
@@ -92,7 +92,7 @@ def build_lesson(
         taps=paired.taps,
         classes=len(material.classes),
         views=material.views,
-        batch=recipe.distill.batch,
+        batch=batch_for(recipe, material.train.count),
         seed=recipe.seed,
     )
 
@@ -138,7 +138,7 @@ def distill(
             taught.train.key,
             taught.validation.key,
             None if chosen.spec is None else chosen.spec.to_json(),
-            _weights_hash(network) if chosen.spec is None else None,
+            students.weights_hash(network) if chosen.spec is None else None,
             recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.student.taps,
             epochs,
@@ -204,13 +204,3 @@ def _save(folder: Path, chosen: Chosen, network: nn.Module) -> list[Path]:
 
 def _own(network: nn.Module) -> dict[str, str]:
     return {"family": "own", "name": type(network).__name__}
-
-
-def _weights_hash(network: nn.Module) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -12,7 +12,9 @@ from tutelage.train.schedule import Schedule
 from tutelage.units import parse_quantity
 
 _STEPS_WANTED = 9_000
+_STEPS_OF_SMALL = 2_400
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 120
+SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
 def terms_of(part: DistillPart) -> tuple[Term, ...]:
@@ -54,11 +56,21 @@ def objective_of(
     )
 
 
+def batch_for(recipe: Recipe, examples: int) -> int:
+    """Return the recipe's batch, at most an eighth of a small data set, so that steps are many."""
+    return min(recipe.distill.batch, max(8, examples // 8))
+
+
 def epochs_for(recipe: Recipe, examples: int) -> int:
-    """Return the recipe's epochs; unset, as many as make about 9,000 steps, from 20 to 120."""
+    """Return the recipe's epochs; unset, as many as make about 9,000 steps, from 20 to 120.
+
+    Under 1,000 examples as many as make about 2,400 steps: an epoch is short there.
+    """
     if recipe.distill.epochs is not None:
         return recipe.distill.epochs
-    steps = max(1, examples // recipe.distill.batch)
+    steps = max(1, examples // batch_for(recipe, examples))
+    if examples < SMALL:
+        return math.ceil(_STEPS_OF_SMALL / steps)
     return min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, math.ceil(_STEPS_WANTED / steps)))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
+from tutelage.pipeline.lessons import SMALL
 from tutelage.recipe import Recipe
 from tutelage.tasks import Task, find_task
 from tutelage.teach.signals import Split
@@ -71,6 +72,13 @@ def read_material(recipe: Recipe) -> Material:
     return material_of(task, data, recipe)
 
 
+def _views(recipe: Recipe, augment: Any, count: int) -> int:
+    """Return how many variants of each example are asked about: more where they cost little."""
+    if not augment:
+        return 1
+    return recipe.augment.views or (4 if count >= SMALL else 24)
+
+
 def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
     """Make the splits of data that is already read."""
     normalisation = task.normalisation(data.train)
@@ -102,7 +110,7 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         shape=tuple(task.input_shape(data.train)),
         normalisation=normalisation,
         augment=augment,
-        views=recipe.augment.views if augment else 1,
+        views=_views(recipe, augment, len(data.train)),
         knobs={**task.knobs(data.train), "classes": len(data.train.classes)},
         train=split("train", data.train, varied=True),
         validation=split("validation", data.validation, varied=False),

@@ -19,7 +19,7 @@ from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.pipeline.checking import fixed_spec
-from tutelage.pipeline.lessons import epochs_for, schedule_of, terms_of
+from tutelage.pipeline.lessons import batch_for, epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate, plan_json
@@ -238,12 +238,12 @@ def _trial(
             signals=taught.train,
             classes=len(material.classes),
             views=material.views,
-            batch=recipe.distill.batch,
+            batch=batch_for(recipe, material.train.count),
             seed=recipe.seed,
             examples=_TRIAL_EXAMPLES,
         )
         whole = epochs_for(recipe, material.train.count) * (
-            material.train.count // recipe.distill.batch
+            material.train.count // batch_for(recipe, material.train.count)
         )
         steps = min(_TRIAL_STEPS, max(100, round(_TRIAL_SHARE * whole)))
         epochs = max(2, round(steps / max(1, lesson.steps())))

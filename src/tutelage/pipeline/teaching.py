@@ -11,8 +11,9 @@ import torch
 
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
-from tutelage.losses.objective import Objective, Term
+from tutelage.losses.objective import Term
 from tutelage.pipeline.class_order import class_order, refuse_other_order
+from tutelage.pipeline.fitting import fit_teacher
 from tutelage.pipeline.lessons import terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
@@ -20,17 +21,11 @@ from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.students.spec import StudentSpec
 from tutelage.tasks import accuracy
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered
-from tutelage.train.distill import Distillation
-from tutelage.train.loop import Trainer
-from tutelage.train.schedule import Schedule
-
-_FIT_STEPS = 7_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,66 +35,6 @@ class Taught:
     teacher: Teacher
     train: SignalCache
     validation: SignalCache
-
-
-def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
-    """Return the network of the teacher that is trained on the spot."""
-    for family in material.task.families:
-        make = students.FAMILIES[family].teacher
-        if make is not None:
-            return StudentSpec(family=family, knobs=make(recipe.teacher.width, material.knobs))
-    raise TeacherError(
-        f"the task '{material.task.name}' has no built-in teacher; name one in teacher.source"
-    )
-
-
-def built_in_parameters(recipe: Recipe, material: Material) -> int:
-    """Return how many parameters the teacher has that would be trained on the spot."""
-    with torch.random.fork_rng(devices=[]):
-        return sum(p.numel() for p in built_in_spec(recipe, material).build().parameters())
-
-
-def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress) -> Path:
-    """Train the built-in teacher on labels (once a run); return its folder."""
-    spec = built_in_spec(recipe, material)
-    epochs = recipe.teacher.epochs or max(
-        8, min(60, -(-_FIT_STEPS * 128 // max(1, material.train.count)))
-    )
-    folder = run.file("teacher")
-
-    def work() -> tuple[Any, list[Path]]:
-        torch.manual_seed(recipe.seed)
-        network = spec.build()
-        lesson = Distillation(
-            network,
-            Objective((Term(name="cross_entropy", weight=1.0, options={"label_smoothing": 0.05}),)),
-            material.train,
-            material.validation,
-            classes=len(material.classes),
-            views=1_000_000,  # nothing is cached here, so every epoch may see a new view
-            batch=128,
-            seed=recipe.seed,
-        )
-        trainer = Trainer(
-            lesson,
-            Schedule(
-                epochs=epochs, rate=3e-3, weight_decay=5e-2, ema=0.99, seed=recipe.seed,
-                precision=recipe.distill.precision,
-            ),
-            checkpoint=run.file("checkpoints/teacher.safetensors"),
-            progress=progress,
-            label="Training the teacher",
-        )  # fmt: skip
-        history = dataclasses.asdict(trainer.train())
-        paths = students.save(folder, spec, network)
-        return {"spec": spec.to_json(), "epochs": epochs, "history": history}, paths
-
-    inputs = hash_json(
-        [material.content, spec.to_json(), epochs, recipe.seed, recipe.threads,
-         recipe.distill.precision]
-    )  # fmt: skip
-    run.stage("fit", inputs, work)
-    return folder
 
 
 def open_teacher(
@@ -122,6 +57,7 @@ def open_teacher(
         taps=part.taps,
         bf16=part.precision == "bf16",
         open_folder=students.load,
+        tokens=material.task.tokens(material.data.train),
     )
     if part.mean is not None and part.std is not None:
         teacher = Renormalised(teacher, material.normalisation, part.mean, part.std)
@@ -145,7 +81,7 @@ def teach(
     teacher cannot be used and `DiskError` when its signals do not fit.
     """
     if recipe.teacher.fit and module is None:
-        module = students.load(fit_teacher(recipe, material, run, progress))
+        module = fit_teacher(recipe, material, run, progress)
     teacher = open_teacher(recipe, material, trust_code=trust_code, module=module)
     if not teacher.taps:
         _refuse_taps(terms_of(recipe.distill))

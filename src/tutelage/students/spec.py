@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,15 @@ class StudentSpec:
             return FAMILIES[self.family].build(self.knobs)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             raise StudentError(f"student '{self.family}' cannot be built: {error}") from None
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's names and numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save(folder: Path, spec: StudentSpec, network: nn.Module, note: Any = None) -> list[Path]:

@@ -103,6 +103,13 @@ class Task(Protocol):
         """Return one example as the report shows it: a data URI of an image, or plain text."""
         ...
 
+    def tokens(self, examples: Any) -> tuple[Int[np.ndarray, " v"], int] | None:
+        """Return which of the tokenizer's ids are left, by their new id, and the pad's new id.
+
+        None for a task without tokens.
+        """
+        ...
+
     def meta(self, data: Any, normalisation: Any) -> dict[str, Any]:
         """Return what the artifact must say of its input: `input`, `layout`, `mean` and so on."""
         ...

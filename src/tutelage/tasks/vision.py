@@ -261,6 +261,9 @@ class VisionTask:
         image.save(held, format="PNG", optimize=True)
         return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
+    def tokens(self, examples: Images) -> None:
+        """Return None: images have no tokens."""
+
     def meta(self, data: VisionData, normalisation: Normalisation) -> dict[str, Any]:
         """Return how pixels become inputs."""
         return {

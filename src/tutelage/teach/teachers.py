@@ -68,13 +68,15 @@ def load_teacher(
     device: str | torch.device = "cpu",
     open_folder: Callable[[Path], nn.Module] | None = None,
     example: Tensor | None = None,
+    tokens: tuple[Any, int] | None = None,
 ) -> Teacher:
     """Load a teacher and look at it once, so that what cannot work is refused here.
 
     `source` is `file.py:function` (runs that file, only with `trust_code`; the function returns a
     module, and is given `classes` when it takes it), `timm:NAME`, `torchvision:NAME`, an ONNX file,
-    a folder with `spec.json` (opened by `open_folder`) or a module. `weights` is a safetensors
-    file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is downloaded. The rest is as
+    a folder with `spec.json` (opened by `open_folder`), a Hugging Face encoder's folder or a module.
+    `tokens` are the original ids of the tokens in use, and the pad. `weights` is a safetensors file,
+    or a `.pt`/`.pth` state dict that needs no pickle. Nothing is downloaded. The rest is as
     in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises `TeacherError`, or
     `MissingExtra` for timm and torchvision.
     """
@@ -91,7 +93,7 @@ def load_teacher(
         planes = 3 if channels == "repeat" else image_shape[0]
         module = _from_library(source, weights, classes, planes)
     else:
-        module = _from_folder(source, open_folder)
+        module = _from_folder(source, open_folder, classes, tokens, trust_code)
     if weights is not None:
         fill(module, weights)
     options: dict[str, Any] = {"channels": channels, "bf16": bf16, "device": device, "code": code}
@@ -265,8 +267,15 @@ def _few(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else "See the library's list"
 
 
-def _from_folder(source: str, open_folder: Callable[[Path], nn.Module] | None) -> nn.Module:
+def _from_folder(
+    source: str, open_folder: Callable[[Path], nn.Module] | None, classes: int,
+    tokens: tuple[Any, int] | None, trust_code: bool,
+) -> nn.Module:  # fmt: skip
     path = Path(source)
+    if (path / "config.json").is_file() and tokens is not None:
+        from tutelage.teach.hf_teacher import from_hf_folder
+
+        return from_hf_folder(path, classes, kept=tokens[0], pad=tokens[1], trust_code=trust_code)
     if (path / "spec.json").is_file() and open_folder is not None:
         return open_folder(path)
     if path.is_dir():

@@ -1,0 +1,133 @@
+"""The stage `fit`: a teacher is trained on the labels, from nothing or from an encoder on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tutelage.errors import TeacherError
+from tutelage.files import hash_json, read_tensors, write_tensors
+from tutelage.losses.objective import Objective, Term
+from tutelage.pipeline.lessons import SMALL
+from tutelage.pipeline.material import Material
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.run import Run
+from tutelage.students import spec as students
+from tutelage.students.spec import StudentSpec
+from tutelage.train.distill import Distillation
+from tutelage.train.loop import History, Trainer
+from tutelage.train.schedule import Schedule
+
+_FIT_STEPS, _FIT_STEPS_OF_SMALL = 7_000, 1_600
+_ENCODER_EPOCHS = {"head": 8, "all": 3}
+_ENCODER_RATE = {"head": 2e-3, "all": 1e-4}
+
+
+def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
+    """Return the network of the teacher that is trained on the spot."""
+    for family in material.task.families:
+        make = students.FAMILIES[family].teacher
+        if make is not None:
+            return StudentSpec(family=family, knobs=make(recipe.teacher.width, material.knobs))
+    raise TeacherError(
+        f"the task '{material.task.name}' has no built-in teacher; name one in teacher.source"
+    )
+
+
+def built_in_parameters(recipe: Recipe, material: Material) -> int:
+    """Return how many parameters the teacher has that would be trained on the spot."""
+    with torch.random.fork_rng(devices=[]):
+        return sum(p.numel() for p in built_in_spec(recipe, material).build().parameters())
+
+
+def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress) -> nn.Module:
+    """Train the recipe's teacher on labels (once a run) and return it."""
+    if recipe.teacher.fit in ("head", "all"):
+        return _fit_encoder(recipe, material, run, progress, recipe.teacher.fit)
+    spec = built_in_spec(recipe, material)
+    count = material.train.count
+    batch = min(128, max(8, count // 8))
+    epochs = recipe.teacher.epochs or max(8, min(60, -(-_FIT_STEPS * 128 // count)))
+    if recipe.teacher.epochs is None and count < SMALL:
+        epochs = -(-_FIT_STEPS_OF_SMALL * batch // count)
+    folder = run.file("teacher")
+
+    def work() -> tuple[Any, list[Path]]:
+        torch.manual_seed(recipe.seed)
+        network = spec.build()
+        history = _train(
+            recipe, material, run, progress, network, batch=batch, smoothing=0.05,
+            schedule={"epochs": epochs, "rate": 3e-3, "weight_decay": 5e-2, "ema": 0.99},
+        )  # fmt: skip
+        paths = students.save(folder, spec, network)
+        result = {"spec": spec.to_json(), "epochs": epochs, "history": dataclasses.asdict(history)}
+        return result, paths
+
+    inputs = hash_json(
+        [material.content, spec.to_json(), epochs, recipe.seed, recipe.threads,
+         recipe.distill.precision]
+    )  # fmt: skip
+    run.stage("fit", inputs, work)
+    return students.load(folder)
+
+
+def _fit_encoder(
+    recipe: Recipe, material: Material, run: Run, progress: Progress, what: Literal["head", "all"]
+) -> nn.Module:
+    """Fit a Hugging Face encoder's new head, or all of it, to the labels; once a run."""
+    from tutelage.teach.hf_teacher import from_hf_folder, parameters_to_fit
+
+    torch.manual_seed(recipe.seed)
+    kept, pad = material.task.tokens(material.data.train) or (None, 0)
+    source, path = Path(str(recipe.teacher.source)), run.file("teacher/model.safetensors")
+    network = from_hf_folder(
+        source, len(material.classes), kept=kept, pad=pad, fresh_head=True, trust_code=False
+    )
+    epochs = recipe.teacher.epochs or _ENCODER_EPOCHS[what]
+
+    def work() -> tuple[Any, list[Path]]:
+        parameters_to_fit(network, what)
+        history = _train(
+            recipe, material, run, progress, network, batch=32, smoothing=0.0,
+            schedule={"epochs": epochs, "rate": _ENCODER_RATE[what], "ema": 0.9, "clip": 1.0},
+        )  # fmt: skip
+        write_tensors(path, network.state_dict())
+        return {"epochs": epochs, "history": dataclasses.asdict(history)}, [path]
+
+    inputs = hash_json(
+        [material.content, students.weights_hash(network), what, epochs, recipe.seed,
+         recipe.threads, recipe.distill.precision]
+    )  # fmt: skip
+    run.stage("fit", inputs, work)
+    network.load_state_dict(read_tensors(path)[0])
+    return network.eval().requires_grad_(False)
+
+
+def _train(
+    recipe: Recipe, material: Material, run: Run, progress: Progress, network: nn.Module, *,
+    batch: int, smoothing: float, schedule: dict[str, Any],
+) -> History:  # fmt: skip
+    options = {"label_smoothing": smoothing}
+    lesson = Distillation(
+        network,
+        Objective((Term(name="cross_entropy", weight=1.0, options=options),)),
+        material.train,
+        material.validation,
+        classes=len(material.classes),
+        views=1_000_000,  # nothing is cached here, so every epoch may see a new view
+        batch=batch,
+        seed=recipe.seed,
+    )
+    trainer = Trainer(
+        lesson,
+        Schedule(seed=recipe.seed, precision=recipe.distill.precision, **schedule),
+        checkpoint=run.file("checkpoints/teacher.safetensors"),
+        progress=progress,
+        label="Training the teacher",
+    )
+    return trainer.train()
