@@ -1,9 +1,9 @@
 """What an exported ONNX graph costs, counted exactly from the file; no device is needed.
 
-Covers: multiply-accumulates of convolutions and matrix products in their float and quantized forms,
-stored bytes, bytes moved by each operator, and the peak of the activations alive at once. Does not
-cover: scratch buffers of a runtime's kernels, in-place reuse beyond views and Relu or Clip, and
-operators whose work depends on a loop or a formula (`If`, `LSTM`, `Einsum`), refused by name.
+Covers: multiply-accumulates of convolutions, matrix products (float or quantized) and recurrent
+layers, stored bytes, bytes moved by each operator, the peak of the activations alive at once. Not
+covered: scratch buffers of a runtime's kernels, in-place reuse beyond views and Relu or Clip, and
+operators whose work depends on a loop or a formula (`If`, `Einsum`), refused by name.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _CONV = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTra
 _GEMM = {"Gemm": 1, "FusedGemm": 1, "QGemm": 3}
 _MATMUL = {"MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "DynamicQuantizeMatMul": 1,
            "MatMulIntegerToFloat": 1}
-_WEIGHT_AT = {**_CONV, **_GEMM, **_MATMUL}
+_RECURRENT = {"GRU": 1, "LSTM": 1, "RNN": 1}
+_WEIGHT_AT = {**_CONV, **_GEMM, **_MATMUL, **_RECURRENT}
 _INTEGER = {"QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
             "MatMulIntegerToFloat", _QUANTIZE, _DEQUANTIZE}
-_UNCOUNTED = {"If", "Loop", "Scan", "SequenceMap", "LSTM", "GRU", "RNN", "Einsum", "Attention",
-              "DeformConv"}
+_UNCOUNTED = {"If", "Loop", "Scan", "SequenceMap", "Einsum", "Attention", "DeformConv"}
 # onnx infers no shapes for onnxruntime's own operators: each is read as the standard operator of
 # the same shape, fed with these of its inputs.
 _ONE, _BOTH, _PAIR = slice(0, 1), slice(0, 2), slice(0, 4, 3)
@@ -314,8 +314,10 @@ class _Walk:
         kind = node.op_type
         if kind not in _WEIGHT_AT:
             return 0
-        data, _ = self._tensor(node.input[0])
-        weight, _ = self._tensor(node.input[_WEIGHT_AT[kind]])
+        data, weight = (self._tensor(node.input[i])[0] for i in (0, _WEIGHT_AT[kind]))
+        if kind in _RECURRENT:  # at every step the input and the state meet all their weights
+            state, _ = self._tensor(node.input[2])
+            return math.prod(data[:2]) * (math.prod(weight) + math.prod(state))
         out = math.prod(self._tensor(node.output[0])[0])
         if kind == "ConvTranspose":  # each input element meets [out/group, *kernel] weights
             return math.prod(data) * math.prod(weight[1:])
@@ -358,8 +360,7 @@ def _infer(model: ModelProto, where: str) -> dict[str, tuple[tuple[int, ...], in
     """Return shape and element type of every tensor whose shape is known at batch 1."""
     from onnx import ModelProto, TensorProto, shape_inference
 
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = ModelProto.FromString(model.SerializeToString())
     batches = set()
     for value in copy.graph.input:
         dims = value.type.tensor_type.shape.dim

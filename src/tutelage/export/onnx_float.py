@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPSET = 18
+_NAMED = ("Conv", "Gemm", "MatMul", "ConvTranspose", "GRU")
 Exporter = Literal["torchscript", "dynamo"]
 
 
@@ -59,6 +60,7 @@ def export_onnx(
         raise _refusal(model, exporter, error) from error
     _drop_identities(graph.graph)
     _name_layers(graph.graph)
+    _drop_zero_states(graph.graph)
     _tidy_head(graph.graph)
     lean = shrunk(graph, keep_layer_names=True)
     _check_folded(lean.graph)
@@ -102,6 +104,8 @@ _EXPORTERS: dict[str, Callable[[nn.Module, Tensor, str, bool], onnx.ModelProto]]
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' notes on themselves; what fails still raises."""
+    from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
+
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -109,6 +113,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", UserWarning)
+            TracerWarning.ignore_lib_warnings()  # torch's own layers test shapes as they run
             yield
     finally:
         logging.disable(previous)
@@ -139,13 +144,51 @@ def _drop_identities(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
+def _drop_zero_states(graph: onnx.GraphProto) -> None:
+    """Leave out a GRU's first state where it is zeros, which is the default, and what made it."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    dropped = False
+    for node in graph.node:
+        if node.op_type == "GRU" and len(node.input) == 6:
+            if _all_zeros(node.input[5], made_by, weights):
+                del node.input[4 if not node.input[4] else 5 :]
+                dropped = True
+    if not dropped:
+        return
+    read, kept = {value.name for value in graph.output}, []
+    for node in reversed(graph.node):
+        if not read.isdisjoint(node.output):
+            kept.append(type(node).FromString(node.SerializeToString()))
+            read.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _all_zeros(
+    name: str, made_by: dict[str, onnx.NodeProto], weights: dict[str, onnx.TensorProto]
+) -> bool:
+    """Say whether a tensor is zeros, repeated or turned, whatever its shape."""
+    from onnx import numpy_helper
+
+    while name in made_by and made_by[name].op_type in ("Expand", "Transpose"):
+        name = made_by[name].input[0]
+    stored = weights.get(name)
+    if name in made_by and made_by[name].op_type in ("Constant", "ConstantOfShape"):
+        values = [a.t for a in made_by[name].attribute if a.name == "value"]
+        if not values:  # ConstantOfShape's own default is zero
+            return made_by[name].op_type == "ConstantOfShape"
+        stored = values[0]
+    return stored is not None and not numpy_helper.to_array(stored).any()
+
+
 def _name_layers(graph: onnx.GraphProto) -> None:
     """Name layers after their modules: `/head/head.1/Conv` becomes `head.1`."""
     weights = {tensor.name for tensor in graph.initializer}
     uses: Counter[str] = Counter()
     for node in graph.node:
         weight = node.input[1] if len(node.input) > 1 and node.input[1] in weights else ""
-        if node.op_type not in ("Conv", "Gemm", "MatMul", "ConvTranspose") or not weight:
+        if node.op_type not in _NAMED or not weight:
             node.ClearField("name")
             continue
         module = weight.removesuffix(".weight")

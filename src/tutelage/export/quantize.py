@@ -5,8 +5,9 @@ biases then need no operators of their own, which makes the file leaner at the s
 ONNX operators only. Activations are uint8 by default: onnxruntime's x86 kernels are quick for
 uint8 inputs alone (int8 ones ran up to five times slower than float32); int8 is there for Arm.
 
-Covers Conv, the ReLU behind it, residual Add, MaxPool, and the stored weights of Gemm and MatMul
-(which compute in float, so logits are never rounded). All else runs in float.
+Covers Conv, the ReLU behind it, residual Add, Concat, MaxPool, and the stored weights of Gemm and
+MatMul (which compute in float, so logits are never rounded). All else runs in float, and recurrent
+layers keep float weights: an error would come back at every step.
 """
 
 from __future__ import annotations
@@ -201,8 +202,9 @@ class _Writer:
 
     def write(self) -> ModelProto:
         """Return the quantized model."""
-        handlers = {"Conv": self._conv, "Add": self._add, "MaxPool": self._maxpool,
-                    "Gemm": self._linear, "MatMul": self._linear}  # fmt: skip
+        handlers = {"Conv": self._conv, "Add": self._join, "Concat": self._join,
+                    "MaxPool": self._maxpool, "Gemm": self._linear,
+                    "MatMul": self._linear}  # fmt: skip
         for node in self.model.graph.node:
             if node.output[0] in self.fused:
                 continue
@@ -229,12 +231,13 @@ class _Writer:
         self._emit_integer("QLinearConv", inputs, out, node)
         return True
 
-    def _add(self, node: NodeProto) -> bool:
-        """Write DQ, DQ, Add, Q, which onnxruntime runs as one integer addition."""
+    def _join(self, node: NodeProto) -> bool:
+        """Write DQ, DQ, Add or Concat, Q, which onnxruntime runs as one integer operator."""
         if not self.integer.issuperset(node.input):
             return False
         out, inputs = self._tail(node), [self._dequantized(name) for name in node.input]
-        self.nodes.append(self.make("Add", inputs, [out + ".a"]))
+        self.nodes.append(self.make(node.op_type, inputs, [out + ".a"]))
+        self.nodes[-1].attribute.extend(node.attribute)
         self._emit_integer("QuantizeLinear", [out + ".a", *self._scale(out)], out)
         return True
 

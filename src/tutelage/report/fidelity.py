@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from tutelage.report.charts import Bin, reliability_chart
 from tutelage.report.figures import Figure, label, made, points, read_figure
 
 _IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+\Z")
+_PNG = "data:image/png;base64,"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +30,16 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One image on which teacher and student differ; `image` is a data URI, `alt` its text."""
+    """One example on which teacher and student differ, shown as an image or as words.
+
+    `image` is a data URI and `alt` its text; both are empty when `text` is shown. `wide` says that
+    the image is a drawing broader than high, `label` and `right` are empty without a label.
+    """
 
     image: str
     alt: str
+    wide: bool
+    text: str
     label: str
     teacher: str
     student: str
@@ -81,21 +90,60 @@ def _class(c: dict[str, Any]) -> ClassRow:
 
 
 def _example(d: dict[str, Any]) -> Example:
-    if not _IMAGE.match(d["image"]):
-        raise ValueError("an example image is not a data URI of a PNG, JPEG, WebP or GIF")
+    image, text = d.get("image"), d.get("text")
+    if (image is None) == (text is None):
+        raise ValueError("an example is to have either an image or a text")
     sure = made("confidence", d["teacher_confidence"]), made("confidence", d["student_confidence"])
-    right = [who for who in ("teacher", "student") if d[who] == d["label"]]
+    told = "without a label" if d["label"] is None else f"labelled {d['label']}"
+    alt = (
+        f"An image {told}: the teacher decides {d['teacher']} ({sure[0].text} sure), the student "
+        f"{d['student']} ({sure[1].text} sure)"
+    )
     return Example(
-        image=d["image"],
-        alt=f"An image labelled {d['label']}: the teacher decides {d['teacher']} ({sure[0].text} "
-        f"sure), the student {d['student']} ({sure[1].text} sure)",
-        label=str(d["label"]),
+        image="" if image is None else _image(image),
+        alt="" if image is None else alt,
+        wide=image is not None and _wide(image),
+        text="" if text is None else _words(text),
+        label="" if d["label"] is None else str(d["label"]),
         teacher=str(d["teacher"]),
         student=str(d["student"]),
         teacher_confidence=sure[0],
         student_confidence=sure[1],
-        right=f"{right[0]} right" if len(right) == 1 else "both right" if right else "both wrong",
+        right=_right(d),
     )
+
+
+def _right(d: dict[str, Any]) -> str:
+    if d["label"] is None:
+        return ""
+    right = [who for who in ("teacher", "student") if d[who] == d["label"]]
+    return f"{right[0]} right" if len(right) == 1 else "both right" if right else "both wrong"
+
+
+def _image(image: str) -> str:
+    if not _IMAGE.match(image):
+        raise ValueError("an example image is not a data URI of a PNG, JPEG, WebP or GIF")
+    return image
+
+
+def _wide(image: str) -> bool:
+    """Say whether a PNG is half as broad again as it is high, by its header."""
+    if not image.startswith(_PNG):
+        return False
+    head = base64.b64decode("".join(image[len(_PNG) : len(_PNG) + 64].split())[:32])
+    return int.from_bytes(head[16:20]) > 1.5 * int.from_bytes(head[20:24])
+
+
+def _words(text: str) -> str:
+    """Return a text on one line; what cannot be shown becomes the replacement character."""
+    shown = (c if unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in _line(text))
+    return "".join(shown) or "(an empty text)"
+
+
+def _line(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"an example's text is a {type(text).__name__}")
+    return " ".join(text.split())
 
 
 def _reliability(given: dict[str, Any]) -> Chart | None:

@@ -11,11 +11,17 @@ from tutelage.records import Kind, Measurement
 from tutelage.units import format_quantity
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)  # from the surest to the least sure
-_SHARES = ("accuracy", "agreement", "kept", "calibration_error", "confidence", "share")
+_SHARES = (
+    "accuracy", "balanced_accuracy", "macro_f1", "agreement", "kept", "calibration_error",
+    "confidence", "share",
+)  # fmt: skip
 _LABELS = {
     "accuracy": "Accuracy",
-    "accuracy_validation": "Accuracy, validation",
-    "accuracy_test": "Accuracy, test",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "r2": "R²",
     "latency_s": "Latency",
     "latency_p50_s": "Latency, median",
     "latency_p95_s": "Latency, 95th percentile",
@@ -95,7 +101,10 @@ def weakest(kinds: Iterable[Kind]) -> Kind:
 
 
 def label(name: str) -> str:
-    """Return a metric's name in words."""
+    """Return a metric's name in words; `_test` and `_validation` name the split."""
+    metric, _, split = name.rpartition("_")
+    if metric in _LABELS and split in ("test", "validation"):
+        return f"{_LABELS[metric]}, {split}"
     return _LABELS.get(name) or name.replace("_", " ").capitalize()
 
 

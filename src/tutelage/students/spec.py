@@ -14,7 +14,7 @@ from torch import nn
 from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.registry import Registry, near_matches
-from tutelage.students import convnet
+from tutelage.students import convnet, convnet1d, gru
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +34,21 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("student family")
-FAMILIES.add(
-    "convnet",
-    Family(
-        spec=convnet.ConvNetSpec,
-        build=convnet.ConvNet,
-        structures=convnet.STRUCTURES,
-        sized=convnet.sized,
-        teacher=convnet.teacher,
-    ),
-)
+for _name, _module, _spec, _build, _teacher in (
+    ("convnet", convnet, convnet.ConvNetSpec, convnet.ConvNet, convnet.teacher),
+    ("convnet1d", convnet1d, convnet1d.ConvNet1dSpec, convnet1d.ConvNet1d, convnet1d.teacher),
+    ("gru", gru, gru.GruSpec, gru.Gru, None),
+):
+    FAMILIES.add(
+        _name,
+        Family(
+            spec=_spec,
+            build=_build,
+            structures=_module.STRUCTURES,
+            sized=_module.sized,
+            teacher=_teacher,
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

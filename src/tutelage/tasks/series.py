@@ -1,0 +1,341 @@
+"""The `series` task: classes of sensor series. Checks and splits the data, and forms batches."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt64
+
+from tutelage.errors import DataError, RecipeError
+from tutelage.tasks import TASKS
+from tutelage.tasks.augment import hash_keys
+from tutelage.tasks.series_augment import (
+    SeriesAugment,
+    SeriesNormalisation,
+    augment_series,
+    fitted,
+)
+from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys
+from tutelage.tasks.series_files import read_series
+from tutelage.types import Batch
+
+_TEST_SHARE = 0.2
+_MOST_OVERLAP = 0.05  # short series of coarse numbers may coincide by chance
+_SALT = {"test": 1, "validation": 2}
+_SHOWN = (192, 96)
+_LINES = ("#1f5fa8", "#c2571a", "#2c7d4f", "#8a3f94")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeriesData:
+    """Three splits with the same classes and shape. `notes` are findings to print and report.
+
+    `hop` is how many steps lie between two windows of a stream, for whoever uses the artifact.
+    """
+
+    train: Series
+    validation: Series
+    test: Series
+    notes: tuple[str, ...] = ()
+    hop: int
+
+
+def load(
+    train: str | Path,
+    test: str | Path | None = None,
+    *,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    format: str = "auto",
+    label_column: str | None = None,
+    series_column: str | None = None,
+    time_column: str | None = None,
+    length: int | None = None,
+    hop: int | None = None,
+) -> SeriesData:
+    """Read, check and split series; paths as `read_series` takes them.
+
+    A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
+    Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
+    """
+    options = SeriesOptions(
+        label_column=label_column, series_column=series_column, time_column=time_column
+    )
+    found = read_series(train, format=format, options=options)
+    if test is not None:
+        alike = Path(test).suffix == Path(train).suffix
+        other = read_series(test, format=format if alike else "auto", options=options)
+        found = SeriesParts(
+            train=found.train, validation=found.validation, test=other.test or other.train
+        )
+    return arrange(
+        found.train,
+        test=found.test,
+        validation=found.validation,
+        validation_share=validation_share,
+        seed=seed,
+        length=length,
+        hop=hop,
+    )
+
+
+def arrange(
+    train: Series,
+    *,
+    test: Series | None = None,
+    validation: Series | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    length: int | None = None,
+    hop: int | None = None,
+) -> SeriesData:
+    """Check series in memory, bring them to one length and take out the splits that are missing.
+
+    The length is `length`, in steps, or that of the longest in `train`. The splits are stratified,
+    and a pure function of the seed and of the values: series may be reordered, and equal ones fall
+    on the same side.
+    """
+    _check_options(validation_share, length, hop)
+    steps = int(train.lengths.max()) if length is None else length
+    if steps < 2:
+        raise DataError(f"{train.source}: no series has more than one step: give longer ones")
+    whole = {"training": train, "test": test, "validation": validation}
+    notes = _shape_notes(train, length)
+    for name, part in whole.items():
+        if part is not None:
+            notes += _length_notes(part, name, steps, "data.length" if length else train.source)
+            part = part if part is train else aligned(part, train)
+            whole[name] = fitted(part, steps)
+    train, test, validation = fitted(train, steps), whole["test"], whole["validation"]
+    taken = 1 + (test is None) + (validation is None)
+    check_learnable(train, least=max(2, taken))
+    if test is None:
+        train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
+    notes += _overlap_notes(test, "test", train)
+    if validation is None:
+        train, validation = take_out(train, validation_share, seed=seed, split="validation")
+    else:
+        notes += _overlap_notes(validation, "validation", train)
+        notes += _overlap_notes(test, "test", validation, "validation")
+    return SeriesData(
+        train=train, validation=validation, test=test, notes=notes, hop=hop or steps
+    )  # fmt: skip
+
+
+def _check_options(validation_share: float, length: int | None, hop: int | None) -> None:
+    if not 0 < validation_share < 1:
+        raise RecipeError(f"validation_share is {validation_share}: it must lie between 0 and 1")
+    if length is not None and length < 2:
+        raise RecipeError(f"data.length is {length}: a series needs at least 2 steps")
+    if hop is not None and hop < 1:
+        raise RecipeError(f"data.hop is {hop}: it must be a whole number of steps from 1 on")
+
+
+def _shape_notes(series: Series, length: int | None) -> tuple[str, ...]:
+    channels, steps = series.shape
+    if channels <= steps or length is not None:
+        return ()
+    return (
+        f"series of {series.source} have {channels} channels of {steps} steps: if that is the "
+        "wrong way round, save them as [n, channels, steps]",
+    )
+
+
+def _length_notes(series: Series, name: str, steps: int, by: str) -> tuple[str, ...]:
+    cut = int((series.lengths > steps).sum())
+    if not cut:
+        return ()
+    return (
+        f"{cut} of {len(series)} {name} series of {series.source} are cut to the {steps} steps of "
+        f"{by}",
+    )
+
+
+def check_learnable(series: Series, *, least: int) -> None:
+    """Raise `DataError` unless there are two classes, each with `least` examples."""
+    counts = np.bincount(series.labels, minlength=len(series.classes))
+    if np.count_nonzero(counts) < 2:
+        only = series.classes[int(counts.argmax())]
+        raise DataError(
+            f"{series.source} has one class only ('{only}'): add series of another class"
+        )
+    rare = int(counts.argmin())
+    if counts[rare] < least:
+        raise DataError(
+            f"{series.source} has {counts[rare]} series of class '{series.classes[rare]}' where "
+            f"{least} are needed: add some, drop the class, or give a test path"
+        )
+
+
+def aligned(series: Series, train: Series) -> Series:
+    """Return `series` with the class numbers of `train`, matched by name; raises `DataError`."""
+    if series.shape[0] != train.shape[0]:
+        raise DataError(
+            f"series of {train.source} have {train.shape[0]} channels and of {series.source} "
+            f"{series.shape[0]}: give both the same channels"
+        )
+    if series.classes == train.classes:
+        return series
+    number = {name: i for i, name in enumerate(train.classes)}
+    present = np.unique(series.labels)
+    unknown = [series.classes[i] for i in present if series.classes[i] not in number]
+    if unknown:
+        raise DataError(
+            f"{series.source} has the class '{unknown[0]}', which is not among the "
+            f"{len(number)} classes of {train.source}: correct the labels"
+        )
+    table = np.array([number.get(name, -1) for name in series.classes], np.int64)
+    return replace(series, labels=table[series.labels], classes=train.classes)
+
+
+def take_out(
+    series: Series, share: float, *, seed: int, split: Literal["test", "validation"]
+) -> tuple[Series, Series]:
+    """Return what stays and what is taken: `share` of each class, at least one, never all."""
+    ranks = hash_keys(content_keys(series)[:, 0], seed, _SALT[split])
+    taken = np.zeros(len(series), np.bool_)
+    for number in range(len(series.classes)):
+        members = np.flatnonzero(series.labels == number)
+        members = members[np.argsort(ranks[members], kind="stable")]
+        taken[members[: _cut(ranks[members], share)]] = True
+    return series.take(np.flatnonzero(~taken)), series.take(np.flatnonzero(taken))
+
+
+def _cut(ranks: UInt64[np.ndarray, " n"], share: float) -> int:
+    """How many of the sorted ranks to take, moved so as not to part equal series."""
+    n = len(ranks)
+    want = min(max(1, round(share * n)), n - 1)
+    edges = np.flatnonzero(ranks[1:] != ranks[:-1]) + 1
+    return want if len(edges) == 0 else int(edges[np.abs(edges - want).argmin()])
+
+
+def _overlap_notes(
+    series: Series, name: str, train: Series, other: str = "training"
+) -> tuple[str, ...]:
+    known = set(map(tuple, content_keys(train).tolist()))
+    # A sensor at rest repeats itself: series that never change say nothing about copies.
+    high, low = (reduce(series.values, axis=2) for reduce in (np.fmax.reduce, np.fmin.reduce))
+    moves = (high > low).any(axis=1)
+    shared = sum(tuple(key) in known for key in content_keys(series)[moves].tolist())
+    if shared == 0:
+        return ()
+    finding = f"{shared} of {len(series)} {name} series of {series.source} are also {other} series"
+    if shared > _MOST_OVERLAP * len(series):
+        raise DataError(
+            f"{finding} of {train.source}, so the {name} score would be worthless: "
+            "remove the duplicates from one of them"
+        )
+    return (finding,)
+
+
+def plot(series: Series, index: int) -> bytes:
+    """Draw one series as a PNG of 192 x 96 pixels: at most four channels, each on its own scale."""
+    from PIL import Image, ImageDraw
+
+    width, height = 2 * _SHOWN[0], 2 * _SHOWN[1]
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    at = np.linspace(6, width - 7, series.shape[1])
+    for values, colour in zip(series.values[index], _LINES, strict=False):
+        known = np.flatnonzero(~np.isnan(values))
+        if len(known) == 0:
+            continue
+        y = values[known].astype(np.float64)
+        spread = y.max() - y.min()
+        share = (y - y.min()) / spread if spread > 0 else np.full(len(y), 0.5)
+        points = list(
+            zip(at[known].tolist(), ((height - 13) * (1 - share) + 6).tolist(), strict=True)
+        )
+        pen.line(points if len(points) > 1 else points * 2, fill=colour, width=3)
+    image = image.resize(_SHOWN, Image.Resampling.LANCZOS)
+    held = io.BytesIO()
+    image.quantize(32).save(held, format="PNG", optimize=True)
+    return held.getvalue()
+
+
+class SeriesTask:
+    """Classification of series; see `tutelage.tasks.Task`."""
+
+    name = "series"
+    decision: Literal["classes"] = "classes"
+    metric: Literal["accuracy"] = "accuracy"
+    families: tuple[str, ...] = ("convnet1d", "gru")
+    keys = frozenset({"format", "label_column", "series_column", "time_column", "length", "hop"})
+
+    def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> SeriesData:
+        """Read, check and split the data; options as in `load`."""
+        return load(train, test, **options)
+
+    def input_shape(self, examples: Series) -> tuple[int, int]:
+        """Return (channels, steps)."""
+        return examples.shape
+
+    def knobs(self, examples: Series) -> dict[str, Any]:
+        """Return how many channels and steps a series has."""
+        channels, steps = examples.shape
+        return {"channels": channels, "length": steps}
+
+    def normalisation(self, examples: Series) -> SeriesNormalisation:
+        """Fit mean and standard deviation of each channel."""
+        return SeriesNormalisation.fit(examples.values)
+
+    def augment(self, examples: Series, wanted: Any) -> SeriesAugment:
+        """Return the recipe's augmentation; a little noise and stretch where it names none."""
+        return SeriesAugment.wanted(wanted, examples.shape[1])
+
+    def show(self, examples: Series, index: int) -> str:
+        """Return one series as a line plot, a PNG data URI of 192 x 96 pixels."""
+        return "data:image/png;base64," + base64.b64encode(plot(examples, index)).decode()
+
+    def tokens(self, examples: Series) -> None:
+        """Return None: series have no tokens."""
+
+    def meta(self, data: SeriesData, normalisation: SeriesNormalisation) -> dict[str, Any]:
+        """Return how a window of values becomes inputs."""
+        channels, steps = data.train.shape
+        return {
+            "input": "series",
+            "layout": "NCT",
+            "mean": normalisation.mean,
+            "std": normalisation.std,
+            "scale": 1.0,
+            "dtype": "float32",
+            "details": {"length": steps, "channels": channels, "hop": data.hop},
+        }
+
+    def beside(self, data: SeriesData) -> dict[str, bytes]:
+        """Return nothing: the file says all there is to say."""
+        return {}
+
+    def batch(
+        self,
+        examples: Series,
+        index: Int[np.ndarray, " batch"],
+        *,
+        view: int = 0,
+        seed: int = 0,
+        augment: SeriesAugment,
+        normalisation: SeriesNormalisation,
+    ) -> Batch:
+        """Form one batch, inputs `[batch, c, t]`; missing values are 0, the channel's mean."""
+        index = np.asarray(index, np.int64)
+        inputs = augment_series(
+            examples.values[index],
+            examples.lengths[index],
+            index,
+            seed=seed,
+            view=view,
+            config=augment,
+            normalisation=normalisation,
+        )
+        labels = torch.from_numpy(examples.labels[index])
+        return Batch(inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view)
+
+
+TASKS.add("series", SeriesTask())

@@ -1,0 +1,398 @@
+"""Series from `.ts` text, `.npz` archives, tables of windows or of rows, and folders of those."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import DataError, MissingExtra
+from tutelage.registry import near_matches
+from tutelage.tasks.images_base import split_name
+from tutelage.tasks.series_base import (
+    MISSING,
+    Series,
+    SeriesOptions,
+    SeriesParts,
+    as_number,
+    as_numbers,
+    check_ascending,
+    gather_parts,
+    make_series,
+    one_line,
+    read_npz,
+)
+
+_LABEL_COLUMNS = ("label", "class", "target", "y")
+_STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
+_STAMPED_LINE = re.compile(r"\s*\([^()]*\)(\s*,\s*\([^()]*\))*\s*")
+_OUTSIDE = re.compile(r":(?![^(]*\))")
+
+
+def read_series(path: str | Path, *, format: str = "auto", options: SeriesOptions) -> SeriesParts:
+    """Read all the parts that a file or folder holds; raises `DataError` in one line.
+
+    A folder holds one file a part, named after it (`NAME_TRAIN.ts` and `NAME_TEST.ts`, say).
+    """
+    where = Path(path)
+    if not where.exists():
+        raise DataError(f"{path} does not exist: correct the path (looked in {Path.cwd()})")
+    try:
+        if where.is_dir():
+            return _read_folder(where, format, options)
+        return _read_file(where, format, options)
+    except PermissionError as error:
+        raise DataError(
+            f"{error.filename or path} may not be read: change its permissions"
+        ) from None
+
+
+def _read_file(path: Path, format: str, options: SeriesOptions) -> SeriesParts:
+    known = ", ".join(sorted(_SUFFIXES))
+    chosen = _SUFFIXES.get(path.suffix.lower()) if format == "auto" else format
+    if chosen is None:
+        raise DataError(
+            f"{path} is of no known form ('{path.suffix}'): give series as {known}, or a folder of "
+            "those"
+        )
+    if chosen not in _READERS:
+        raise DataError(f"unknown series format '{chosen}'. {near_matches(chosen, list(_READERS))}")
+    return _READERS[chosen](path, options)
+
+
+def _read_folder(path: Path, format: str, options: SeriesOptions) -> SeriesParts:
+    wanted = None if format in ("auto", "folder") else format
+    files = [f for f in sorted(path.iterdir()) if f.is_file() and f.name[0] not in "._"]
+    forms = tuple(_SUFFIXES.values()) if wanted is None else (wanted,)
+    files = [f for f in files if _SUFFIXES.get(f.suffix.lower()) in forms]
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        words = [word for word in map(split_name, re.split(r"[-_.]", file.stem)) if word]
+        if words:
+            parts.setdefault(words[-1], []).append(file)
+    if not parts and len(files) == 1:
+        return _read_file(files[0], format if format != "folder" else "auto", options)
+    if not parts:
+        raise DataError(
+            f"{path} holds no series files named after their part: name them train.ts and test.ts, "
+            "say, or give the path of one file"
+        )
+    found = {part: _only(path, several) for part, several in parts.items()}
+    read = {part: _read_file(file, wanted or "auto", options).train for part, file in found.items()}
+    return gather_parts(read, str(path))
+
+
+def _only(folder: Path, files: list[Path]) -> Path:
+    if len(files) > 1:  # as in the archive: the folder's own name comes first
+        own = [f for f in files if re.split(r"[-_.](?=[^-_.]*$)", f.stem)[0] == folder.name]
+        files = own if len(own) == 1 else files
+    if len(files) > 1:
+        raise DataError(
+            f"{folder} holds both '{files[0].name}' and '{files[1].name}': give the path of one"
+        )
+    return files[0]
+
+
+# --- .ts -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class _Header:
+    """What the lines before @data say; None where they are silent."""
+
+    path: Path
+    classes: tuple[str, ...] | None = None
+    univariate: bool | None = None
+    equal: bool | None = None
+    dimensions: int | None = None
+    length: int | None = None
+    items: list[np.ndarray] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
+    """Read the text format of the UCR and UEA archives (timeseriesclassification.com)."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is not readable text ({one_line(error)}): check the file"
+        ) from None
+    held = _Header(path=path)
+    data = False
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line[0] in "#%":
+            continue
+        if data:
+            _ts_series(held, line, number)
+        elif line[0] == "@":
+            data = _ts_header(held, line, number)
+        else:
+            raise DataError(
+                f"{path}, line {number}: series begin before a line '@data': add the header "
+                "(@classLabel true NAMES, then @data)"
+            )
+    if not data:
+        raise DataError(f"{path} has no line '@data': is it a .ts file, and whole?")
+    if held.items:
+        _ts_agrees(held)
+    made = make_series(
+        held.items, held.labels, classes=held.classes, source=str(path), names=held.names
+    )
+    return SeriesParts(train=made)
+
+
+def _ts_header(held: _Header, line: str, number: int) -> bool:
+    """Take in one header line; return whether it is the last."""
+    word, *values = line[1:].split() or [""]
+    key = word.lower()
+    where = f"{held.path}, line {number}"
+    if key == "data":
+        if held.classes is None:
+            raise DataError(f"{held.path} has no labels: add a line '@classLabel true NAMES'")
+        return True
+    if key == "classlabel":
+        held.classes = _class_names(values, word, where)
+    elif key == "targetlabel" and _truth(values, word, where):
+        raise DataError(
+            f"{where}: @targetLabel asks for regression, which is not supported yet: "
+            "give series with @classLabel"
+        )
+    elif key == "univariate":
+        held.univariate = _truth(values, word, where)
+    elif key == "equallength":
+        held.equal = _truth(values, word, where)
+    elif key in ("dimensions", "dimension"):
+        held.dimensions = _count(values, word, where)
+    elif key == "serieslength":
+        held.length = _count(values, word, where)
+    return False
+
+
+def _class_names(values: list[str], word: str, where: str) -> tuple[str, ...]:
+    if not _truth(values, word, where):
+        raise DataError(f"{where}: @classLabel is false, so there are no labels: add them")
+    if len(values) < 2:
+        raise DataError(f"{where}: @classLabel names no classes: write them after 'true'")
+    return tuple(dict.fromkeys(values[1:]))
+
+
+def _truth(values: list[str], word: str, where: str) -> bool:
+    said = values[0].lower() if values else ""
+    if said not in ("true", "false"):
+        raise DataError(
+            f"{where}: @{word} must say true or false, not '{said}': correct the header"
+        )
+    return said == "true"
+
+
+def _count(values: list[str], word: str, where: str) -> int:
+    if not values or not values[0].isdecimal() or int(values[0]) < 1:
+        raise DataError(f"{where}: @{word} needs a whole number: correct the header")
+    return int(values[0])
+
+
+def _ts_series(held: _Header, line: str, number: int) -> None:
+    where = f"{held.path}, line {number}"
+    stamped = "(" in line
+    *dimensions, label = _OUTSIDE.split(line) if stamped else line.split(":")
+    if not dimensions or "," in label:
+        raise DataError(f"{where} does not end in ':' and a class: add the label")
+    if label.strip() not in (held.classes or ()):
+        raise DataError(
+            f"{where}: label '{label.strip()[:40]}' is not one of the {len(held.classes or ())} "
+            "classes of the header: correct either"
+        )
+    parse = _stamped if stamped else _plain
+    rows = [parse(part, where) for part in dimensions]
+    item = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, values in zip(item, rows, strict=True):
+        row[: len(values)] = values
+    held.items.append(item)
+    held.labels.append(label.strip())
+    held.names.append(f"the series of line {number}")
+
+
+def _plain(part: str, where: str) -> np.ndarray:
+    return as_numbers(part.split(","), where)
+
+
+def _stamped(part: str, where: str) -> np.ndarray:
+    if not _STAMPED_LINE.fullmatch(part):
+        raise DataError(f"{where}: '{part.strip()[:30]}' is not of the form (time,value),...")
+    pairs = _STAMPED.findall(part)
+    if len(pairs) != part.count("("):
+        raise DataError(f"{where}: a pair in brackets is not of the form (time,value): correct it")
+    check_ascending([time for time, _ in pairs], where)
+    return as_numbers([value for _, value in pairs], where)
+
+
+def _ts_agrees(held: _Header) -> None:
+    for item, name in zip(held.items, held.names, strict=True):
+        channels, steps = item.shape
+        want = 1 if held.univariate else held.dimensions
+        if want is not None and channels != want:
+            raise DataError(
+                f"{held.path}: {name} has {channels} channels where the header says {want}: "
+                "correct either"
+            )
+        length = (held.length or held.items[0].shape[1]) if held.equal else None
+        if length is not None and steps != length:
+            raise DataError(
+                f"{held.path}: {name} has {steps} steps where the header says {length}: correct "
+                "the line, or write @equalLength false"
+            )
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, options: SeriesOptions) -> SeriesParts:
+    """Read a CSV: one row a series, or one row a step where `series_column` is given."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable CSV ({one_line(error)})") from None
+    if header and not any(map(_is_text, header)):
+        raise DataError(f"{path}: its first line is all numbers: add a header that names columns")
+    for number, row in rows:
+        if len(row) != len(header):
+            raise DataError(
+                f"{path}, line {number}: {len(row)} cells where the header has {len(header)}: "
+                "mend the row"
+            )
+    columns = list(zip(*(row for _, row in rows), strict=True)) or [()] * len(header)
+    lines = [f"line {number}" for number, _ in rows]
+    return SeriesParts(train=_table(path, header, columns, lines, options))
+
+
+def read_parquet(path: Path, options: SeriesOptions) -> SeriesParts:
+    """Read a Parquet file; its rows are as those of a CSV. Raises `MissingExtra`."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtra("Reading Parquet", "parquet") from None
+    try:
+        table = pq.read_table(path)
+        table.validate(full=True)
+        columns = [column.to_pylist() for column in table.columns]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not readable Parquet ({one_line(error)})") from None
+    rows = [f"row {i}" for i in range(table.num_rows)]
+    return SeriesParts(train=_table(path, table.column_names, columns, rows, options))
+
+
+def _table(
+    path: Path,
+    header: list[str],
+    columns: Sequence[Sequence[Any]],
+    rows: list[str],
+    options: SeriesOptions,
+) -> Series:
+    table = dict(zip(header, columns, strict=True))
+    if len(table) < len(header) or "" in table:
+        raise DataError(
+            f"{path}: two columns have the same name, or one has none (an index that was saved "
+            "along?): give each its own name"
+        )
+    if not rows:
+        raise DataError(f"{path} holds no series: check that the path is the right one")
+    ids = _wanted(path, table, options.series_column, "series")
+    times = _wanted(path, table, options.time_column, "time")
+    label = _label(path, table, options.label_column, {ids, times})
+    if times is not None and ids is None:
+        raise DataError(f"{path}: data.time_column is for the long form: give data.series_column")
+    steps = [name for name in header if name not in (ids, times, label)]
+    if not steps:
+        raise DataError(f"{path} has no columns of values beside '{label}': check the file")
+    values = np.stack([_values(path, table[name], name, rows) for name in steps], axis=1)
+    if ids is None:
+        return make_series(values, table[label], source=str(path), names=rows)
+    return _joined(path, values, table[ids], table[label], table[times] if times else None)
+
+
+def _joined(
+    path: Path,
+    values: np.ndarray,
+    ids: Sequence[Any],
+    cells: Sequence[Any],
+    times: Sequence[Any] | None,
+) -> Series:
+    groups: dict[Any, list[int]] = {}
+    for i, key in enumerate(ids):
+        if str(key).strip().lower() in MISSING:
+            raise DataError(f"{path}: data row {i} does not say which series it is of: fill it in")
+        groups.setdefault(key, []).append(i)
+    labels = []
+    for key, at in groups.items():
+        where = f"{path}, series '{key}'"
+        if times is not None:
+            check_ascending([times[i] for i in at], where)
+        known = {cells[i] for i in at}
+        if len(known) > 1:
+            raise DataError(f"{where} has several labels: give it one")
+        labels.append(known.pop())
+    items = [values[at].T for at in groups.values()]
+    names = [f"series '{key}'" for key in groups]
+    return make_series(items, labels, source=str(path), names=names)
+
+
+def _values(path: Path, cells: Sequence[Any], name: str, rows: list[str]) -> np.ndarray:
+    try:
+        return np.array(cells, np.float64)
+    except (TypeError, ValueError):
+        numbers = [
+            as_number(cell, f"{path}, {row}, column '{name}'")
+            for cell, row in zip(cells, rows, strict=True)
+        ]
+        return np.array(numbers, np.float64)
+
+
+def _wanted(path: Path, table: dict[str, Any], name: str | None, kind: str) -> str | None:
+    if name is not None and name not in table:
+        raise DataError(f"{path} has no {kind} column '{name}'. {near_matches(name, list(table))}")
+    return name
+
+
+def _label(path: Path, table: dict[str, Any], name: str | None, taken: set[str | None]) -> str:
+    if name is not None:
+        return str(_wanted(path, table, name, "label"))
+    free = [column for column in table if column not in taken]
+    by_name = {column.lower(): column for column in reversed(free)}
+    if "x" in by_name:  # beside an x, y is an axis
+        by_name.pop("y", None)
+    found = [by_name[usual] for usual in _LABEL_COLUMNS if usual in by_name]
+    found += [column for column in reversed(free) if any(map(_is_text, table[column]))]
+    if not found:
+        raise DataError(f"{path} has no column of labels: name it with data.label_column")
+    return found[0]
+
+
+def _is_text(cell: Any) -> bool:
+    if not isinstance(cell, str) or cell.strip().lower() in MISSING:
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
+
+
+_READERS: dict[str, Callable[[Path, SeriesOptions], SeriesParts]] = {
+    "ts": read_ts,
+    "npz": read_npz,
+    "csv": read_csv,
+    "parquet": read_parquet,
+}
+_SUFFIXES = {".ts": "ts", ".npz": "npz", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
