@@ -19,6 +19,7 @@ from tutelage.audit.fidelity import (
     probabilities,
     reliability,
 )
+from tutelage.audit.metrics import class_metrics
 from tutelage.devices import HOST, Device
 from tutelage.errors import DataError, DeviceError, TutelageError
 from tutelage.export.onnx_float import export_onnx
@@ -171,6 +172,8 @@ def _weigh(
                 logits[name].argmax(1), labels, where=f"{artifact.path}, {name} split"
             )
             figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
+    if material.data.test.labels is not None:
+        figures += _by_class(logits["test"], material, f"{artifact.path}, test split")
     on_host = _host_figures(path)
     on_device = graph_figures(path, device)
     # On the machine itself the measured figures are the ones that count, so they come first.
@@ -181,6 +184,14 @@ def _weigh(
         verdicts=verdicts(limits, tuple(figures)),
         logits_test=logits["test"],
     )
+
+
+def _by_class(logits: np.ndarray, material: Material, where: str) -> list[Measurement]:
+    labels = material.data.test.labels
+    return [
+        dataclasses.replace(figure, name=f"{figure.name}_test")
+        for figure in class_metrics(logits, labels, where=where)
+    ]
 
 
 def _host_figures(path: Path) -> list[Measurement]:
@@ -245,6 +256,8 @@ def _teacher_figures(
         if labels is not None:
             figure = accuracy(logits.argmax(1), labels, where=f"teacher, {name} split")
             figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
+    if material.data.test.labels is not None:
+        figures += _by_class(test, material, "teacher, test split")
     figures.append(_parameters(taught.teacher.parameters, "teacher"))
     with tempfile.TemporaryDirectory(prefix="tutelage-teacher-") as folder:
         path = Path(folder) / "teacher-float32.onnx"
@@ -292,7 +305,7 @@ def _differences(decided: Decided, material: Material) -> list[dict[str, Any]]:
         shown = material.task.show(material.data.test, i)
         rows.append(
             {
-                ("image" if shown.startswith("data:") else "text"): shown,
+                ("image" if shown.startswith("data:image/png;base64,") else "text"): shown,
                 "label": None if labels is None else material.classes[int(labels[i])],
                 "teacher": material.classes[int(p[i].argmax())],
                 "student": material.classes[int(q[i].argmax())],

@@ -11,6 +11,8 @@ from tutelage.report.figures import Figure, label, measurement, points, ratio, s
 _ORDER = (
     "accuracy_validation",
     "accuracy_test",
+    "macro_f1_test",
+    "balanced_accuracy_test",
     "storage_bytes",
     "parameters",
     "macs",
@@ -77,7 +79,7 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
     if teacher is None or student is None:
         return None
     kind = weakest([teacher.kind, student.kind])
-    if teacher.name.startswith("accuracy"):
+    if teacher.name.startswith(("accuracy", "macro_f1", "balanced_accuracy")):
         text = f"{points(student.value - teacher.value)} pt"
         return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher, points")
     if not teacher.value > 0 or not student.value > 0:

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from tutelage.records import Artifact
 from tutelage.report.figures import Figure, made
-
-_SNIPPET = """\
-import json
-import numpy as np
-import onnxruntime as ort
-
-session = ort.InferenceSession({path})
-stored = session.get_modelmeta().custom_metadata_map
-meta = {{key: json.loads(text) for key, text in stored.items()}}
-mean, std = (np.reshape(meta[key], (-1, 1, 1)) for key in ("mean", "std"))
-
-pixels = np.zeros(meta["shape"])  # your image: channels, height, width; 0 to 255
-image = (pixels * meta["scale"] - mean) / std
-(logits,) = session.run(None, {{meta["input"]: image[None].astype(np.float32)}})
-print(meta["classes"][int(logits[0].argmax())])
-"""
+from tutelage.report.snippets import snippet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,5 +60,5 @@ def shipped(proof: dict[str, Any]) -> Shipped | None:
             )
             for p in (proof.get("parity") or [])
         ),
-        snippet=_SNIPPET.format(path=json.dumps(chosen)),
+        snippet=snippet(proof["task"], chosen),
     )
