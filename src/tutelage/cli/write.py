@@ -14,6 +14,7 @@ from tutelage.errors import RecipeError
 @app.command(
     epilog="Examples: [bold]tutelage init fit photos/[/bold]; "
     "[bold]tutelage init teacher.onnx photos/ --device raspberry-pi-4[/bold]; "
+    "[bold]tutelage init fit windows.npz --task series[/bold]; "
     "[bold]tutelage init net.py:build data.npz --weights net.safetensors --trust-code[/bold]"
 )
 def init(
@@ -24,9 +25,12 @@ def init(
             "a folder with spec.json."
         ),
     ],
-    data: Annotated[str, typer.Argument(help="Images: folder, IDX, .npz, .parquet, .csv, digits.")],
+    data: Annotated[
+        str, typer.Argument(help="Images (folder, IDX, .npz, .parquet, .csv, digits) or series.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path("recipe.yaml"),
     device: Annotated[str, typer.Option("--device", help="See: tutelage devices.")] = "host",
+    task: Annotated[str, typer.Option("--task", help="vision or series.")] = "vision",
     weights: Annotated[str | None, typer.Option("--weights", help="The teacher's weights.")] = None,
     trust_code: Trust = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
@@ -39,7 +43,7 @@ def init(
         raise RecipeError(f"{out} exists; choose another with --out, or pass --force")
     text = initial_recipe(
         teacher, data, folder=out.resolve().parent, device=device, weights=weights,
-        trust_code=trust_code,
+        trust_code=trust_code, task=task,
     )  # fmt: skip
     write_atomically(out, text)
     typer.echo(f"wrote {out}; next: tutelage plan {out}, then tutelage run {out}")

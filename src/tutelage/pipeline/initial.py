@@ -14,10 +14,24 @@ from tutelage.pipeline.teaching import open_teacher
 from tutelage.recipe import Recipe
 from tutelage.units import format_quantity
 
+_OWN_MEAN = [
+    "  # mean: [0.5]          # the teacher's own normalisation, if it is not the data's",
+    "  # std: [0.5]",
+]
+_VIEWS = "  # views: 4             # variants of each; the teacher is asked about each once\n"
+_AUGMENT = {
+    "vision": _VIEWS
+    + "  flip: false            # true where left and right do not matter; never for letters\n",
+    "series": _VIEWS
+    + "  jitter: 0.03           # noise, as a share of a channel's spread\n"
+    + "  stretch: 0.1           # largest change of height\n",
+}
+
 
 def initial_recipe(
-    teacher: str, data: str, *, folder: Path, device: str, weights: str | None, trust_code: bool
-) -> str:
+    teacher: str, data: str, *, folder: Path, device: str, weights: str | None, trust_code: bool,
+    task: str = "vision",
+) -> str:  # fmt: skip
     """Read the data, load the teacher once, and return a commented recipe for both.
 
     `folder` is where the recipe will lie; paths in it are written relative to that. Raises the
@@ -27,7 +41,8 @@ def initial_recipe(
     part: dict[str, Any] = {"fit": True} if fit else {"source": _full(teacher)}
     if weights is not None:
         part["weights"] = _full(weights)
-    recipe = Recipe.parse({"data": {"train": _full(data)}, "teacher": part, "device": device})
+    given = {"task": task, "data": {"train": _full(data)}, "teacher": part, "device": device}
+    recipe = Recipe.parse(given)
     profile = load_device(device)
     material = read_material(recipe)
     said = "trained on the data before anything else"
@@ -38,7 +53,7 @@ def initial_recipe(
     lines = [
         f"# {_summary(material)}",
         "# Relative paths start at this file. Every key: tutelage schema",
-        "task: vision",
+        f"task: {task}",
         "seed: 0",
         "data:",
         f"  train: {_near(data, folder)}",
@@ -49,8 +64,7 @@ def initial_recipe(
     lines += (
         ["  fit: true"] if fit else [f"  source: {_near(teacher, folder)}"]
         + ([f"  weights: {_near(weights, folder)}"] if weights else [])
-        + ["  # mean: [0.5]          # the teacher's own normalisation, if it is not the data's",
-           "  # std: [0.5]"]
+        + (_OWN_MEAN if task == "vision" else [])
     )  # fmt: skip
     lines += [f"device: {device}", "budget:                  # what the device itself allows:"]
     for limit in device_limits(profile):
@@ -61,9 +75,7 @@ def initial_recipe(
   # energy: 5 mJ
   # accuracy: {{limit: 95 %, hard: false}}
 augment:
-  views: 4               # variants of each image; the teacher is asked about each once
-  flip: false            # true where left and right do not matter; never for digits or letters
-student:
+{_AUGMENT.get(task, _VIEWS)}student:
   candidates: 4          # how many structures are compared by a short distillation
 distill:
   losses:                # weight, or {{weight: 1, temperature: 4}}, or auto
@@ -77,13 +89,20 @@ export:
 
 
 def _summary(material: Material) -> str:
-    channels, height, width = material.shape
     names = ", ".join(material.classes[:6]) + (", …" if len(material.classes) > 6 else "")
     total = material.train.count + material.validation.count + material.test.count
     return (
-        f"{total:,} images of {height} x {width} x {channels}, {len(material.classes)} classes: "
+        f"{total:,} examples of {_KIND[material.task.name](material.shape)}, "
+        f"{len(material.classes)} classes: "
         f"{' '.join(names.split())}"
     )
+
+
+_KIND = {
+    "vision": lambda shape: f"{shape[1]} x {shape[2]} x {shape[0]} pixels",
+    "series": lambda shape: f"{shape[0]} channels x {shape[1]} steps",
+    "text": lambda shape: f"up to {shape[0]} tokens",
+}
 
 
 def _full(path: str) -> str:

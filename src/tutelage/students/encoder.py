@@ -123,9 +123,9 @@ class Encoder(nn.Module):
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b classes"]:
         """Return logits."""
         # An exported graph has one length; a constant keeps arithmetic on shapes out of it.
-        tracing = torch.jit.is_tracing()
+        exporting = torch.onnx.is_in_onnx_export()
         x = self.embedding(ids)
-        x = x + (self.positions if tracing else self.positions[: ids.shape[1]])
+        x = x + (self.positions if exporting else self.positions[: ids.shape[1]])
         x = self.project(self.embedding_norm(x))
         keep = ids.ne(self.pad).to(x.dtype)
         bias = ((1 - keep) * _MASKED)[:, None, None, :]
@@ -160,7 +160,7 @@ class _Layer(nn.Module):
 
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         # Written out: the exporter's scaled_dot_product_attention scales query and key apart.
-        tokens = self.length if torch.jit.is_tracing() else qkv.shape[1]
+        tokens = self.length if torch.onnx.is_in_onnx_export() else qkv.shape[1]
         parts = qkv.reshape(-1, tokens, self.heads, 3 * self.size).transpose(1, 2)
         query, key, value = parts.split([self.size] * 3, dim=-1)
         scores = query @ key.transpose(2, 3) * self.size**-0.5 + bias

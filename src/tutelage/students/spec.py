@@ -14,7 +14,7 @@ from torch import nn
 from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.registry import Registry, near_matches
-from tutelage.students import convnet, convnet1d, gru
+from tutelage.students import convnet, convnet1d, encoder, gru, textconv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,8 @@ for _name, _module, _spec, _build, _teacher in (
     ("convnet", convnet, convnet.ConvNetSpec, convnet.ConvNet, convnet.teacher),
     ("convnet1d", convnet1d, convnet1d.ConvNet1dSpec, convnet1d.ConvNet1d, convnet1d.teacher),
     ("gru", gru, gru.GruSpec, gru.Gru, None),
+    ("encoder", encoder, encoder.EncoderSpec, encoder.Encoder, None),
+    ("textconv", textconv, textconv.TextConvSpec, textconv.TextConv, None),
 ):
     FAMILIES.add(
         _name,

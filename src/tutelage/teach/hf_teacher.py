@@ -1,0 +1,333 @@
+"""A Hugging Face encoder's folder on disk as a teacher of texts.
+
+Covers encoders that read a whole text at once (BERT, RoBERTa, DistilBERT, ModernBERT and their
+like), with a classifier of their own or a new head. It does not cover decoders, or models that
+write text. Nothing is downloaded, and no code is run that stands beside the weights unless trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tutelage.errors import MissingExtra, TeacherError
+from tutelage.files import read_json
+from tutelage.students.encoder import masked_mean
+from tutelage.students.taps import reason
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LFS = b"version https://git-lfs"
+_CLOSE = 1e-3  # of the largest number: rounding is far below, another token far above
+_NEW_HEAD = "To put a new head on it: teacher.fit: head, or fit: all to train the whole of it"
+
+
+class HfEncoder(nn.Module):
+    """A Hugging Face encoder that reads token ids, and its head.
+
+    `body` is a classifier, or an encoder when `head` is given (it reads the mean over the tokens
+    that are no `pad`). Token ids are the rows of `embedding`. `labels` are the classes' names that
+    came with the weights, if any did.
+    """
+
+    def __init__(self, body: nn.Module, *, pad: int, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body, self.head, self.pad = body, head, pad
+        self.labels: tuple[str, ...] = () if head is not None else _labels(body.config)
+        self._offset, self._longest = _positions(body)
+
+    def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b classes"]:
+        """Return logits; raises `TeacherError` for texts longer than the encoder can read."""
+        if self._longest is not None and ids.shape[1] > self._longest:
+            raise TeacherError(
+                f"the teacher reads at most {self._longest} tokens and these texts have "
+                f"{ids.shape[1]}. Cut them: data.length: {self._longest}"
+            )
+        output = self.run(ids)
+        if self.head is None:
+            return output.logits
+        return self.head(masked_mean(output.last_hidden_state, ids.ne(self.pad).float()))
+
+    def run(self, ids: Int[Tensor, "b t"]) -> Any:
+        """Return what the body says of ids, as transformers' own output."""
+        mask = ids.ne(self.pad)
+        given = {"input_ids": ids, "attention_mask": mask.long()}
+        if self._offset is not None:  # positions go by the pad's original number, not by ours
+            given["position_ids"] = mask.long().cumsum(1) * mask + self._offset
+        return self.body(**given, return_dict=True)
+
+    def train(self, mode: bool = True) -> HfEncoder:
+        """Set the mode; an encoder of which nothing is trained stays in evaluation mode."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part below the head."""
+        return self.body.base_model if self.head is None else self.body  # pyright: ignore
+
+    @property
+    def embedding(self) -> Float[Tensor, "v h"]:
+        """The token embedding, one row a token in use."""
+        return self.body.get_input_embeddings().weight  # pyright: ignore
+
+    def extra_repr(self) -> str:
+        """Return what decides the logits and stands in no tensor."""
+        return f"pad={self.pad}, offset={self._offset}"
+
+
+def from_hf_folder(
+    path: Path,
+    classes: int,
+    *,
+    kept: Int[np.ndarray, " v"] | None = None,
+    pad: int = 0,
+    trust_code: bool = False,
+    fresh_head: bool = False,
+) -> HfEncoder:
+    """Load an encoder from `config.json` and safetensors in `path`, in evaluation mode.
+
+    A classifier of `classes` classes is taken whole; any other encoder gets a head with new weights
+    (from torch's global random state) if `fresh_head`. `kept` are the original ids of the tokens in
+    use: its embedding is cut to these rows, and ids, `pad` among them, count them. Raises
+    `TeacherError` for a folder that is incomplete, needs pickle or foreign code (unless
+    `trust_code`), is no encoder, or has other classes; `MissingExtra` without transformers.
+    """
+    path = Path(path)
+    config = _read_config(path, trust_code)
+    _check_weights(path)
+    whole = _is_classifier(config)
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra(f"the teacher '{path}'", "hf") from None
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_code}
+    with _quiet(transformers), torch.random.fork_rng(devices=[]):
+        known = _checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
+        _check_kind(path, known, trust_code and "auto_map" in config)
+        whole = whole and known.num_labels == classes
+        if not whole and not fresh_head:
+            raise TeacherError(_no_classifier(path, config, known, classes))
+        kind = "AutoModelForSequenceClassification" if whole else "AutoModel"
+        body = _load(path, getattr(transformers, kind), known, options)
+    if not whole and getattr(body, "pooler", None) is not None:
+        body.pooler = None  # it may have no weights, and nobody reads it
+    _check_tokens(path, body, kept, pad)
+    head = None if whole else _new_head(known, classes)
+    return _cut(path, HfEncoder(body, pad=pad, head=head).eval(), kept)
+
+
+def parameters_to_fit(module: HfEncoder, what: Literal["head", "all"]) -> None:
+    """Let the head alone, or everything, be trained: sets `requires_grad` of every parameter."""
+    module.requires_grad_(True)
+    if what == "head":
+        module.encoder.requires_grad_(False)
+
+
+# The folder ----------------------------------------------------------------------------------
+
+
+def _read_config(path: Path, trust_code: bool) -> dict[str, Any]:
+    if not path.is_dir():
+        raise TeacherError(
+            f"the teacher '{path}' is no folder. Name the one that holds config.json and {_WEIGHTS}"
+        )
+    if not (path / "config.json").is_file():
+        raise TeacherError(
+            f"the teacher's folder '{path}' has no config.json. Copy it there from where the "
+            f"weights came from, beside {_WEIGHTS}"
+        )
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise TeacherError(
+            f"'{path / 'config.json'}' names no model_type, so it is not known how to build the "
+            "teacher. Copy the file again from where the weights came from"
+        )
+    if "auto_map" in config and not trust_code:
+        raise TeacherError(
+            f"the teacher '{path}' means running Python code that came with it (auto_map in "
+            "config.json). If you trust it, pass --trust-code"
+        )
+    return config
+
+
+def _check_weights(path: Path) -> None:
+    wanted = [_WEIGHTS]
+    if not (path / _WEIGHTS).is_file() and (path / _INDEX).is_file():
+        index = read_json(path / _INDEX)
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(named, dict) or not named:
+            raise TeacherError(f"'{path / _INDEX}' names no weights. Copy it again from its source")
+        wanted = sorted({str(name) for name in named.values()})
+    missing = [name for name in wanted if not (path / name).is_file()]
+    pickled = sorted(f.name for pattern in _PICKLED for f in path.glob(pattern))
+    if missing and pickled:
+        raise TeacherError(
+            f"the teacher's folder '{path}' has its weights in '{pickled[0]}', which is pickle and "
+            f"can run any code. Convert it to {_WEIGHTS} once, where you trust it"
+        )
+    if missing:
+        raise TeacherError(
+            f"the teacher's folder '{path}' has no {missing[0]}. Copy it there from where "
+            "config.json came from"
+        )
+    for name in wanted:
+        with (path / name).open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise TeacherError(
+                    f"'{path / name}' only points to the weights. Fetch them: git lfs pull"
+                )
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    named = config.get("architectures")
+    named = named if isinstance(named, list) else []
+    return any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
+def _no_classifier(path: Path, config: dict[str, Any], known: Any, classes: int) -> str:
+    if _is_classifier(config):
+        return (
+            f"the teacher '{path}' decides among {known.num_labels} classes and the data has "
+            f"{classes}. {_NEW_HEAD}"
+        )
+    return f"the teacher '{path}' is an encoder without a classifier. {_NEW_HEAD}"
+
+
+def _check_kind(path: Path, config: Any, trusted: bool) -> None:
+    """Refuse what is no encoder: a decoder would look for its last token by the pad's old id."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    encoder = trusted or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if not encoder or config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise TeacherError(
+            f"the teacher '{path}' is of type '{config.model_type}', which is no text encoder. Use "
+            "one such as BERT, RoBERTa, DistilBERT or ModernBERT"
+        )
+    if config.problem_type in ("regression", "multi_label_classification"):
+        raise TeacherError(
+            f"the teacher '{path}' was made for {config.problem_type}, and a text has one class "
+            "here. Use a classifier of single labels"
+        )
+
+
+# Loading -------------------------------------------------------------------------------------
+
+
+def _load(path: Path, kind: Any, config: Any, options: dict[str, Any]) -> Any:
+    body, info = _checked(
+        path,
+        lambda: kind.from_pretrained(
+            path, config=config, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options,
+        ),
+    )  # fmt: skip
+    # Each may be a name, or a name and two shapes.
+    wrong = sorted(k if isinstance(k, str) else str(k[0]) for k in info["mismatched_keys"])
+    missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
+    if missing or wrong:
+        what = f"'{wrong[0]}' has another shape" if wrong else f"they lack '{missing[0]}'"
+        raise TeacherError(
+            f"the weights in '{path}' do not fit its config.json: {what}. Copy both again from the "
+            "same place"
+        )
+    return body
+
+
+def _checked(path: Path, load: Any) -> Any:
+    try:
+        return load()
+    except Exception as cause:  # hundreds of models, some with code of their own
+        raise TeacherError(
+            f"the teacher '{path}' cannot be loaded: {reason(cause)}. Copy the folder again from "
+            "where it came from, or try another encoder"
+        ) from cause
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Silence the library's notes and bars on loading; what is missing is checked here."""
+    said = transformers.utils.logging
+    verbosity, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity(logging.CRITICAL)
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(verbosity)
+        if bars:
+            said.enable_progress_bar()
+
+
+def _check_tokens(path: Path, body: Any, kept: Int[np.ndarray, " v"] | None, pad: int) -> None:
+    rows = len(body.get_input_embeddings().weight)
+    if kept is not None:
+        if not len(kept) or kept.min() < 0 or kept.max() >= rows:
+            most = f"goes up to token {kept.max()}" if len(kept) else "has no token"
+            raise TeacherError(
+                f"the tokenizer {most} and the teacher '{path}' knows {rows} tokens. Use the "
+                "tokenizer that came with it: data.tokenizer: FOLDER"
+            )
+        rows = len(kept)
+    if not 0 <= pad < rows:
+        raise TeacherError(
+            f"the pad is token {pad} and there are {rows} tokens in use. Use the tokenizer that "
+            "came with the teacher: data.tokenizer: FOLDER"
+        )
+
+
+def _cut(path: Path, network: HfEncoder, kept: Int[np.ndarray, " v"] | None) -> HfEncoder:
+    """Cut the token embedding to the rows in use, so that ids need no table; look if it holds."""
+    own = network.body.get_input_embeddings()  # pyright: ignore
+    own.padding_idx = None  # in the original numbering; it only kept a row from learning
+    if kept is None:
+        return network
+    rows = torch.from_numpy(np.asarray(kept).astype(np.int64))
+    ids = torch.arange(min(8, len(rows))).expand(2, -1).clone()
+    ids[1, len(rows) // 2 :] = network.pad
+    mask = ids.ne(network.pad)
+    with torch.no_grad():
+        want = _checked(path, lambda: network.body(rows[ids], attention_mask=mask.long())[0])
+        own.weight, own.num_embeddings = nn.Parameter(own.weight.detach()[rows]), len(rows)
+        got = _checked(path, lambda: network.run(ids)[0])
+    if network.head is not None:
+        want, got = want[mask], got[mask]
+    if not (want - got).abs().max() <= _CLOSE * want.abs().max():
+        raise TeacherError(
+            f"the teacher '{path}' goes by the original numbers of its tokens, so it cannot be cut "
+            "to those in use. Try another encoder"
+        )
+    return network
+
+
+def _new_head(config: Any, classes: int) -> nn.Sequential:
+    rates = (getattr(config, n, None) for n in ("classifier_dropout", "hidden_dropout_prob"))
+    head = nn.Linear(config.hidden_size, classes)
+    nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(nn.Dropout(next((r for r in rates if r is not None), 0.1)), head)
+
+
+def _labels(config: Any) -> tuple[str, ...]:
+    named = [str(config.id2label[i]) for i in range(config.num_labels)]
+    return () if all(n == f"LABEL_{i}" for i, n in enumerate(named)) else tuple(named)
+
+
+def _positions(body: nn.Module) -> tuple[int | None, int | None]:
+    """Return the number before the first position if that is the pad's, and the most tokens."""
+    for name, module in body.named_modules():
+        if name.split(".")[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+            if module.padding_idx is None:
+                return None, module.num_embeddings
+            return module.padding_idx, module.num_embeddings - module.padding_idx - 1
+    return None, None
