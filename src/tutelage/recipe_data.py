@@ -63,6 +63,9 @@ class DataPart(Part):
     hop: Count | None = Field(
         None, description="steps between two windows of a stream; the window's length when unset"
     )
+    rate: Positive | None = Field(
+        None, description="steps a second of a stream: then energy an hour is reported"
+    )
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         0.1, description="share of the training examples to choose by"
     )

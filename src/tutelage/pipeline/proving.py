@@ -178,6 +178,7 @@ def _weigh(
     on_device = graph_figures(path, device)
     # On the machine itself the measured figures are the ones that count, so they come first.
     figures += [*on_host, *on_device] if device.name == HOST else [*on_device, *on_host]
+    figures += _stream_figures(figures, material)
     return Weighed(
         artifact=artifact,
         figures=tuple(figures),
@@ -192,6 +193,29 @@ def _by_class(logits: np.ndarray, material: Material, where: str) -> list[Measur
         dataclasses.replace(figure, name=f"{figure.name}_test")
         for figure in class_metrics(logits, labels, where=where)
     ]
+
+
+def _stream_figures(figures: list[Measurement], material: Material) -> list[Measurement]:
+    """Return what an hour of a stream costs, from the cost of one decision."""
+    hourly = material.task.decisions_an_hour(material.data)
+    if hourly is None:
+        return []
+    found = {f.name: f for f in reversed(figures)}
+    made = [
+        Measurement(
+            name="decisions_an_hour", value=hourly, unit="1", kind="estimated",
+            where="data.rate and data.hop",
+        )
+    ]  # fmt: skip
+    energy = found.get("energy_j")
+    if energy is not None:
+        made.append(
+            Measurement(
+                name="energy_an_hour_j", value=energy.value * hourly, unit="J", kind="estimated",
+                where=f"{energy.kind} energy of one decision x {hourly:,.0f} an hour",
+            )
+        )  # fmt: skip
+    return made
 
 
 def _host_figures(path: Path) -> list[Measurement]:

@@ -21,6 +21,8 @@ _ORDER = (
     "ram_bytes",
     "peak_activation_bytes",
     "energy_j",
+    "energy_an_hour_j",
+    "decisions_an_hour",
 )
 # only figures of the same machine compare; sizes are the same everywhere
 _OF_A_MACHINE = ("latency", "energy", "ram")

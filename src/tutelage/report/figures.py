@@ -30,6 +30,8 @@ _LABELS = {
     "peak_activation_bytes": "Peak activations",
     "macs": "Multiply-accumulates",
     "energy_j": "Energy per inference",
+    "energy_an_hour_j": "Energy an hour, while it decides",
+    "decisions_an_hour": "Decisions an hour",
     "parameters": "Parameters",
     "agreement": "Same decision as the teacher",
     "kept": "Teacher’s accuracy kept",

@@ -110,6 +110,10 @@ class Task(Protocol):
         """
         ...
 
+    def decisions_an_hour(self, data: Any) -> float | None:
+        """Return how often a stream asks for a decision; None where nothing streams."""
+        ...
+
     def meta(self, data: Any, normalisation: Any) -> dict[str, Any]:
         """Return what the artifact must say of its input: `input`, `layout`, `mean` and so on."""
         ...

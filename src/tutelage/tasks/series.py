@@ -36,7 +36,7 @@ _LINES = ("#1f5fa8", "#c2571a", "#2c7d4f", "#8a3f94")
 class SeriesData:
     """Three splits with the same classes and shape. `notes` are findings to print and report.
 
-    `hop` is how many steps lie between two windows of a stream, for whoever uses the artifact.
+    `hop` is how many steps lie between two windows of a stream, `rate` how many steps a second has.
     """
 
     train: Series
@@ -44,6 +44,7 @@ class SeriesData:
     test: Series
     notes: tuple[str, ...] = ()
     hop: int
+    rate: float | None = None
 
 
 def load(
@@ -58,6 +59,7 @@ def load(
     time_column: str | None = None,
     length: int | None = None,
     hop: int | None = None,
+    rate: float | None = None,
 ) -> SeriesData:
     """Read, check and split series; paths as `read_series` takes them.
 
@@ -82,6 +84,7 @@ def load(
         seed=seed,
         length=length,
         hop=hop,
+        rate=rate,
     )
 
 
@@ -94,6 +97,7 @@ def arrange(
     seed: int = 0,
     length: int | None = None,
     hop: int | None = None,
+    rate: float | None = None,
 ) -> SeriesData:
     """Check series in memory, bring them to one length and take out the splits that are missing.
 
@@ -124,7 +128,7 @@ def arrange(
         notes += _overlap_notes(validation, "validation", train)
         notes += _overlap_notes(test, "test", validation, "validation")
     return SeriesData(
-        train=train, validation=validation, test=test, notes=notes, hop=hop or steps
+        train=train, validation=validation, test=test, notes=notes, hop=hop or steps, rate=rate
     )  # fmt: skip
 
 
@@ -266,7 +270,9 @@ class SeriesTask:
     decision: Literal["classes"] = "classes"
     metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet1d", "gru")
-    keys = frozenset({"format", "label_column", "series_column", "time_column", "length", "hop"})
+    keys = frozenset(
+        {"format", "label_column", "series_column", "time_column", "length", "hop", "rate"}
+    )
 
     def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> SeriesData:
         """Read, check and split the data; options as in `load`."""
@@ -296,6 +302,10 @@ class SeriesTask:
     def tokens(self, examples: Series) -> None:
         """Return None: series have no tokens."""
 
+    def decisions_an_hour(self, data: SeriesData) -> float | None:
+        """Return how many windows a stream has an hour, where the rate is known."""
+        return None if data.rate is None else 3600 * data.rate / data.hop
+
     def meta(self, data: SeriesData, normalisation: SeriesNormalisation) -> dict[str, Any]:
         """Return how a window of values becomes inputs."""
         channels, steps = data.train.shape
@@ -306,7 +316,7 @@ class SeriesTask:
             "std": normalisation.std,
             "scale": 1.0,
             "dtype": "float32",
-            "details": {"length": steps, "channels": channels, "hop": data.hop},
+            "details": {"length": steps, "channels": channels, "hop": data.hop, "rate": data.rate},
         }
 
     def beside(self, data: SeriesData) -> dict[str, bytes]:

@@ -264,6 +264,9 @@ class VisionTask:
     def tokens(self, examples: Images) -> None:
         """Return None: images have no tokens."""
 
+    def decisions_an_hour(self, data: VisionData) -> None:
+        """Return None: images do not stream."""
+
     def meta(self, data: VisionData, normalisation: Normalisation) -> dict[str, Any]:
         """Return how pixels become inputs."""
         return {
