@@ -1,0 +1,135 @@
+"""A whole run over texts: a small encoder is fitted, a student taught, and run by a stranger."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+
+pytest.importorskip("transformers")
+
+WORDS = {
+    "ham": "meeting lunch report agenda tuesday minutes budget".split(),
+    "spam": "winner prize claim urgent credit offer viagra".split(),
+}
+BOTH = "the a of and to we you for on with is this".split()
+
+
+def mails(count=240, seed=0):
+    """Half of a mail's words stand in both kinds, half tell the kind."""
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        kind = ("ham", "spam")[i % 2]
+        words = [*random.choice(BOTH, 4), *random.choice(WORDS[kind], 4), *random.choice(BOTH, 3)]
+        yield {"text": " ".join(words), "label": kind}
+
+
+def encoder(folder):
+    """Write a tiny BERT with fresh weights and a WordPiece tokenizer."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    names += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"] + BOTH[2:] + sum(WORDS.values(), [])
+    names = list(dict.fromkeys([*names, "never", "seen"]))
+    vocabulary = {name: i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens(names[:5])
+    BertModel(
+        BertConfig(
+            vocab_size=len(names), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+RECIPE = {
+    "task": "text",
+    "data": {"train": "train.jsonl", "test": "test.jsonl", "validation": 0.2},
+    "teacher": {"source": "encoder", "fit": "all", "epochs": 12},
+    "budget": {"storage": "60 kB"},
+    "student": {"spec": {"family": "textconv", "embedding": 16, "depth": 1}},
+    "distill": {"epochs": 20, "batch": 16},
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    encoder(folder / "encoder")
+    for name, seed in (("train", 0), ("test", 1)):
+        lines = [json.dumps(mail) for mail in mails(seed=seed)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    said = tiny.cli("run", folder / "recipe.yaml", "--run", folder / "run", "--json")
+    assert said.status == 0, said.err
+    return folder, said.answer
+
+
+def test_a_text_run_ends_with_a_student_that_has_learned(finished):
+    folder, answer = finished
+    assert answer["task"] == "text"
+    assert answer["teacher"]["value"] > 0.9
+    assert answer["student"]["value"] > 0.9
+    proof = json.loads((folder / "run/proof.json").read_text())
+    assert all(set(row) & {"text", "image"} == {"text"} for row in proof["differences"])
+
+
+STRANGER = """
+import json, sys
+from pathlib import Path
+import numpy as np, onnxruntime as ort
+from tokenizers import Tokenizer
+
+artifact = Path(sys.argv[1])
+session = ort.InferenceSession(str(artifact), providers=["CPUExecutionProvider"])
+meta = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+tokenizer = Tokenizer.from_file(str(artifact.parent / meta["details"]["tokenizer"]))
+right = 0
+mails = [json.loads(line) for line in open(sys.argv[2])]
+for mail in mails:
+    ids = np.array([tokenizer.encode(mail["text"]).ids], np.int64)
+    (logits,) = session.run(None, {meta["input"]: ids})
+    right += meta["classes"][int(logits[0].argmax())] == mail["label"]
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+print(right / len(mails))
+"""
+
+
+def test_its_artifact_decides_with_onnxruntime_and_tokenizers_alone(finished):
+    folder, answer = finished
+    arguments = [folder / "run" / answer["chosen"], folder / "test.jsonl"]
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(answer["student"]["value"])
+
+
+def test_a_finished_run_is_not_done_again(finished):
+    folder, _ = finished
+    before = tiny.hashes(folder / "run", "teacher", "student", "artifacts", "proof.json")
+    assert "artifacts/tokenizer.json" in before
+    assert tiny.cli("run", folder / "recipe.yaml", "--run", folder / "run").status == 0
+    parts = ("teacher", "student", "artifacts", "proof.json")
+    assert tiny.hashes(folder / "run", *parts) == before
+
+
+def test_an_encoder_without_a_head_says_how_to_fit_one(finished, tmp_path):
+    folder, _ = finished
+    recipe = {**RECIPE, "teacher": {"source": str(folder / "encoder")}}
+    recipe["data"] = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    said = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
+    assert said.status == 2
+    assert len(said.errors) == 1 and "fit: head" in said.errors[0]
