@@ -46,9 +46,15 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
             "data": {"train": options.data},
             "teacher": {"source": str(HERE / "teachers" / "fashion-mnist"), "precision": "bf16"},
             "budget": {"storage": f"{options.size} kB"},
-            "augment": {"views": options.views, "flip": True},
+            "augment": {"views": options.views, "flip": True, "mixup": options.mixup},
             "student": student,
-            "distill": {"losses": losses, "epochs": options.epochs},
+            "distill": {
+                "losses": losses,
+                "epochs": options.epochs,
+                "mixup": options.mixup,
+                "precision": options.precision,
+                "precision": options.precision,
+            },
             "threads": options.threads,
         }
     )
@@ -57,7 +63,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 def run_cell(options: argparse.Namespace) -> None:
     """Run one cell and record it."""
     kind = "-labels" if options.no_teacher else ""
-    folder = HERE / ".work" / f"fashion-{options.size}-{options.seed}{kind}"
+    folder = HERE / ".work" / f"fashion-{options.size}-{options.seed}{kind}{options.name}"
     shared = HERE / ".work" / f"signals-{options.seed}"
     shared.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,8 +93,8 @@ def run_cell(options: argparse.Namespace) -> None:
         "command": " ".join(sys.argv),
     }
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    same = ("size_kb", "seed", "method", "epochs")
-    rows = [r for r in rows if any(r[k] != row[k] for k in same)] + [row]
+    same = ("size_kb", "seed", "method", "epochs", "mixup", "precision")
+    rows = [r for r in rows if any(r.get(k) != row[k] for k in same)] + [row]
     write_json(RESULTS, sorted(rows, key=lambda r: (r["size_kb"], r["method"], r["seed"])))
     print(json.dumps(row))
 
@@ -125,6 +131,9 @@ def main() -> None:
     parser.add_argument("--no-teacher", action="store_true")
     parser.add_argument("--spec-of", type=int, help="reuse the structure of this seed's run")
     parser.add_argument("--spec", help="a fixed structure as JSON, instead of candidates")
+    parser.add_argument("--mixup", type=float, default=0.0)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--name", default="", help="appended to the run directory's name")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     table() if options.table else run_cell(options)

