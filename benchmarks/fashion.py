@@ -51,8 +51,6 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
             "distill": {
                 "losses": losses,
                 "epochs": options.epochs,
-                "mixup": options.mixup,
-                "precision": options.precision,
                 "precision": options.precision,
             },
             "threads": options.threads,
@@ -77,6 +75,8 @@ def run_cell(options: argparse.Namespace) -> None:
         "seed": options.seed,
         "method": "no teacher" if options.no_teacher else "default (dist)",
         "epochs": options.epochs,
+        "mixup": options.mixup,
+        "precision": options.precision,
         "bytes": result.artifact.stat().st_size,
         "artifact": result.proof["chosen"],
         "student": result.figure("student", "accuracy_test").value,
