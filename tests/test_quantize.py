@@ -242,6 +242,18 @@ def test_repair_stops_at_the_first_that_passes(tmp_path, float_file):
     assert outcome.method == "percentile" and outcome.loss == 0.1 and len(outcome.tried) == 2
 
 
+def test_repair_in_float_may_not_grow_the_file_over_its_limit(tmp_path, float_file):
+    whole = tmp_path / "whole.onnx"
+    quantize_int8(float_file, whole, images(40))
+    losses = iter([0.5, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0])
+    outcome = quantize_within(
+        float_file, tmp_path / "q.onnx", images(40), lambda _: next(losses), 0.1, most_float=2,
+        most_bytes=whole.stat().st_size + 20,
+    )  # fmt: skip
+    assert outcome.loss == 0.4 and not outcome.kept_float
+    assert [a.loss for a in outcome.tried[3:]] == [float("inf")] * 2
+
+
 def test_repair_leaves_the_layer_that_hurts_in_float(tmp_path):
     """Per-tensor scales ruin one layer whose channels differ by a factor of a thousand."""
     net = network()

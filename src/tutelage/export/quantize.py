@@ -12,6 +12,7 @@ layers keep float weights: an error would come back at every step.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,12 +105,15 @@ def quantize_within(
     *,
     precision: Precision | None = None,
     most_float: int = 4,
+    most_bytes: float = math.inf,
 ) -> QuantizeOutcome:
     """Search for an int8 file whose `check` is at most `max_loss`, mildest repair first.
 
     Tries each calibration method, then the best of them with the most sensitive layers left in
     float, one more at a time up to `most_float`. Stops at the first that passes; else the best one
-    tried is written, and its `loss` says that it failed. `int8_path` is written once, at the end.
+    tried is written, and its `loss` says that it failed. Leaving layers in float is no repair where
+    it makes the file larger than `most_bytes`: its loss counts as infinite. `int8_path` is written
+    once, at the end.
     """
     model, form, target = load_onnx(float_path), precision or Precision(), Path(int8_path)
     known: dict[Method, Ranges] = {}
@@ -122,6 +126,8 @@ def quantize_within(
                 known[method] = calibrate(model, calibration, method)
             _write(model, known[method], kept, form, file)
             loss = float(np.nan_to_num(check(file), nan=np.inf, posinf=np.inf))
+            if kept and file.stat().st_size > most_bytes:
+                loss = math.inf
             tried.append(Attempt(method=method, kept_float=kept, loss=loss))
             files.append(file.read_bytes())
             if loss <= max_loss:

@@ -133,7 +133,7 @@ def run_recipe(
         limits = budget_of(recipe, device, 4 * taught.teacher.parameters)
         chosen = plan(recipe, material, taught, device, limits, run, progress, own=own)
         learned = distill(recipe, material, taught, chosen, run, progress)
-        shipped = ship(recipe, material, taught, learned, run, progress)
+        shipped = ship(recipe, material, taught, learned, run, progress, limits)
         proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
         spent = time.monotonic() - started
         run.manifest["seconds"] = round(run.manifest.get("seconds", 0.0) + spent, 2)

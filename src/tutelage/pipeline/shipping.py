@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.teaching import Taught
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.records import Artifact
+from tutelage.records import Artifact, Limit
 from tutelage.run import Run
 from tutelage.teach.signals import Split
 from tutelage.train.distill import decisions
@@ -53,12 +54,14 @@ class Shipped:
 
 def ship(
     recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
-    progress: Progress,
+    progress: Progress, limits: tuple[Limit, ...] = (),
 ) -> Shipped:  # fmt: skip
     """Export the student (once a run); raises `ExportError` when int8 cannot be repaired."""
+    hard = [x.value for x in limits if x.metric == "storage_bytes" and x.hard]
+    most = min(hard, default=math.inf)
 
     def work() -> tuple[Any, list[Path]]:
-        return _export_all(recipe, material, taught, learned.network, run, progress)
+        return _export_all(recipe, material, taught, learned.network, run, progress, most)
 
     inputs = hash_json(
         [
@@ -67,6 +70,7 @@ def ship(
             recipe.export.model_dump(mode="json"),
             material.content,
             recipe.threads,
+            str(most),
         ]
     )
     record = run.stage("export", inputs, work)
@@ -80,7 +84,7 @@ def ship(
 
 def _export_all(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress,
+    progress: Progress, most: float,
 ) -> tuple[Any, list[Path]]:  # fmt: skip
     meta, shape = meta_of(recipe, material), material.shape
     inputs, reference = _parity_examples(material, network)
@@ -99,7 +103,9 @@ def _export_all(
     run.file(_INT8).unlink(missing_ok=True)  # an earlier student's must not lie beside this one
     if recipe.export.precision != "float32":
         try:
-            int8, remarks = _int8(recipe, material, taught, network, run, progress, float_path)
+            int8, remarks = _int8(
+                recipe, material, taught, network, run, progress, float_path, most
+            )
         except ExportError as error:
             if recipe.export.precision == "int8":
                 raise
@@ -123,7 +129,7 @@ def _export_all(
 
 def _int8(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress, float_path: Path,
+    progress: Progress, float_path: Path, most: float,
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
     path = run.file(_INT8)
@@ -131,7 +137,12 @@ def _int8(
     check = _Check(material, taught, float_path)
     progress.say("export: int8 ONNX")
     outcome = quantize_within(
-        float_path, path, calibration.numpy(), check.loss, recipe.export.largest_loss
+        float_path,
+        path,
+        calibration.numpy(),
+        check.loss,
+        recipe.export.largest_loss,
+        most_bytes=most,
     )
     remarks = []
     if outcome.method != "minmax":
@@ -145,7 +156,7 @@ def _int8(
     again = run.file("artifacts/.retaught-float32.onnx")
     export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
     second = quantize_within(
-        again, path, calibration.numpy(), check.loss, recipe.export.largest_loss
+        again, path, calibration.numpy(), check.loss, recipe.export.largest_loss, most_bytes=most
     )
     again.unlink()
     if second.loss > recipe.export.largest_loss:
