@@ -446,7 +446,7 @@ def test_the_task_says_what_the_artifact_needs(tmp_path):
     assert task.input_shape(data.train) == (5, 20)
     assert task.knobs(data.train) == {"channels": 5, "length": 20}
     meta = task.meta(data, task.normalisation(data.train))
-    assert meta["details"] == {"length": 20, "channels": 5, "hop": 7}
+    assert meta["details"] == {"length": 20, "channels": 5, "hop": 7, "rate": None}
     assert (meta["input"], meta["layout"], meta["scale"]) == ("series", "NCT", 1.0)
     values = data.test.values[:3]
     by_hand = (values - np.float32(meta["mean"])[:, None]) / np.float32(meta["std"])[:, None]
@@ -455,6 +455,9 @@ def test_the_task_says_what_the_artifact_needs(tmp_path):
         normalisation=task.normalisation(data.train),
     )  # fmt: skip
     np.testing.assert_allclose(batch.inputs.numpy(), by_hand, rtol=1e-5, atol=1e-6)
+    assert task.decisions_an_hour(data) is None
+    streamed = task.load(tmp_path / "a.npz", hop=7, rate=14.0, seed=1, validation_share=0.2)
+    assert task.decisions_an_hour(streamed) == 7200
     assert task.beside(data) == {} and task.tokens(data.train) is None
 
 

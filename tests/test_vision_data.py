@@ -631,7 +631,7 @@ def test_bad_share(share):
 
 
 def test_find_task():
-    assert find_task("vision").name == "vision" and list(TASKS) == ["vision"]
+    assert find_task("vision").name == "vision" and list(TASKS) == ["series", "text", "vision"]
     with pytest.raises(RecipeError, match="Did you mean 'vision'"):
         find_task("vison")
 
