@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt64
+from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks import TASKS
@@ -23,6 +23,7 @@ from tutelage.tasks.series_augment import (
 )
 from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys
 from tutelage.tasks.series_files import read_series
+from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.types import Batch
 
 _TEST_SHARE = 0.2
@@ -186,16 +187,8 @@ def aligned(series: Series, train: Series) -> Series:
         )
     if series.classes == train.classes:
         return series
-    number = {name: i for i, name in enumerate(train.classes)}
-    present = np.unique(series.labels)
-    unknown = [series.classes[i] for i in present if series.classes[i] not in number]
-    if unknown:
-        raise DataError(
-            f"{series.source} has the class '{unknown[0]}', which is not among the "
-            f"{len(number)} classes of {train.source}: correct the labels"
-        )
-    table = np.array([number.get(name, -1) for name in series.classes], np.int64)
-    return replace(series, labels=table[series.labels], classes=train.classes)
+    labels = renumbered(series.labels, series.classes, series.source, train.classes, train.source)
+    return replace(series, labels=labels, classes=train.classes)
 
 
 def take_out(
@@ -203,20 +196,8 @@ def take_out(
 ) -> tuple[Series, Series]:
     """Return what stays and what is taken: `share` of each class, at least one, never all."""
     ranks = hash_keys(content_keys(series)[:, 0], seed, _SALT[split])
-    taken = np.zeros(len(series), np.bool_)
-    for number in range(len(series.classes)):
-        members = np.flatnonzero(series.labels == number)
-        members = members[np.argsort(ranks[members], kind="stable")]
-        taken[members[: _cut(ranks[members], share)]] = True
+    taken = set_aside(ranks, series.labels, share)
     return series.take(np.flatnonzero(~taken)), series.take(np.flatnonzero(taken))
-
-
-def _cut(ranks: UInt64[np.ndarray, " n"], share: float) -> int:
-    """How many of the sorted ranks to take, moved so as not to part equal series."""
-    n = len(ranks)
-    want = min(max(1, round(share * n)), n - 1)
-    edges = np.flatnonzero(ranks[1:] != ranks[:-1]) + 1
-    return want if len(edges) == 0 else int(edges[np.abs(edges - want).argmin()])
 
 
 def _overlap_notes(
@@ -227,15 +208,10 @@ def _overlap_notes(
     high, low = (reduce(series.values, axis=2) for reduce in (np.fmax.reduce, np.fmin.reduce))
     moves = (high > low).any(axis=1)
     shared = sum(tuple(key) in known for key in content_keys(series)[moves].tolist())
-    if shared == 0:
-        return ()
-    finding = f"{shared} of {len(series)} {name} series of {series.source} are also {other} series"
-    if shared > _MOST_OVERLAP * len(series):
-        raise DataError(
-            f"{finding} of {train.source}, so the {name} score would be worthless: "
-            "remove the duplicates from one of them"
-        )
-    return (finding,)
+    return overlap(
+        shared, len(series), most=_MOST_OVERLAP, name=name, source=series.source, other=other,
+        other_source=train.source, noun="series",
+    )  # fmt: skip
 
 
 def plot(series: Series, index: int) -> bytes:

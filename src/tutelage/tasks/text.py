@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int, UInt64
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
+from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.tasks.text_files import Findings, TextSource, class_numbers, find_texts, rows
 from tutelage.tasks.text_vocabulary import (
     Texts,
@@ -200,15 +201,10 @@ def _check_learnable(held: _Read, *, least: int) -> None:
 
 
 def _aligned(held: _Read, train: _Read) -> _Read:
-    number = {name: i for i, name in enumerate(train.classes)}
-    unknown = [held.classes[i] for i in np.unique(held.labels) if held.classes[i] not in number]
-    if unknown:
-        raise DataError(
-            f"{held.source.name} has the class '{unknown[0]}', which is not among the "
-            f"{len(number)} classes of {train.source.name}: correct the labels"
-        )
-    table = np.array([number.get(name, -1) for name in held.classes], np.int64)
-    return replace(held, labels=table[held.labels], classes=train.classes)
+    labels = renumbered(
+        held.labels, held.classes, held.source.name, train.classes, train.source.name
+    )
+    return replace(held, labels=labels, classes=train.classes)
 
 
 def _set_aside(
@@ -219,37 +215,21 @@ def _set_aside(
     _, group = np.unique(held.keys[:, 0], return_inverse=True)
     lowest = np.full(int(group.max()) + 1, len(held.classes))
     np.minimum.at(lowest, group, held.labels)  # equal texts with two labels count as the first
-    taken = np.zeros(len(held.labels), np.bool_)
-    for number in range(len(held.classes)):
-        members = np.flatnonzero(free & (lowest[group] == number))
-        members = members[np.argsort(ranks[members], kind="stable")]
-        taken[members[: _cut(ranks[members], share)]] = True
+    labels = np.where(free, lowest[group], -1)
+    taken = set_aside(ranks, labels, share, part_equal=False)
     if not taken.any():
         raise DataError(f"{held.source.name} has too few different texts: add some, or a {split}")
     return taken
-
-
-def _cut(ranks: UInt64[np.ndarray, " n"], share: float) -> int:
-    """How many of the sorted ranks to take, moved so as not to part equal texts."""
-    want = min(max(1, round(share * len(ranks))), len(ranks) - 1)
-    edges = np.flatnonzero(ranks[1:] != ranks[:-1]) + 1
-    return 0 if len(edges) == 0 else int(edges[np.abs(edges - want).argmin()])
 
 
 def _check_overlap(parts: dict[str, _Part], one: str, other: str, notes: list[str]) -> None:
     (a, mine), (b, yours) = parts[one], parts[other]
     keys, known = a.keys[mine], b.keys[yours]
     shared = int((np.isin(keys[:, 0], known[:, 0]) & np.isin(keys[:, 1], known[:, 1])).sum())
-    if shared == 0:
-        return
-    kind = "training" if other == "train" else other
-    finding = f"{shared} of {len(keys)} {one} texts of {a.source.name} are also {kind} texts"
-    if shared > _MOST_OVERLAP * len(keys):
-        raise DataError(
-            f"{finding} of {b.source.name}, so the {one} score would be worthless: "
-            "remove the duplicates from one of them"
-        )
-    notes.append(finding)
+    notes += overlap(
+        shared, len(keys), most=_MOST_OVERLAP, name=one, source=a.source.name,
+        other="training" if other == "train" else other, other_source=b.source.name, noun="texts",
+    )  # fmt: skip
 
 
 def _in_few_tokens(

@@ -25,6 +25,7 @@ from tutelage.tasks.augment import (
     augment as augmented,
 )
 from tutelage.tasks.images import Images, Splits, read_splits
+from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.types import Batch
 
 _TEST_SHARE = 0.2
@@ -146,21 +147,8 @@ def aligned(images: Images, train: Images) -> Images:
         raise DataError(f"{images.source} has no labels, which it needs to be tested on: add them")
     if images.classes == train.classes:
         return images
-    number = {name: i for i, name in enumerate(train.classes)}
-    present = np.unique(images.labels)
-    unknown = [images.classes[i] for i in present if images.classes[i] not in number]
-    if unknown:
-        raise DataError(
-            f"{images.source} has the class '{unknown[0]}', which is not among the "
-            f"{len(number)} classes of {train.source}: correct the labels"
-        )
-    table = np.array([number.get(name, -1) for name in images.classes], np.int64)
-    return Images(
-        pixels=images.pixels,
-        labels=table[images.labels],
-        classes=train.classes,
-        source=images.source,
-    )
+    labels = renumbered(images.labels, images.classes, images.source, train.classes, train.source)
+    return Images(pixels=images.pixels, labels=labels, classes=train.classes, source=images.source)
 
 
 def take_out(
@@ -169,20 +157,8 @@ def take_out(
     """Return what stays and what is taken: `share` of each class, at least one, never all."""
     assert images.labels is not None
     ranks = hash_keys(content_keys(images)[:, 0], seed, _SALT[split])
-    taken = np.zeros(len(images), np.bool_)
-    for number in range(len(images.classes)):
-        members = np.flatnonzero(images.labels == number)
-        members = members[np.argsort(ranks[members], kind="stable")]
-        taken[members[: _cut(ranks[members], share)]] = True
+    taken = set_aside(ranks, images.labels, share)
     return images.take(np.flatnonzero(~taken)), images.take(np.flatnonzero(taken))
-
-
-def _cut(ranks: UInt64[np.ndarray, " n"], share: float) -> int:
-    """How many of the sorted ranks to take, moved so as not to part equal images."""
-    n = len(ranks)
-    want = min(max(1, round(share * n)), n - 1)
-    edges = np.flatnonzero(ranks[1:] != ranks[:-1]) + 1
-    return want if len(edges) == 0 else int(edges[np.abs(edges - want).argmin()])
 
 
 def content_keys(images: Images) -> UInt64[np.ndarray, "n 2"]:
@@ -197,15 +173,10 @@ def _overlap_notes(
 ) -> tuple[str, ...]:
     known = set(map(tuple, content_keys(train).tolist()))
     shared = sum(tuple(key) in known for key in content_keys(images).tolist())
-    if shared == 0:
-        return ()
-    finding = f"{shared} of {len(images)} {name} images of {images.source} are also {other} images"
-    if shared > _MOST_OVERLAP * len(images):
-        raise DataError(
-            f"{finding} of {train.source}, so the {name} score would be worthless: "
-            "remove the duplicates from one of them"
-        )
-    return (finding,)
+    return overlap(
+        shared, len(images), most=_MOST_OVERLAP, name=name, source=images.source, other=other,
+        other_source=train.source, noun="images",
+    )  # fmt: skip
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,70 @@
+"""Splits and classes as every task needs them: equal examples together, classes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+
+from tutelage.errors import DataError
+
+
+def renumbered(
+    labels: Int[np.ndarray, " n"], classes: Sequence[str], source: str,
+    wanted: Sequence[str], wanted_source: str,
+) -> Int[np.ndarray, " n"]:  # fmt: skip
+    """Return `labels` of `source` in the class numbers of `wanted_source`, matched by name.
+
+    Raises `DataError` for a class that the other does not have.
+    """
+    number = {name: i for i, name in enumerate(wanted)}
+    unknown = [classes[i] for i in np.unique(labels) if classes[i] not in number]
+    if unknown:
+        raise DataError(
+            f"{source} has the class '{unknown[0]}', which is not among the "
+            f"{len(number)} classes of {wanted_source}: correct the labels"
+        )
+    return np.array([number.get(name, -1) for name in classes], np.int64)[labels]
+
+
+def set_aside(
+    ranks: UInt64[np.ndarray, " n"], labels: Int[np.ndarray, " n"], share: float, *,
+    part_equal: bool = True,
+) -> Bool[np.ndarray, " n"]:  # fmt: skip
+    """Choose `share` of each class in the order of `ranks`: at least one, never all.
+
+    Examples of equal rank stay together. Where a class has only one rank it is parted all the same,
+    or not touched without `part_equal`. A negative label is never chosen.
+    """
+    taken = np.zeros(len(labels), np.bool_)
+    for number in range(int(labels.max()) + 1):
+        members = np.flatnonzero(labels == number)
+        members = members[np.argsort(ranks[members], kind="stable")]
+        own, want = ranks[members], min(max(1, round(share * len(members))), len(members) - 1)
+        edges = np.flatnonzero(own[1:] != own[:-1]) + 1
+        if len(edges):
+            want = int(edges[np.abs(edges - want).argmin()])
+        elif not part_equal:
+            want = 0
+        taken[members[: max(0, want)]] = True
+    return taken
+
+
+def overlap(
+    shared: int, total: int, *, most: float, name: str, source: str, other: str,
+    other_source: str, noun: str,
+) -> tuple[str, ...]:  # fmt: skip
+    """Return what to say of `shared` examples that two splits have in common: at most one line.
+
+    Raises `DataError` when they are more than the share `most` of the `total`.
+    """
+    if shared == 0:
+        return ()
+    finding = f"{shared} of {total} {name} {noun} of {source} are also {other} {noun}"
+    if shared > most * total:
+        raise DataError(
+            f"{finding} of {other_source}, so the {name} score would be worthless: "
+            "remove the duplicates from one of them"
+        )
+    return (finding,)
