@@ -8,6 +8,8 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tutelage.students.knobs import check_whole
+
 _LARGEST = {
     "image": 16_384, "classes": 1_000_000, "widths": 8_192, "depths": 256, "kernel": 31,
     "expand": 64, "stem_stride": 8,
@@ -33,15 +35,7 @@ class ConvNetSpec:
     stem_stride: int = 1
 
     def __post_init__(self) -> None:
-        for knob, most in _LARGEST.items():
-            value = getattr(self, knob)
-            if isinstance(value, tuple) is not (knob in ("image", "widths", "depths")):
-                raise ValueError(f"{knob} cannot be {value!r}; image, widths and depths are lists")
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, bool) or not isinstance(number, int):
-                    raise ValueError(f"{knob} holds {number!r}; write whole numbers")
-                if not 1 <= number <= most:
-                    raise ValueError(f"{knob} holds {number}; it goes from 1 to {most}")
+        check_whole(self, _LARGEST, ("image", "widths", "depths"))
         if len(self.image) != 3:
             raise ValueError("image is [channels, height, width]")
         if not 1 <= len(self.widths) == len(self.depths):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from tutelage.students.knobs import check_whole
 
 Block = Literal["separable", "plain", "inception"]
 _BLOCKS = ("separable", "plain", "inception")
@@ -55,23 +56,6 @@ class ConvNet1dSpec:
     def taps(self) -> tuple[str, ...]:
         """Module paths of the stage ends."""
         return tuple(f"stages.{i}" for i in range(len(self.widths)))
-
-
-def check_whole(knobs: Any, largest: Mapping[str, int], lists: tuple[str, ...] = ()) -> None:
-    """Check that knobs hold whole numbers from 1 to `largest`, and that `lists` alone are lists.
-
-    Raises `ValueError` naming the knob.
-    """
-    for knob, most in largest.items():
-        value = getattr(knobs, knob)
-        if isinstance(value, tuple) is not (knob in lists):
-            kind = "a list" if knob in lists else "one number"
-            raise ValueError(f"{knob} cannot be {value!r}; it is {kind}")
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise ValueError(f"{knob} holds {number!r}; write whole numbers")
-            if not 1 <= number <= most:
-                raise ValueError(f"{knob} holds {number}; it goes from 1 to {most}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

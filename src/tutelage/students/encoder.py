@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError
-from tutelage.students.convnet1d import check_whole
+from tutelage.students.knobs import check_whole
 
 _LARGEST = {
     "vocabulary": 10_000_000, "length": 65_536, "classes": 1_000_000, "layers": 256,
