@@ -23,7 +23,8 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.taps import describe_taps, find_taps, reading
-from tutelage.train.distill import Distillation
+from tutelage.train.confidence import fit_scale, scale_logits
+from tutelage.train.distill import Distillation, decisions
 from tutelage.train.loop import Trainer
 from tutelage.train.qat import quantization_aware
 from tutelage.train.trackers import open_tracker
@@ -129,6 +130,7 @@ def distill(
             "seed": recipe.seed,
             "history": history,
             "weights": lesson.objective.weights(),
+            "confidence_scale": _as_sure(network, material, taught),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
         }
         return result, _save(folder, chosen, network)
@@ -182,7 +184,17 @@ def distill_for_int8(
             progress=progress,
             label="Teaching the student int8",
         )
-        return trainer.train().figure
+        figures = trainer.train().figure
+    _as_sure(network, material, taught)
+    return figures
+
+
+def _as_sure(network: nn.Module, material: Material, taught: Taught) -> float:
+    """Scale the student's logits to the teacher's confidence on validation; return by what."""
+    scale = fit_scale(decisions(network, material.validation), _held_decision(material, taught))
+    device = next(network.parameters()).device
+    example = material.validation.batch(torch.arange(min(8, material.validation.count)), 0).inputs
+    return scale if scale_logits(network, scale, example.to(device)) else 1.0
 
 
 def _held_decision(material: Material, taught: Taught) -> Tensor:
