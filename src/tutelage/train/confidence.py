@@ -8,6 +8,7 @@ it and changes no decision.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,7 +46,7 @@ def scale_logits(network: nn.Module, scale: float, example: Tensor) -> bool:
 
     It cannot where something other than a linear layer makes the logits: then nothing is changed.
     """
-    ran: list[nn.Linear] = []
+    ran: list[Any] = []
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     handles = [m.register_forward_hook(lambda module, *_: ran.append(module)) for m in linear]
     try:
