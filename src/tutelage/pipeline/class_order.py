@@ -24,7 +24,7 @@ def class_order(named: Sequence[str], classes: Sequence[str]) -> list[int]:
 
 
 def order_by_name(named: Sequence[str], classes: Sequence[str]) -> list[int] | None:
-    """Return the teacher's number of each of the data's classes, where its names tell another order.
+    """Return the teacher's number of each of the data's classes, as its own names tell it.
 
     None where both stand in the same order, or share no name: the order is then taken as it is.
     Raises `TeacherError` where only some names are shared.

@@ -83,8 +83,8 @@ def _normalised_by(
     if classifier.preprocessing is None:
         raise TeacherError(
             f"the teacher's folder '{part.source}' has no preprocessor_config.json, so it is not "
-            "known how it normalises images. Copy it there, or say teacher.mean and teacher.std, of "
-            "pixels in [0, 1]"
+            "known how it normalises images. Copy it there, or say teacher.mean and teacher.std "
+            "(of pixels in [0, 1])"
         )
     return classifier.preprocessing.mean, classifier.preprocessing.std
 

@@ -1,9 +1,9 @@
 """A Hugging Face image classifier's folder on disk as a teacher of images.
 
-Covers whatever `AutoModelForImageClassification` builds from config.json (ViT, DeiT, Swin, ConvNeXt,
-ResNet, MobileViT and their like), with the normalisation that preprocessor_config.json names. It
-does not cover resizing (student and teacher see the same pixels) or a new head. Nothing is
-downloaded, and no code is run that stands beside the weights unless trusted.
+Covers whatever `AutoModelForImageClassification` builds from config.json (ViT, DeiT, Swin,
+ConvNeXt, ResNet, MobileViT and their like), with the normalisation that preprocessor_config.json
+names. It does not cover resizing (student and teacher see the same pixels) or a new head. Nothing
+is downloaded, and no code is run that stands beside the weights unless trusted.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def from_vision_folder(
     with quiet(transformers), torch.random.fork_rng(devices=[]):
         known = checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
         _check_kind(path, config, known, classes)
-        _check_size(path, preprocessing, known, size)
         body = load_model(path, getattr(transformers, _AUTO), known, options)
+    _check_size(path, _size_of(path, preprocessing, body), size)
     return checked(path, lambda: HfClassifier(body, preprocessing).eval())
 
 
@@ -139,14 +139,14 @@ def _flag(given: dict[str, Any], key: str, unset: bool) -> bool:
 
 
 def _numbers(file: Path, given: dict[str, Any], key: str) -> tuple[float, ...]:
-    found = given.get(key)
-    found = found if isinstance(found, list) and found else [found]
-    for x in found:
+    """Return one number a channel, or one where they are equal."""
+    found: Any = given.get(key)
+    numbers: list[Any] = found if isinstance(found, list) and found else [found]
+    for x in numbers:
         plain = isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
         if not plain or (key == "image_std" and x <= 0):
             raise _damaged(file, f"{key} holds {x!r}")
-    numbers = tuple(float(x) for x in found)
-    return numbers[:1] if len(set(numbers)) == 1 else numbers
+    return tuple(float(x) for x in (numbers[:1] if len(set(numbers)) == 1 else numbers))
 
 
 def _size(file: Path, given: dict[str, Any]) -> tuple[int, int] | None:
@@ -197,13 +197,16 @@ def _check_kind(path: Path, config: dict[str, Any], known: Any, classes: int) ->
         )
 
 
-def _check_size(
-    path: Path, preprocessing: Preprocessing | None, known: Any, size: tuple[int, int]
-) -> None:
-    wanted = None if preprocessing is None else preprocessing.size
-    if preprocessing is None:
-        side = getattr(known, "image_size", None)
-        wanted = None if side is None else _sides(path / "config.json", side)
+def _size_of(path: Path, preprocessing: Preprocessing | None, body: Any) -> tuple[int, int] | None:
+    """Return the size of images that goes with the weights; None where any will do."""
+    if preprocessing is not None:
+        return preprocessing.size
+    fixed = any(name.endswith("position_embeddings") for name, _ in body.named_parameters())
+    side = getattr(body.config, "image_size", None) if fixed else None
+    return None if side is None else _sides(path / "config.json", side)
+
+
+def _check_size(path: Path, wanted: tuple[int, int] | None, size: tuple[int, int]) -> None:
     if wanted is not None and wanted != size:
         raise TeacherError(
             f"the teacher '{path}' reads images of {wanted[0]} x {wanted[1]} and these are "

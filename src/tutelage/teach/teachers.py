@@ -75,10 +75,10 @@ def load_teacher(
     `source` is `file.py:function` (runs that file, only with `trust_code`; the function returns a
     module, and is given `classes` when it takes it), `timm:NAME`, `torchvision:NAME`, an ONNX file,
     a folder with `spec.json` (opened by `open_folder`), a Hugging Face folder of an encoder or an
-    image classifier, or a module. `tokens` are the original ids of the tokens in use, and the pad. `weights` is a
-    safetensors file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is downloaded. The
-    rest is as in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises `TeacherError`,
-    or `MissingExtra` for timm and torchvision.
+    image classifier, or a module. `tokens` are the original ids of the tokens in use, and the pad.
+    `weights` is a safetensors file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is
+    downloaded. The rest is as in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises
+    `TeacherError`, or `MissingExtra` for timm and torchvision.
     """
     if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
         path = _onnx_file(Path(source), weights, taps)
