@@ -51,8 +51,8 @@ class TeacherPart(Part):
 
     source: Text | None = Field(
         None,
-        description="file.py:function, timm:NAME, torchvision:NAME, model.onnx, or a folder with "
-        "spec.json and model.safetensors",
+        description="file.py:function, timm:NAME, torchvision:NAME, model.onnx, a Hugging Face "
+        "folder (texts, images), or a folder with spec.json and model.safetensors",
     )
     weights: Text | None = Field(None, description=".safetensors, or .pt without pickled code")
     fit: bool | Literal["head", "all"] = Field(

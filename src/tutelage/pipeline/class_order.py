@@ -23,6 +23,26 @@ def class_order(named: Sequence[str], classes: Sequence[str]) -> list[int]:
     return [list(named).index(name) for name in classes]
 
 
+def order_by_name(named: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Return the teacher's number of each of the data's classes, as its own names tell it.
+
+    None where both stand in the same order, or share no name: the order is then taken as it is.
+    Raises `TeacherError` where only some names are shared.
+    """
+    if sorted(named) == sorted(classes):
+        order = class_order(named, classes)
+        return None if order == list(range(len(order))) else order
+    shared = [name for name in classes if name in named]
+    if not shared:
+        return None
+    odd = next((name for name in named if name not in classes), named[0])
+    raise TeacherError(
+        f"the teacher calls only {len(shared)} of its {len(named)} classes as the data does (not "
+        f"'{odd}'), so their order is not known. Write the data's names in the teacher's order: "
+        "teacher.classes"
+    )
+
+
 def refuse_other_order(
     decided: Int[np.ndarray, " n"],
     labels: Int[np.ndarray, " n"],

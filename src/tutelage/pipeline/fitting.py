@@ -82,6 +82,11 @@ def _fit_encoder(
     """Fit a Hugging Face encoder's new head, or all of it, to the labels; once a run."""
     from tutelage.teach.hf_teacher import from_hf_folder, parameters_to_fit
 
+    if material.task.tokens(material.data.train) is None:
+        raise TeacherError(
+            f"teacher.fit: {what} is for encoders of texts. Name a classifier of these classes "
+            "without fit, or fit: true without a source"
+        )
     torch.manual_seed(recipe.seed)
     kept, pad = material.task.tokens(material.data.train) or (None, 0)
     source, path = Path(str(recipe.teacher.source)), run.file("teacher/model.safetensors")

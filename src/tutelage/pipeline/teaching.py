@@ -12,16 +12,17 @@ import torch
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
 from tutelage.losses.objective import Term
-from tutelage.pipeline.class_order import class_order, refuse_other_order
+from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
 from tutelage.pipeline.lessons import terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, TeacherPart
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.tasks import accuracy
+from tutelage.teach.hf_vision import HfClassifier
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
@@ -59,11 +60,33 @@ def open_teacher(
         open_folder=students.load,
         tokens=material.task.tokens(material.data.train),
     )
+    order = None if part.classes is None else class_order(part.classes, material.classes)
+    mean, std = part.mean, part.std
+    came = getattr(teacher, "module", None)
+    if isinstance(came, HfClassifier):
+        mean, std = _normalised_by(came, part)
+        order = order_by_name(came.labels, material.classes) if order is None else order
+    if mean is not None and std is not None:
+        own = material.normalisation
+        if part.channels == "repeat" and len(own.mean) == 1 and len(mean) == 3:
+            own = dataclasses.replace(own, mean=own.mean * 3, std=own.std * 3)
+        teacher = Renormalised(teacher, own, mean, std)
+    return teacher if order is None else Reordered(teacher, order)
+
+
+def _normalised_by(
+    classifier: HfClassifier, part: TeacherPart
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the recipe's mean and std, else those that came with the classifier."""
     if part.mean is not None and part.std is not None:
-        teacher = Renormalised(teacher, material.normalisation, part.mean, part.std)
-    if part.classes is not None:
-        teacher = Reordered(teacher, class_order(part.classes, material.classes))
-    return teacher
+        return part.mean, part.std
+    if classifier.preprocessing is None:
+        raise TeacherError(
+            f"the teacher's folder '{part.source}' has no preprocessor_config.json, so it is not "
+            "known how it normalises images. Copy it there, or say teacher.mean and teacher.std "
+            "(of pixels in [0, 1])"
+        )
+    return classifier.preprocessing.mean, classifier.preprocessing.std
 
 
 def teach(
@@ -156,7 +179,11 @@ def _fill(
         agreements = [lens.agreement for lens in lenses]
 
     def describe() -> tuple[Any, list[Path]]:
-        labels = material.data.validation.labels
+        labels, classes = material.data.validation.labels, material.classes
+        # The data's names in the teacher's own order, where that is another.
+        named = (
+            dict(zip(teacher.order, classes, strict=True)) if isinstance(teacher, Reordered) else {}
+        )
         figures, suspicions = [], list(teacher.notes)
         if labels is not None:
             figure = accuracy(
@@ -164,9 +191,12 @@ def _fill(
             )
             figures.append(_named(figure, "accuracy_validation"))
             refuse_other_order(
-                held.decision.argmax(-1).numpy(), labels, material.classes, recipe.teacher.classes
+                held.decision.argmax(-1).numpy(),
+                labels,
+                classes,
+                [named[i] for i in sorted(named)] or None,
             )
-            if figure.value < 2 / len(material.classes):
+            if figure.value < 2 / len(classes):
                 suspicions.append(
                     f"it is right on {figure.value:.0%} of validation, hardly better than "
                     "guessing: its normalisation may differ (teacher.mean, teacher.std)"

@@ -114,7 +114,7 @@ class Encoder(nn.Module):
         self.embedding_norm = nn.LayerNorm(width)
         same = width == spec.hidden
         self.project = nn.Identity() if same else nn.Linear(width, spec.hidden)
-        self.stages = nn.ModuleList(_Layer(spec) for _ in range(spec.layers))
+        self.stages = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.hidden)
         self.head = nn.Linear(spec.hidden, spec.classes)
         nn.init.normal_(self.embedding.weight, std=0.1)
@@ -140,10 +140,13 @@ def masked_mean(tokens: Float[Tensor, "b t c"], keep: Float[Tensor, "b t"]) -> F
     return (tokens * share[:, :, None]).sum(dim=1)
 
 
-class _Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    `spec` has the knobs `length` (tokens), `hidden`, `heads` and `inner`.
+    """
+
+    def __init__(self, spec: Any) -> None:
         super().__init__()
         self.length, self.heads, self.size = spec.length, spec.heads, spec.hidden // spec.heads
         self.attention_norm = nn.LayerNorm(spec.hidden)
@@ -154,16 +157,18 @@ class _Layer(nn.Module):
             nn.Linear(spec.hidden, spec.inner), nn.GELU(), nn.Linear(spec.inner, spec.hidden)
         )
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the next tokens, [b, t, hidden]; `bias` is added to the scores of attention."""
         x = x + self.out(self._attend(self.qkv(self.attention_norm(x)), bias))
         return x + self.mlp(self.mlp_norm(x))
 
-    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor, bias: Tensor | None) -> Tensor:
         # Written out: the exporter's scaled_dot_product_attention scales query and key apart.
         tokens = self.length if torch.onnx.is_in_onnx_export() else qkv.shape[1]
         parts = qkv.reshape(-1, tokens, self.heads, 3 * self.size).transpose(1, 2)
         query, key, value = parts.split([self.size] * 3, dim=-1)
-        scores = query @ key.transpose(2, 3) * self.size**-0.5 + bias
+        scores = query @ key.transpose(2, 3) * self.size**-0.5
+        scores = scores if bias is None else scores + bias
         said = (scores.softmax(dim=-1) @ value).transpose(1, 2)
         return said.reshape(-1, tokens, self.heads * self.size)
 

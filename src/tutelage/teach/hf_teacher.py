@@ -7,9 +7,6 @@ write text. Nothing is downloaded, and no code is run that stands beside the wei
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.errors import MissingExtra, TeacherError
-from tutelage.files import read_json
 from tutelage.students.encoder import masked_mean
-from tutelage.students.taps import reason
+from tutelage.teach.hf_folder import (
+    check_weights,
+    checked,
+    labels_of,
+    load_model,
+    quiet,
+    read_config,
+)
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_LFS = b"version https://git-lfs"
 _CLOSE = 1e-3  # of the largest number: rounding is far below, another token far above
 _NEW_HEAD = "To put a new head on it: teacher.fit: head, or fit: all to train the whole of it"
 
@@ -41,7 +41,7 @@ class HfEncoder(nn.Module):
     def __init__(self, body: nn.Module, *, pad: int, head: nn.Module | None = None) -> None:
         super().__init__()
         self.body, self.head, self.pad = body, head, pad
-        self.labels: tuple[str, ...] = () if head is not None else _labels(body.config)
+        self.labels: tuple[str, ...] = () if head is not None else labels_of(body.config)
         self._offset, self._longest = _positions(body)
 
     def forward(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b classes"]:
@@ -104,22 +104,22 @@ def from_hf_folder(
     `trust_code`), is no encoder, or has other classes; `MissingExtra` without transformers.
     """
     path = Path(path)
-    config = _read_config(path, trust_code)
-    _check_weights(path)
+    config = read_config(path, trust_code)
+    check_weights(path)
     whole = _is_classifier(config)
     try:
         import transformers
     except ImportError:
         raise MissingExtra(f"the teacher '{path}'", "hf") from None
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_code}
-    with _quiet(transformers), torch.random.fork_rng(devices=[]):
-        known = _checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
+    with quiet(transformers), torch.random.fork_rng(devices=[]):
+        known = checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
         _check_kind(path, known, trust_code and "auto_map" in config)
         whole = whole and known.num_labels == classes
         if not whole and not fresh_head:
             raise TeacherError(_no_classifier(path, config, known, classes))
         kind = "AutoModelForSequenceClassification" if whole else "AutoModel"
-        body = _load(path, getattr(transformers, kind), known, options)
+        body = load_model(path, getattr(transformers, kind), known, options)
     if not whole and getattr(body, "pooler", None) is not None:
         body.pooler = None  # it may have no weights, and nobody reads it
     _check_tokens(path, body, kept, pad)
@@ -135,58 +135,6 @@ def parameters_to_fit(module: HfEncoder, what: Literal["head", "all"]) -> None:
 
 
 # The folder ----------------------------------------------------------------------------------
-
-
-def _read_config(path: Path, trust_code: bool) -> dict[str, Any]:
-    if not path.is_dir():
-        raise TeacherError(
-            f"the teacher '{path}' is no folder. Name the one that holds config.json and {_WEIGHTS}"
-        )
-    if not (path / "config.json").is_file():
-        raise TeacherError(
-            f"the teacher's folder '{path}' has no config.json. Copy it there from where the "
-            f"weights came from, beside {_WEIGHTS}"
-        )
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict) or not config.get("model_type"):
-        raise TeacherError(
-            f"'{path / 'config.json'}' names no model_type, so it is not known how to build the "
-            "teacher. Copy the file again from where the weights came from"
-        )
-    if "auto_map" in config and not trust_code:
-        raise TeacherError(
-            f"the teacher '{path}' means running Python code that came with it (auto_map in "
-            "config.json). If you trust it, pass --trust-code"
-        )
-    return config
-
-
-def _check_weights(path: Path) -> None:
-    wanted = [_WEIGHTS]
-    if not (path / _WEIGHTS).is_file() and (path / _INDEX).is_file():
-        index = read_json(path / _INDEX)
-        named = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(named, dict) or not named:
-            raise TeacherError(f"'{path / _INDEX}' names no weights. Copy it again from its source")
-        wanted = sorted({str(name) for name in named.values()})
-    missing = [name for name in wanted if not (path / name).is_file()]
-    pickled = sorted(f.name for pattern in _PICKLED for f in path.glob(pattern))
-    if missing and pickled:
-        raise TeacherError(
-            f"the teacher's folder '{path}' has its weights in '{pickled[0]}', which is pickle and "
-            f"can run any code. Convert it to {_WEIGHTS} once, where you trust it"
-        )
-    if missing:
-        raise TeacherError(
-            f"the teacher's folder '{path}' has no {missing[0]}. Copy it there from where "
-            "config.json came from"
-        )
-    for name in wanted:
-        with (path / name).open("rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise TeacherError(
-                    f"'{path / name}' only points to the weights. Fetch them: git lfs pull"
-                )
 
 
 def _is_classifier(config: dict[str, Any]) -> bool:
@@ -224,51 +172,6 @@ def _check_kind(path: Path, config: Any, trusted: bool) -> None:
 # Loading -------------------------------------------------------------------------------------
 
 
-def _load(path: Path, kind: Any, config: Any, options: dict[str, Any]) -> Any:
-    body, info = _checked(
-        path,
-        lambda: kind.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True, ignore_mismatched_sizes=True, **options,
-        ),
-    )  # fmt: skip
-    # Each may be a name, or a name and two shapes.
-    wrong = sorted(k if isinstance(k, str) else str(k[0]) for k in info["mismatched_keys"])
-    missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
-    if missing or wrong:
-        what = f"'{wrong[0]}' has another shape" if wrong else f"they lack '{missing[0]}'"
-        raise TeacherError(
-            f"the weights in '{path}' do not fit its config.json: {what}. Copy both again from the "
-            "same place"
-        )
-    return body
-
-
-def _checked(path: Path, load: Any) -> Any:
-    try:
-        return load()
-    except Exception as cause:  # hundreds of models, some with code of their own
-        raise TeacherError(
-            f"the teacher '{path}' cannot be loaded: {reason(cause)}. Copy the folder again from "
-            "where it came from, or try another encoder"
-        ) from cause
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Silence the library's notes and bars on loading; what is missing is checked here."""
-    said = transformers.utils.logging
-    verbosity, bars = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity(logging.CRITICAL)
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        said.set_verbosity(verbosity)
-        if bars:
-            said.enable_progress_bar()
-
-
 def _check_tokens(path: Path, body: Any, kept: Int[np.ndarray, " v"] | None, pad: int) -> None:
     rows = len(body.get_input_embeddings().weight)
     if kept is not None:
@@ -297,9 +200,9 @@ def _cut(path: Path, network: HfEncoder, kept: Int[np.ndarray, " v"] | None) -> 
     ids[1, len(rows) // 2 :] = network.pad
     mask = ids.ne(network.pad)
     with torch.no_grad():
-        want = _checked(path, lambda: network.body(rows[ids], attention_mask=mask.long())[0])
+        want = checked(path, lambda: network.body(rows[ids], attention_mask=mask.long())[0])
         own.weight, own.num_embeddings = nn.Parameter(own.weight.detach()[rows]), len(rows)
-        got = _checked(path, lambda: network.run(ids)[0])
+        got = checked(path, lambda: network.run(ids)[0])
     if network.head is not None:
         want, got = want[mask], got[mask]
     if not (want - got).abs().max() <= _CLOSE * want.abs().max():
@@ -316,11 +219,6 @@ def _new_head(config: Any, classes: int) -> nn.Sequential:
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return nn.Sequential(nn.Dropout(next((r for r in rates if r is not None), 0.1)), head)
-
-
-def _labels(config: Any) -> tuple[str, ...]:
-    named = [str(config.id2label[i]) for i in range(config.num_labels)]
-    return () if all(n == f"LABEL_{i}" for i, n in enumerate(named)) else tuple(named)
 
 
 def _positions(body: nn.Module) -> tuple[int | None, int | None]:

@@ -103,7 +103,7 @@ class OnnxTeacher:
 
     def _decide(self, inputs: Tensor, when: str) -> Float[Tensor, "batch classes"]:
         images = inputs.detach().to("cpu", self._dtype)
-        images = images.repeat(1, 3, 1, 1) if self._repeat else images
+        images = images.repeat(1, 3, 1, 1) if self._repeat and images.shape[1] == 1 else images
         size = self._fixed or max(1, len(images))
         parts = []
         for start in range(0, len(images), size):

@@ -30,8 +30,8 @@ _PICKLED = {".pt", ".pth"}
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts store them under
 _PREFIXES = ("module.", "_orig_mod.")  # what data-parallel and compiled modules put before names
 _FORMS = (
-    "Write file.py:function, timm:NAME, torchvision:NAME, a file.onnx, or the folder of a teacher "
-    "or student made by tutelage"
+    "Write file.py:function, timm:NAME, torchvision:NAME, a file.onnx, a Hugging Face folder, or "
+    "the folder of a teacher or student made by tutelage"
 )
 
 
@@ -74,11 +74,11 @@ def load_teacher(
 
     `source` is `file.py:function` (runs that file, only with `trust_code`; the function returns a
     module, and is given `classes` when it takes it), `timm:NAME`, `torchvision:NAME`, an ONNX file,
-    a folder with `spec.json` (opened by `open_folder`), a Hugging Face encoder's folder, or a
-    module. `tokens` are the original ids of the tokens in use, and the pad. `weights` is a
-    safetensors file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is downloaded. The
-    rest is as in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises `TeacherError`,
-    or `MissingExtra` for timm and torchvision.
+    a folder with `spec.json` (opened by `open_folder`), a Hugging Face folder of an encoder or an
+    image classifier, or a module. `tokens` are the original ids of the tokens in use, and the pad.
+    `weights` is a safetensors file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is
+    downloaded. The rest is as in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises
+    `TeacherError`, or `MissingExtra` for timm and torchvision.
     """
     if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
         path = _onnx_file(Path(source), weights, taps)
@@ -93,7 +93,7 @@ def load_teacher(
         planes = 3 if channels == "repeat" else image_shape[0]
         module = _from_library(source, weights, classes, planes)
     else:
-        module = _from_folder(source, open_folder, classes, tokens, trust_code)
+        module = _from_folder(source, open_folder, classes, image_shape, tokens, trust_code)
     if weights is not None:
         fill(module, weights)
     options: dict[str, Any] = {"channels": channels, "bf16": bf16, "device": device, "code": code}
@@ -269,13 +269,18 @@ def _few(name: str, known: Sequence[str]) -> str:
 
 def _from_folder(
     source: str, open_folder: Callable[[Path], nn.Module] | None, classes: int,
-    tokens: tuple[Any, int] | None, trust_code: bool,
+    image_shape: ImageShape, tokens: tuple[Any, int] | None, trust_code: bool,
 ) -> nn.Module:  # fmt: skip
     path = Path(source)
     if (path / "config.json").is_file() and tokens is not None:
         from tutelage.teach.hf_teacher import from_hf_folder
 
         return from_hf_folder(path, classes, kept=tokens[0], pad=tokens[1], trust_code=trust_code)
+    if (path / "config.json").is_file() and len(image_shape) == 3:
+        from tutelage.teach.hf_vision import from_vision_folder
+
+        size = (image_shape[1], image_shape[2])
+        return from_vision_folder(path, classes, size, trust_code=trust_code)
     if (path / "spec.json").is_file() and open_folder is not None:
         return open_folder(path)
     if path.is_dir():

@@ -115,7 +115,7 @@ class TorchTeacher:
         if not inputs.is_floating_point():
             return inputs.to(self._device)
         inputs = inputs.to(self._device, self._dtype)
-        return inputs.repeat(1, 3, 1, 1) if self.repeats else inputs
+        return inputs.repeat(1, 3, 1, 1) if self.repeats and inputs.shape[1] == 1 else inputs
 
     def _find_taps(
         self, example: Tensor, paths: Sequence[str] | None, image_shape: ImageShape
@@ -152,7 +152,7 @@ class Reordered:
             *teacher.notes,
             "its classes are rearranged to the data's order",
         )
-        self._order = torch.tensor(list(order))
+        self.order = tuple(order)
         text = f"{teacher.fingerprint} {list(order)}"
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
@@ -161,7 +161,7 @@ class Reordered:
     ) -> Reading:
         """Return what the teacher says, its decision in the data's order."""
         found = self.teacher.read(inputs, features=features, maps=maps)
-        decision = found.decision[:, self._order.to(found.decision.device)]
+        decision = found.decision[:, list(self.order)]
         return Reading(decision=decision, features=found.features, maps=found.maps)
 
 
