@@ -52,7 +52,8 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
     """Find the student's taps and pair them with the teacher's by what they say on validation."""
     network = warm_weights(chosen)
     index = torch.arange(min(_PAIRING_EXAMPLES, material.validation.count))
-    examples = material.validation.batch(index, 0).inputs
+    batch = material.validation.batch(index, 0)
+    examples = batch.inputs
     if recipe.student.taps is None:
         taps = find_taps(network, examples[:2])
     else:
@@ -63,7 +64,7 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
             raise RecipeError("distill.pairs: this teacher has no taps to pair; remove the key")
         return Paired(taps=taps, pairing=None)
     with torch.inference_mode():
-        mine = reading(network, examples, taps, features=True, maps=False).features
+        mine = reading(network, examples, taps, features=True, maps=False, keep=batch.keep).features
     theirs = taught.validation.read(index, 0).features
     named = None if recipe.distill.pairs is None else list(recipe.distill.pairs)
     pairing = find_pairing(mine, theirs, tuple(t.path for t in taps), teacher_taps, named)

@@ -26,8 +26,10 @@ class Asked(Protocol):
 
     fingerprint: str
 
-    def read(self, inputs: Tensor, *, features: bool, maps: bool) -> Reading:
-        """Return the reading of a batch."""
+    def read(
+        self, inputs: Tensor, *, features: bool, maps: bool, keep: Tensor | None = None
+    ) -> Reading:
+        """Return the reading of a batch; features leave out what `keep` does."""
         ...
 
 
@@ -52,6 +54,8 @@ class SignalCache:
     ) -> None:
         self.split, self.views, self.features, self.maps = split, views, features, maps
         self.teacher = teacher
+        index = torch.arange(min(2, split.count))
+        masked = features and split.batch(index, 0).keep is not None
         self.key = hash_json(
             {
                 "teacher": teacher.fingerprint,
@@ -59,12 +63,13 @@ class SignalCache:
                 "features": features,
                 "maps": maps,
                 "format": 1,
+                **({"masked": True} if masked else {}),
             }
         )
         self.folder = folder / self.key[:16]
         self._open: dict[int, list[dict[str, Tensor]]] = {}
         self.lenses: tuple[Lens, ...] = ()
-        probe = self._ask(torch.arange(min(2, split.count)), 0)
+        probe = self._ask(index, 0)
         self.bytes_per_example = sum(t[0].numel() * t.element_size() for t in probe.values())
         self.block = max(1, min(split.count, _SHARD_BYTES // max(1, self.bytes_per_example)))
 
@@ -165,7 +170,9 @@ class SignalCache:
 
     def _ask(self, index: Tensor, view: int) -> dict[str, Tensor]:
         batch = self.split.batch(index, view)
-        reading = self.teacher.read(batch.inputs, features=self.features, maps=self.maps)
+        reading = self.teacher.read(
+            batch.inputs, features=self.features, maps=self.maps, keep=batch.keep
+        )
         if not bool(torch.isfinite(reading.decision).all()):
             raise TeacherError(
                 f"the teacher's decision is not finite for examples {int(index[0])} to "
@@ -213,9 +220,9 @@ class LiveSignals:
         self.teacher, self.features, self.maps = teacher, features, maps
         self.lenses: tuple[Lens, ...] = ()
 
-    def read(self, inputs: Tensor) -> Reading:
-        """Return the teacher's reading of `inputs`."""
-        found = self.teacher.read(inputs, features=self.features, maps=self.maps)
+    def read(self, inputs: Tensor, keep: Tensor | None = None) -> Reading:
+        """Return the teacher's reading of `inputs`, of which `keep` says what counts."""
+        found = self.teacher.read(inputs, features=self.features, maps=self.maps, keep=keep)
         trajectory = tuple(lens(x) for lens, x in zip(self.lenses, found.features, strict=False))
         return Reading(
             decision=found.decision, trajectory=trajectory, features=found.features, maps=found.maps

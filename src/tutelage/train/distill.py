@@ -109,13 +109,14 @@ class Distillation:
         examples, teacher = batch
         device = next(self.student.parameters()).device
         inputs = _to(examples.inputs, device)
+        keep = None if examples.keep is None else examples.keep.to(device)
         if isinstance(self.signals, LiveSignals):
-            teacher = self.signals.read(inputs)
+            teacher = self.signals.read(inputs, keep)
         labels = None if examples.labels is None else examples.labels.to(device)
-        value = self.objective(self.read(inputs), _reading_to(teacher, device), labels)
+        value = self.objective(self.read(inputs, keep), _reading_to(teacher, device), labels)
         return value.total, value.parts
 
-    def read(self, inputs: Tensor) -> Reading:
+    def read(self, inputs: Tensor, keep: Tensor | None = None) -> Reading:
         """Return the student's own reading of a batch, with what the losses need."""
         if not self.taps:
             return Reading(decision=_single(self.student(inputs)))
@@ -124,8 +125,10 @@ class Distillation:
         maps = tuple(map(_map, self.taps, outputs)) if "maps" in self.needs else ()
         return Reading(
             decision=decision.float(),
-            trajectory=self.branches(outputs) if "trajectory" in self.needs else (),
-            features=tuple(pooled(x).float() for x in outputs) if "features" in self.needs else (),
+            trajectory=self.branches(outputs, keep) if "trajectory" in self.needs else (),
+            features=tuple(pooled(x, keep).float() for x in outputs)
+            if "features" in self.needs
+            else (),
             maps=maps,
         )
 
