@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -39,12 +40,37 @@ class Reading:
     `decision`: logits. `trajectory`: logits at each tap, through lenses (teacher) or branches
     (student). `features`: per tap, pooled over space. `maps`: per tap, the spatial energy map
     (mean square over channels, at most 8 x 8), for attention transfer.
+
+    Of transformers, where losses ask for it: `states` are the tokens' own vectors, and `scores` the
+    attention before its softmax, averaged over heads, both one a pair of taps; `relations` are
+    query, key and value of the last layer. `keep` says which tokens count; None: all.
     """
 
     decision: Float[Tensor, "batch classes"]
     trajectory: tuple[Float[Tensor, "batch classes"], ...] = ()
     features: tuple[Float[Tensor, "batch channels"], ...] = ()
     maps: tuple[Float[Tensor, "batch height width"], ...] = ()
+    states: tuple[Float[Tensor, "batch tokens channels"], ...] = ()
+    scores: tuple[Float[Tensor, "batch tokens tokens"], ...] = ()
+    relations: tuple[Float[Tensor, "batch 3 tokens channels"], ...] = ()
+    keep: Bool[Tensor, "batch tokens"] | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Reading:
+        """Return the reading with `change` made to every tensor of it."""
+
+        def each(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(map(change, tensors))
+
+        return Reading(
+            decision=change(self.decision),
+            trajectory=each(self.trajectory),
+            features=each(self.features),
+            maps=each(self.maps),
+            states=each(self.states),
+            scores=each(self.scores),
+            relations=each(self.relations),
+            keep=None if self.keep is None else change(self.keep),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

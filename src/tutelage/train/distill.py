@@ -188,9 +188,4 @@ def _to(inputs: Tensor, device: torch.device) -> Tensor:
 def _reading_to(reading: Reading | None, device: torch.device) -> Reading | None:
     if reading is None or device.type == "cpu":
         return reading
-    return Reading(
-        decision=reading.decision.to(device),
-        trajectory=tuple(x.to(device) for x in reading.trajectory),
-        features=tuple(x.to(device) for x in reading.features),
-        maps=tuple(x.to(device) for x in reading.maps),
-    )
+    return reading.changed(lambda x: x.to(device))
