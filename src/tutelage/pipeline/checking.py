@@ -6,10 +6,10 @@ import torch
 
 from tutelage.errors import RecipeError
 from tutelage.losses.objective import check_terms
-from tutelage.pipeline.lessons import terms_of
+from tutelage.pipeline.lessons import inside, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.recipe import Recipe
-from tutelage.students.spec import StudentSpec
+from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
@@ -20,8 +20,19 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         raise RecipeError(f"distill.losses: {error}") from None
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
+        _check_tokens(recipe, spec)
         with torch.random.fork_rng(devices=[]):
             spec.build()
+
+
+def _check_tokens(recipe: Recipe, spec: StudentSpec) -> None:
+    for term in terms_of(recipe.distill):
+        if inside((term,)) and not FAMILIES[spec.family].tokens:
+            near = ", ".join(name for name in FAMILIES if FAMILIES[name].tokens)
+            raise RecipeError(
+                f"distill.losses: '{term.name}' goes token by token, and the student family "
+                f"'{spec.family}' has no tokens; use features or trajectory, or the family {near}"
+            )
 
 
 def fixed_spec(given: dict[str, object], material: Material) -> StudentSpec:

@@ -18,10 +18,12 @@ from tutelage.pipeline.lessons import batch_for, epochs_for, objective_of, sched
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
 from tutelage.pipeline.teaching import Taught
+from tutelage.pipeline.tokens import TokenLesson, token_lesson
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
+from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
@@ -73,9 +75,12 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
 
 def build_lesson(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired,
-    terms: tuple[Term, ...] = (),
+    terms: tuple[Term, ...] = (), tokens: TokenLesson | None = None,
 ) -> Distillation:  # fmt: skip
-    """Put student, signals, data and objective (`terms`, else the recipe's losses) together."""
+    """Put student, signals, data and objective (`terms`, else the recipe's losses) together.
+
+    `tokens` replaces the signals that were asked for before taps were paired.
+    """
     objective = objective_of(
         terms or terms_of(recipe.distill),
         pairs=paired.pairing.pairs if paired.pairing else (),
@@ -88,9 +93,10 @@ def build_lesson(
         objective,
         material.train,
         material.validation,
-        signals=taught.train,
+        signals=tokens.signals if tokens else taught.train,
         validation_decision=_held_decision(material, taught),
         taps=paired.taps,
+        inside=tokens.student if tokens else Inside(),
         classes=len(material.classes),
         views=material.views,
         batch=batch_for(recipe, material.train.count),
@@ -110,7 +116,9 @@ def distill(
 
     def work() -> tuple[Any, list[Path]]:
         paired = pair_taps(recipe, material, taught, chosen)
-        lesson = build_lesson(recipe, material, taught, network, paired)
+        pairs = paired.pairing.pairs if paired.pairing else ()
+        tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
+        lesson = build_lesson(recipe, material, taught, network, paired, tokens=tokens)
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,

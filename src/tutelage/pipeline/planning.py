@@ -22,6 +22,7 @@ from tutelage.pipeline.checking import fixed_spec
 from tutelage.pipeline.lessons import batch_for, epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
+from tutelage.pipeline.tokens import token_families
 from tutelage.plan import SPACES, Candidate, plan_json
 from tutelage.plan.compact import weigh
 from tutelage.plan.costs import Costing, Precision, cost_of, missed_limits
@@ -142,11 +143,13 @@ def find_candidates(
             raise InfeasibleError(_missed_line(candidate, costing))
         return (candidate,)
 
+    families = token_families(recipe, material.task.families, material.task.name)
+
     def search() -> tuple[Any, list[Path]]:
         progress.say(f"plan: looking for students that fit {costing.device.name}")
         found = SPACES["compact"](
             costing,
-            families=material.task.families,
+            families=families,
             given=material.knobs,
             most_parameters=max(2_000, teacher_parameters // 2),
             count=recipe.student.candidates,
@@ -168,6 +171,7 @@ def find_candidates(
             costing.precision,
             recipe.student.candidates,
             teacher_parameters,
+            *([families] if families != material.task.families else []),
         ]
     )
     record = run.stage("candidates", inputs, search)

@@ -143,6 +143,8 @@ def masked_mean(tokens: Float[Tensor, "b t c"], keep: Float[Tensor, "b t"]) -> F
 class _Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    by_head = True  # what `qkv` gives: query, key and value of one head after the other
+
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.length, self.heads, self.size = spec.length, spec.heads, spec.hidden // spec.heads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,11 @@ from tutelage.types import Batch, Reading
 
 _SHARD_BYTES = 64_000_000
 _BATCH = 256
+# The name of a stored tensor, and which of a reading's fields it belongs to.
+_STORED = {
+    "feature": "features", "map": "maps", "state": "states", "score": "scores",
+    "relation": "relations",
+}  # fmt: skip
 
 
 class Asked(Protocol):
@@ -127,14 +132,12 @@ class SignalCache:
         return self._as_reading(found)
 
     def _as_reading(self, found: dict[str, Tensor]) -> Reading:
-        features = tuple(found[k] for k in _numbered(found, "feature"))
-        trajectory = tuple(lens(x) for lens, x in zip(self.lenses, features, strict=False))
-        return Reading(
-            decision=found["decision"],
-            trajectory=trajectory,
-            features=features,
-            maps=tuple(found[k] for k in _numbered(found, "map")),
-        )
+        parts: dict[str, Any] = {
+            name: tuple(found[k] for k in _numbered(found, kind)) for kind, name in _STORED.items()
+        }
+        lensed = zip(self.lenses, parts["features"], strict=False)
+        trajectory = tuple(lens(x) for lens, x in lensed)
+        return Reading(decision=found["decision"], trajectory=trajectory, **parts)
 
     def _gather(self, shards: Sequence[dict[str, Tensor]], index: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -179,8 +182,8 @@ class SignalCache:
                 f"{int(index[-1])} of {self.split.name}; check its weights and normalisation"
             )
         stored = {"decision": reading.decision.float()}
-        for kind, tensors in (("feature", reading.features), ("map", reading.maps)):
-            for number, tensor in enumerate(tensors):
+        for kind, name in _STORED.items():
+            for number, tensor in enumerate(getattr(reading, name)):
                 stored[f"{kind}{number}"] = _narrow(tensor)
         return {name: tensor.detach().cpu() for name, tensor in stored.items()}
 
@@ -224,9 +227,7 @@ class LiveSignals:
         """Return the teacher's reading of `inputs`, of which `keep` says what counts."""
         found = self.teacher.read(inputs, features=self.features, maps=self.maps, keep=keep)
         trajectory = tuple(lens(x) for lens, x in zip(self.lenses, found.features, strict=False))
-        return Reading(
-            decision=found.decision, trajectory=trajectory, features=found.features, maps=found.maps
-        )
+        return replace(found, trajectory=trajectory)
 
 
 def _narrow(tensor: Tensor) -> Tensor:
