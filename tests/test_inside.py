@@ -43,7 +43,7 @@ def foreign(kind, heads=2, **options):
     torch.manual_seed(0)
     made = getattr(transformers, f"{kind}Config")(**config)
     body = getattr(transformers, f"{kind}Model")(made)
-    return HfEncoder(body, pad=1, head=nn.Linear(16, 3)).eval()
+    return HfEncoder(body, pad=1, head=nn.Sequential(nn.Dropout(0.1), nn.Linear(16, 3))).eval()
 
 
 def own(layers=2, heads=2, hidden=8):

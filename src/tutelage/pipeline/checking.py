@@ -18,6 +18,11 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         check_terms(terms_of(recipe.distill))
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
+        raise RecipeError(
+            f"student.start: teacher takes over a teacher's tokens, and the task is "
+            f"'{material.task.name}'; remove it"
+        )
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
         _check_tokens(recipe, spec)

@@ -17,6 +17,7 @@ from tutelage.pairing import Pairing, find_pairing
 from tutelage.pipeline.lessons import batch_for, epochs_for, objective_of, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
+from tutelage.pipeline.starting import first_student, refuse_start, start_key
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import TokenLesson, token_lesson
 from tutelage.progress import Progress
@@ -111,7 +112,13 @@ def distill(
     """Teach the chosen student (once a run) and write `student/`."""
     epochs = epochs_for(recipe, material.train.count)
     torch.manual_seed(recipe.seed)
-    network = chosen.network if chosen.spec is None else chosen.spec.build()
+    network, started = chosen.network, ()
+    if chosen.spec is None:
+        refuse_start(recipe)
+    else:
+        network, started = first_student(recipe, chosen.spec, taught)
+    for taken in started:
+        progress.say(f"student: starts with {taken}")
     folder = run.file("student")
 
     def work() -> tuple[Any, list[Path]]:
@@ -139,6 +146,7 @@ def distill(
             "history": history,
             "weights": lesson.objective.weights(),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
+            **({"start": started} if started else {}),
         }
         return result, _save(folder, chosen, network)
 
@@ -154,6 +162,7 @@ def distill(
             material.views,
             recipe.seed,
             recipe.threads,
+            *start_key(recipe),
         ]
     )
     record = run.stage("distill", inputs, work)
