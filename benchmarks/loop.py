@@ -87,10 +87,12 @@ class Counting:
         self.teacher, self.fingerprint = teacher, teacher.fingerprint
         self.examples = 0
 
-    def read(self, inputs: Tensor, *, features: bool, maps: bool) -> Reading:
+    def read(
+        self, inputs: Tensor, *, features: bool, maps: bool, keep: Tensor | None = None
+    ) -> Reading:
         """Pass the question on."""
         self.examples += len(inputs)
-        return self.teacher.read(inputs, features=features, maps=maps)
+        return self.teacher.read(inputs, features=features, maps=maps, keep=keep)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -37,6 +37,13 @@ def arguments(entry: Loss, *, dtype: torch.dtype = torch.float32, seed: int = 0)
         return [normal(BATCH, 7), normal(BATCH, 7 if entry.projector else 4)]
     if entry.reads == "maps":
         return [normal(BATCH, 4, 4).square(), normal(BATCH, 8, 3).square()]
+    keep = torch.arange(5) < torch.tensor([5, 3, 1, 4, 5, 2])[:, None]
+    if entry.reads == "states":
+        return [normal(BATCH, 5, 7), normal(BATCH, 5, 7), keep]
+    if entry.reads == "scores":
+        return [normal(BATCH, 5, 5), normal(BATCH, 5, 5), keep]
+    if entry.reads == "relations":
+        return [normal(BATCH, 3, 5, 8), normal(BATCH, 3, 5, 4), keep]
     student, teacher = normal(BATCH, CLASSES), normal(BATCH, CLASSES)
     if "label" not in entry.reads:
         return [student, teacher]

@@ -28,6 +28,10 @@ def reading(widths=STUDENT_WIDTHS, *, seed=0, grad=False) -> Reading:
         trajectory=tuple(normal(BATCH, CLASSES) for _ in widths),
         features=tuple(normal(BATCH, width) for width in widths),
         maps=tuple(normal(BATCH, 4, 4).square() for _ in widths),
+        states=tuple(normal(BATCH, 5, width) for width in widths[-2:]),  # one a pair
+        scores=tuple(normal(BATCH, 5, 5) for _ in PAIRS),
+        relations=(normal(BATCH, 3, 5, 4 * len(widths)),),
+        keep=torch.arange(5) < torch.arange(BATCH)[:, None] % 5 + 1,
     )
 
 
@@ -36,16 +40,12 @@ def teacher_reading(seed=100) -> Reading:
 
 
 def fields(source: Reading):
-    return [source.decision, *source.trajectory, *source.features, *source.maps]
+    token = [*source.states, *source.scores, *source.relations]
+    return [source.decision, *source.trajectory, *source.features, *source.maps, *token]
 
 
 def rebuilt(source: Reading, change) -> Reading:
-    return Reading(
-        decision=change(source.decision),
-        trajectory=tuple(map(change, source.trajectory)),
-        features=tuple(map(change, source.features)),
-        maps=tuple(map(change, source.maps)),
-    )
+    return source.changed(lambda x: change(x) if x.is_floating_point() else x)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -54,7 +54,7 @@ def test_masking_equals_slicing(name):
     keep = torch.tensor([True, False, True, True, False, True, True, False])
     student, teacher = reading(), teacher_reading()
     sliced = objective(
-        rebuilt(student, lambda x: x[keep]), rebuilt(teacher, lambda x: x[keep]), LABELS[keep]
+        student.changed(lambda x: x[keep]), teacher.changed(lambda x: x[keep]), LABELS[keep]
     )
     # What is masked may be anything at all: it moves neither value nor gradient.
     wild = rebuilt(student, lambda x: x.masked_fill(~keep.view(-1, *[1] * (x.ndim - 1)), math.nan))
@@ -76,7 +76,7 @@ def test_permuting_the_batch_changes_nothing(name):
     student, teacher = reading(), teacher_reading()
     straight = objective(student, teacher, LABELS).total
     permuted = objective(
-        rebuilt(student, lambda x: x[order]), rebuilt(teacher, lambda x: x[order]), LABELS[order]
+        student.changed(lambda x: x[order]), teacher.changed(lambda x: x[order]), LABELS[order]
     ).total
     torch.testing.assert_close(permuted, straight, rtol=1e-5, atol=1e-5)
 
@@ -88,8 +88,9 @@ def test_needs_are_exactly_what_is_read(name):
     student, teacher = reading(), teacher_reading()
 
     def only(source: Reading, wanted: frozenset[str]) -> Reading:
-        kept = {k: getattr(source, k) for k in ("trajectory", "features", "maps") if k in wanted}
-        return Reading(decision=source.decision, **kept)
+        kinds = ("trajectory", "features", "maps", "states", "scores", "relations")
+        kept = {k: getattr(source, k) for k in kinds if k in wanted}
+        return Reading(decision=source.decision, keep=source.keep, **kept)
 
     labels = LABELS if "labels" in objective.needs else None
     asked = objective.needs - {"labels"}

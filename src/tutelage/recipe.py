@@ -130,9 +130,14 @@ class StudentPart(Part):
         4, description="how many are compared by a short distillation"
     )
     taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
+    start: Literal["fresh", "teacher"] = Field(
+        "fresh", description="teacher: begin with its embedding, and its layers where they fit"
+    )
 
     @model_validator(mode="after")
     def _one_student(self) -> StudentPart:
+        if self.source is not None and self.start == "teacher":
+            raise ValueError("'start: teacher' is for built-in students; remove it, or 'source'")
         if self.source is not None and self.spec is not None:
             raise ValueError("give 'source' or 'spec', not both")
         return self

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -14,12 +15,14 @@ class Batch:
     """Examples as the network sees them; `index` names them in the data set.
 
     `labels` is None for data without labels. `view` is the augmentation view they were drawn from.
+    `keep` is true where an input's position counts (a token that is no pad); None where all do.
     """
 
     inputs: Float[Tensor, "batch ..."]
     labels: Int[Tensor, " batch"] | None
     index: Int[Tensor, " batch"]
     view: int = 0
+    keep: Bool[Tensor, "batch tokens"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +40,37 @@ class Reading:
     `decision`: logits. `trajectory`: logits at each tap, through lenses (teacher) or branches
     (student). `features`: per tap, pooled over space. `maps`: per tap, the spatial energy map
     (mean square over channels, at most 8 x 8), for attention transfer.
+
+    Of transformers, where losses ask for it: `states` are the tokens' own vectors, and `scores` the
+    attention before its softmax, averaged over heads, both one a pair of taps; `relations` are
+    query, key and value of the last layer. `keep` says which tokens count; None: all.
     """
 
     decision: Float[Tensor, "batch classes"]
     trajectory: tuple[Float[Tensor, "batch classes"], ...] = ()
     features: tuple[Float[Tensor, "batch channels"], ...] = ()
     maps: tuple[Float[Tensor, "batch height width"], ...] = ()
+    states: tuple[Float[Tensor, "batch tokens channels"], ...] = ()
+    scores: tuple[Float[Tensor, "batch tokens tokens"], ...] = ()
+    relations: tuple[Float[Tensor, "batch 3 tokens channels"], ...] = ()
+    keep: Bool[Tensor, "batch tokens"] | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Reading:
+        """Return the reading with `change` made to every tensor of it."""
+
+        def each(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(map(change, tensors))
+
+        return Reading(
+            decision=change(self.decision),
+            trajectory=each(self.trajectory),
+            features=each(self.features),
+            maps=each(self.maps),
+            states=each(self.states),
+            scores=each(self.scores),
+            relations=each(self.relations),
+            keep=None if self.keep is None else change(self.keep),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +81,32 @@ class Signal:
     taps: tuple[str, ...] = field(default=())
 
 
-def pooled(output: Tensor) -> Float[Tensor, "batch channels"]:
+def weights(output: Tensor, keep: Bool[Tensor, "batch tokens"] | None) -> Tensor | None:
+    """Return the share of each position of `[b, t, c]` or `[b, c, 1, t]`: equal where kept, else 0.
+
+    None where the output does not lie over the positions that `keep` speaks of: all count there.
+    """
+    if keep is None:
+        return None
+    tokens = output.ndim == 3 and output.shape[1] == keep.shape[1]
+    steps = output.ndim == 4 and output.shape[2] == 1 and output.shape[3] == keep.shape[1]
+    if not (tokens or steps):
+        return None
+    share = keep / keep.sum(dim=1, keepdim=True).clamp_min(1)
+    return share[:, :, None] if tokens else share[:, None, None, :]
+
+
+def pooled(
+    output: Tensor, keep: Bool[Tensor, "batch tokens"] | None = None
+) -> Float[Tensor, "batch channels"]:
     """Pool a tap's output to one vector an example: mean over space or time.
 
-    `[b, c]` stays; `[b, c, h, w]` is averaged over space; `[b, t, c]` over tokens.
+    `[b, c]` stays; `[b, c, h, w]` is averaged over space; `[b, t, c]` over tokens. Where it lies
+    over the positions of `keep`, those that do not count are left out.
     """
+    share = weights(output, keep)
+    if share is not None:
+        return (output * share).sum(dim=1 if output.ndim == 3 else (2, 3))
     if output.ndim == 4:
         return output.mean(dim=(2, 3))
     if output.ndim == 3:

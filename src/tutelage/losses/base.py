@@ -30,6 +30,9 @@ Reads = Literal[
     "trajectory",  # logits at one pair of taps
     "features",  # pooled features at one pair of taps
     "maps",  # energy maps at one pair of taps
+    "states",  # token states at one pair of taps, which tokens count
+    "scores",  # attention scores inside one pair of taps, which tokens count
+    "relations",  # queries, keys and values of both last layers, which tokens count
     "branch_labels",  # logits of one student branch, labels
     "branch_decision",  # logits of one student branch, the teacher's final logits
 ]
@@ -37,11 +40,13 @@ Reads = Literal[
 Positive = Annotated[float, "greater than 0"]
 Share = Annotated[float, "from 0 to 1"]
 Size = Annotated[float, "0 or more"]
+Count = Annotated[float, "that is whole, 1 or more"]
 
 _HOLDS: dict[str, Callable[[float], bool]] = {
     "greater than 0": lambda value: value > 0,
     "from 0 to 1": lambda value: 0 <= value <= 1,
     "0 or more": lambda value: value >= 0,
+    "that is whole, 1 or more": lambda value: value >= 1 and value == int(value),
 }
 
 

@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import tutelage.losses.decision
-import tutelage.losses.features  # noqa: F401 (both register their losses)
+import tutelage.losses.features
+import tutelage.losses.tokens  # noqa: F401 (all register their losses)
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.losses.base import LOSSES, Loss, Reads
 from tutelage.types import Reading
@@ -41,10 +42,14 @@ _WANTS: dict[Reads, tuple[frozenset[str], frozenset[str]]] = {
     "trajectory": (frozenset({"trajectory"}), frozenset({"trajectory"})),
     "features": (frozenset({"features"}), frozenset({"features"})),
     "maps": (frozenset({"maps"}), frozenset({"maps"})),
+    "states": (frozenset({"states"}), frozenset({"states"})),
+    "scores": (frozenset({"scores"}), frozenset({"scores"})),
+    "relations": (frozenset({"relations"}), frozenset({"relations"})),
     "branch_labels": (frozenset({"labels"}), frozenset({"trajectory"})),
     "branch_decision": (frozenset({"decision"}), frozenset({"trajectory"})),
 }
-_PAIRED = frozenset({"trajectory", "features", "maps"})
+_PAIRED = frozenset({"trajectory", "features", "maps", "states", "scores"})
+INSIDE = frozenset({"states", "scores", "relations"})  # token by token
 _LARGEST_RATIO = 1e4
 
 
@@ -114,12 +119,12 @@ class Objective(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be at hand: of `labels`, `decision`, `trajectory`, `features`, `maps`."""
+        """What must be at hand: `labels`, or fields of a teacher's reading."""
         return frozenset().union(*(_WANTS[entry.reads][0] for entry in self.losses))
 
     @property
     def student_needs(self) -> frozenset[str]:
-        """What the student's taps must read: of `trajectory` (branches), `features`, `maps`."""
+        """What must be read of the student beside its decision: fields of a reading."""
         return frozenset().union(*(_WANTS[entry.reads][1] for entry in self.losses))
 
     def weights(self) -> dict[str, float]:
@@ -308,12 +313,7 @@ def _check_classes(student: Reading, teacher: Reading) -> None:
 
 
 def _selected(reading: Reading, mask: Tensor) -> Reading:
-    return Reading(
-        decision=reading.decision[mask],
-        trajectory=tuple(x[mask] if x.numel() else x for x in reading.trajectory),
-        features=tuple(vectors[mask] for vectors in reading.features),
-        maps=tuple(energy[mask] for energy in reading.maps),
-    )
+    return reading.changed(lambda x: x[mask] if x.numel() else x)
 
 
 def _calls(
@@ -321,6 +321,9 @@ def _calls(
 ) -> list[tuple[Tensor, ...]]:
     """Return the tensors of each call of the loss: one, or one a pair, or one a branch."""
     needs, _ = _WANTS[entry.reads]
+    if entry.reads in INSIDE:
+        assert teacher is not None
+        return _token_calls(entry, student, teacher)
     if entry.reads in _PAIRED:
         assert teacher is not None
         mine, theirs = getattr(student, entry.reads), getattr(teacher, entry.reads)
@@ -337,3 +340,20 @@ def _calls(
     branched = entry.reads.startswith("branch_")
     outputs = student.trajectory if branched else (student.decision,)
     return [(output, *targets) for output in outputs if output.numel()]
+
+
+def _token_calls(entry: Loss, student: Reading, teacher: Reading) -> list[tuple[Tensor, ...]]:
+    calls = []
+    pairs = zip(getattr(student, entry.reads), getattr(teacher, entry.reads), strict=True)
+    for mine, theirs in pairs:
+        if mine.shape[-2] != theirs.shape[-2]:
+            raise TeacherError(
+                f"loss '{entry.name}' compares token by token, and the student has "
+                f"{mine.shape[-2]} tokens where the teacher has {theirs.shape[-2]}: use features "
+                "or trajectory"
+            )
+        keep = student.keep
+        if keep is None:
+            keep = torch.ones(len(mine), mine.shape[-2], dtype=torch.bool, device=mine.device)
+        calls.append((mine, theirs, keep))
+    return calls

@@ -6,10 +6,10 @@ import torch
 
 from tutelage.errors import RecipeError
 from tutelage.losses.objective import check_terms
-from tutelage.pipeline.lessons import terms_of
+from tutelage.pipeline.lessons import inside, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.recipe import Recipe
-from tutelage.students.spec import StudentSpec
+from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
@@ -18,10 +18,26 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         check_terms(terms_of(recipe.distill))
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
+        raise RecipeError(
+            f"student.start: teacher takes over a teacher's tokens, and the task is "
+            f"'{material.task.name}'; remove it"
+        )
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
+        _check_tokens(recipe, spec)
         with torch.random.fork_rng(devices=[]):
             spec.build()
+
+
+def _check_tokens(recipe: Recipe, spec: StudentSpec) -> None:
+    for term in terms_of(recipe.distill):
+        if inside((term,)) and not FAMILIES[spec.family].tokens:
+            near = ", ".join(name for name in FAMILIES if FAMILIES[name].tokens)
+            raise RecipeError(
+                f"distill.losses: '{term.name}' goes token by token, and the student family "
+                f"'{spec.family}' has no tokens; use features or trajectory, or the family {near}"
+            )
 
 
 def fixed_spec(given: dict[str, object], material: Material) -> StudentSpec:

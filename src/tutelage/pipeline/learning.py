@@ -17,11 +17,14 @@ from tutelage.pairing import Pairing, find_pairing
 from tutelage.pipeline.lessons import batch_for, epochs_for, objective_of, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
+from tutelage.pipeline.starting import first_student, refuse_start, start_key
 from tutelage.pipeline.teaching import Taught
+from tutelage.pipeline.tokens import TokenLesson, token_lesson
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
+from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
 from tutelage.train.distill import Distillation, decisions
@@ -53,7 +56,8 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
     """Find the student's taps and pair them with the teacher's by what they say on validation."""
     network = warm_weights(chosen)
     index = torch.arange(min(_PAIRING_EXAMPLES, material.validation.count))
-    examples = material.validation.batch(index, 0).inputs
+    batch = material.validation.batch(index, 0)
+    examples = batch.inputs
     if recipe.student.taps is None:
         taps = find_taps(network, examples[:2])
     else:
@@ -64,7 +68,7 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
             raise RecipeError("distill.pairs: this teacher has no taps to pair; remove the key")
         return Paired(taps=taps, pairing=None)
     with torch.inference_mode():
-        mine = reading(network, examples, taps, features=True, maps=False).features
+        mine = reading(network, examples, taps, features=True, maps=False, keep=batch.keep).features
     theirs = taught.validation.read(index, 0).features
     named = None if recipe.distill.pairs is None else list(recipe.distill.pairs)
     pairing = find_pairing(mine, theirs, tuple(t.path for t in taps), teacher_taps, named)
@@ -73,9 +77,12 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
 
 def build_lesson(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired,
-    terms: tuple[Term, ...] = (),
+    terms: tuple[Term, ...] = (), tokens: TokenLesson | None = None,
 ) -> Distillation:  # fmt: skip
-    """Put student, signals, data and objective (`terms`, else the recipe's losses) together."""
+    """Put student, signals, data and objective (`terms`, else the recipe's losses) together.
+
+    `tokens` replaces the signals that were asked for before taps were paired.
+    """
     objective = objective_of(
         terms or terms_of(recipe.distill),
         pairs=paired.pairing.pairs if paired.pairing else (),
@@ -88,9 +95,10 @@ def build_lesson(
         objective,
         material.train,
         material.validation,
-        signals=taught.train,
+        signals=tokens.signals if tokens else taught.train,
         validation_decision=_held_decision(material, taught),
         taps=paired.taps,
+        inside=tokens.student if tokens else Inside(),
         classes=len(material.classes),
         views=material.views,
         batch=batch_for(recipe, material.train.count),
@@ -105,12 +113,20 @@ def distill(
     """Teach the chosen student (once a run) and write `student/`."""
     epochs = epochs_for(recipe, material.train.count)
     torch.manual_seed(recipe.seed)
-    network = chosen.network if chosen.spec is None else chosen.spec.build()
+    network, started = chosen.network, ()
+    if chosen.spec is None:
+        refuse_start(recipe)
+    else:
+        network, started = first_student(recipe, chosen.spec, taught)
+    for taken in started:
+        progress.say(f"student: starts with {taken}")
     folder = run.file("student")
 
     def work() -> tuple[Any, list[Path]]:
         paired = pair_taps(recipe, material, taught, chosen)
-        lesson = build_lesson(recipe, material, taught, network, paired)
+        pairs = paired.pairing.pairs if paired.pairing else ()
+        tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
+        lesson = build_lesson(recipe, material, taught, network, paired, tokens=tokens)
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
@@ -132,6 +148,7 @@ def distill(
             "weights": lesson.objective.weights(),
             "confidence_scale": _as_sure(network, material, taught),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
+            **({"start": started} if started else {}),
         }
         return result, _save(folder, chosen, network)
 
@@ -147,6 +164,7 @@ def distill(
             material.views,
             recipe.seed,
             recipe.threads,
+            *start_key(recipe),
         ]
     )
     record = run.stage("distill", inputs, work)

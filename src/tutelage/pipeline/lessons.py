@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tutelage.losses import LOSSES
-from tutelage.losses.objective import Objective, Pairs, Term
+from tutelage.losses.objective import INSIDE, Objective, Pairs, Term
 from tutelage.recipe import DistillPart, LossPart, Recipe
 from tutelage.train.schedule import Schedule
 from tutelage.units import parse_quantity
@@ -36,6 +36,11 @@ def wants(terms: tuple[Term, ...]) -> frozenset[str]:
         for what, kinds in (("features", {"trajectory", "features"}), ("maps", {"maps"}))
         if reads & kinds
     )
+
+
+def inside(terms: tuple[Term, ...]) -> frozenset[str]:
+    """Return what these losses read token by token: of `states`, `scores`, `relations`."""
+    return INSIDE & {LOSSES[term.name].reads for term in terms}
 
 
 def objective_of(

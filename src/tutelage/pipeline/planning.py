@@ -21,7 +21,9 @@ from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.pipeline.checking import fixed_spec
 from tutelage.pipeline.lessons import batch_for, epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.starting import first_student, start_key
 from tutelage.pipeline.teaching import Taught
+from tutelage.pipeline.tokens import token_families
 from tutelage.plan import SPACES, Candidate, plan_json
 from tutelage.plan.compact import weigh
 from tutelage.plan.costs import Costing, Precision, cost_of, missed_limits
@@ -112,9 +114,9 @@ def plan(
         chosen, why = 0, "the only candidate"
     write_json(run.file("plan.json"), plan_json(device.name, limits, found, trials, chosen, why))
     best = found[chosen]
-    torch.manual_seed(recipe.seed)
     warm = run.file(_trial_file(best.spec)) if trials else None
-    return Chosen(spec=best.spec, network=best.spec.build(), parameters=best.parameters, warm=warm)
+    network, _ = first_student(recipe, best.spec, taught)
+    return Chosen(spec=best.spec, network=network, parameters=best.parameters, warm=warm)
 
 
 def costing_of(
@@ -142,11 +144,13 @@ def find_candidates(
             raise InfeasibleError(_missed_line(candidate, costing))
         return (candidate,)
 
+    families = token_families(recipe, material.task.families, material.task.name)
+
     def search() -> tuple[Any, list[Path]]:
         progress.say(f"plan: looking for students that fit {costing.device.name}")
         found = SPACES["compact"](
             costing,
-            families=material.task.families,
+            families=families,
             given=material.knobs,
             most_parameters=max(2_000, teacher_parameters // 2),
             count=recipe.student.candidates,
@@ -168,6 +172,7 @@ def find_candidates(
             costing.precision,
             recipe.student.candidates,
             teacher_parameters,
+            *([families] if families != material.task.families else []),
         ]
     )
     record = run.stage("candidates", inputs, search)
@@ -228,8 +233,7 @@ def _trial(
     path = run.file(_trial_file(candidate.spec))
 
     def work() -> tuple[Any, list[Path]]:
-        torch.manual_seed(recipe.seed)
-        network = candidate.spec.build()
+        network, _ = first_student(recipe, candidate.spec, taught)
         lesson = Distillation(
             network,
             Objective(decision_terms(recipe)),
@@ -266,7 +270,7 @@ def _trial(
     inputs = hash_json(
         [taught.train.key, taught.validation.key, candidate.spec.to_json(),
          recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
-         recipe.seed, recipe.threads, material.views]
+         recipe.seed, recipe.threads, material.views, *start_key(recipe)]
     )  # fmt: skip
     return run.stage(f"trial-{key}", inputs, work).result
 

@@ -14,15 +14,17 @@ from tutelage.files import hash_json
 from tutelage.losses.objective import Term
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
-from tutelage.pipeline.lessons import terms_of, wants
+from tutelage.pipeline.lessons import inside, terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe, TeacherPart
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students import spec as students
+from tutelage.students.inside import look_inside
 from tutelage.tasks import accuracy
 from tutelage.teach.hf_vision import HfClassifier
+from tutelage.teach.inside import module_of
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
@@ -106,8 +108,7 @@ def teach(
     if recipe.teacher.fit and module is None:
         module = fit_teacher(recipe, material, run, progress)
     teacher = open_teacher(recipe, material, trust_code=trust_code, module=module)
-    if not teacher.taps:
-        _refuse_taps(terms_of(recipe.distill))
+    _refuse_losses(terms_of(recipe.distill), teacher)
     needed, features = wants(terms_of(recipe.distill)), bool(teacher.taps)
     caches = [
         SignalCache(
@@ -134,10 +135,14 @@ def signals_of_test(material: Material, taught: Taught, run: Run) -> SignalCache
     )  # fmt: skip
 
 
-def _refuse_taps(terms: tuple[Term, ...]) -> None:
-    """Refuse losses that read a teacher's taps, when it has none."""
+def _refuse_losses(terms: tuple[Term, ...], teacher: Teacher) -> None:
+    """Refuse losses that read a teacher's taps, when it has none, or tokens, where it has none."""
+    module = module_of(teacher)
     for term in terms:
-        if wants((term,)):
+        reads = inside((term,))
+        if reads and teacher.taps and module is not None:
+            look_inside(module, teacher.taps, reads, who="teacher", error=TeacherError)
+        elif not teacher.taps and (reads or wants((term,))):
             raise TeacherError(
                 f"distill.losses: '{term.name}' reads the teacher's taps, and this teacher gives "
                 "decisions only; use kl, dkd or dist, or give the teacher as a torch module"

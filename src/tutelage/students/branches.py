@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tutelage.types import pooled, weights
+
 
 class Branch(nn.Module):
     """Turns one tap's output into an early decision.
 
     Maps are pooled to at most 7 x 7 and pass a depthwise-separable convolution before the linear
     layer, so that early features need not be linearly decodable; vectors and tokens get one linear
-    layer.
+    layer. Positions that do not count (`keep`) are left out of every mean.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, hidden: int | None = None) -> None:
@@ -34,14 +36,19 @@ class Branch(nn.Module):
             channels = hidden
         self.head = nn.Linear(channels, classes)
 
-    def forward(self, output: Tensor) -> Tensor:
+    def forward(self, output: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return logits from the tap's output."""
-        x = self.body(output)
-        if x.ndim == 4:
-            x = x.mean(dim=(2, 3))
-        elif x.ndim == 3:
-            x = x.mean(dim=1)
-        return self.head(x.flatten(1))
+        share = weights(output, keep)
+        if share is None or output.ndim != 4:
+            return self.head(pooled(self.body(output), keep if output.ndim == 3 else None))
+        # A cell is the mean of what counts in it, and counts as much as it holds.
+        assert isinstance(self.body, nn.Sequential)
+        cells, *others = self.body
+        held = cells(share)
+        x = cells(output * share) / held.clamp_min(1e-12)
+        for layer in others:
+            x = layer(x)
+        return self.head((x * held).sum(dim=(2, 3)) / held.sum(dim=(2, 3)).clamp_min(1e-12))
 
 
 class Branches(nn.Module):
@@ -53,9 +60,9 @@ class Branches(nn.Module):
             nn.Identity() if shape is None else Branch(shape, classes) for shape in shapes
         )
 
-    def forward(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, outputs: Sequence[Tensor], keep: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the early decisions, one a tap."""
         return tuple(
-            torch.empty(0) if isinstance(branch, nn.Identity) else branch(output)
+            torch.empty(0) if isinstance(branch, nn.Identity) else branch(output, keep)
             for branch, output in zip(self.branches, outputs, strict=True)
         )

@@ -1,9 +1,9 @@
-"""The compact transformer family for texts: a few pre-norm layers over a factorised embedding."""
+"""The compact transformer family for texts: a few layers over a factorised embedding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ _LARGEST = {
     "hidden": 16_384, "heads": 1_024, "inner": 65_536,
 }  # fmt: skip
 _HEAD = 32  # numbers in an attention head
+_EPS = {"pre": 1e-5, "post": 1e-12}  # torch's, and BERT's
 _MASKED = -1e4  # added to the score of a pad: its weight is exactly 0 in float32
 
 
@@ -26,8 +27,9 @@ class EncoderSpec:
 
     A text is at most `length` tokens out of `vocabulary`, filled up with the token `pad`. `layers`
     layers have `hidden` numbers a token, `heads` attention heads and `inner` units between. Tokens
-    are embedded in `embedding` numbers and mapped to `hidden`; 0 embeds in `hidden` at once. Raises
-    `ValueError` for an impossible knob.
+    are embedded in `embedding` numbers and mapped to `hidden`; 0 embeds in `hidden` at once. A
+    layer is normalised before its parts (`norm: pre`) or, as in BERT, after each (`post`), so that
+    BERT's own layers can be taken over. Raises `ValueError` for an impossible knob.
     """
 
     vocabulary: int
@@ -39,12 +41,15 @@ class EncoderSpec:
     inner: int
     pad: int = 0
     embedding: int = 0
+    norm: str = "pre"
 
     def __post_init__(self) -> None:
         check_whole(self, _LARGEST)
         check_pad(self)
         if self.hidden % self.heads:
             raise ValueError(f"hidden is {self.hidden}; {self.heads} heads do not divide it evenly")
+        if self.norm not in ("pre", "post"):
+            raise ValueError(f"norm is {self.norm!r}; it is pre or post")
         if self.embedding != 0:
             check_whole(self, {"embedding": _LARGEST["hidden"]})
 
@@ -108,14 +113,15 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        self.pad, width = spec.pad, spec.embedding or spec.hidden
+        self.spec, self.pad, width = spec, spec.pad, spec.embedding or spec.hidden
         self.embedding = nn.Embedding(spec.vocabulary, width)
         self.positions = nn.Parameter(torch.empty(spec.length, width))
-        self.embedding_norm = nn.LayerNorm(width)
+        post = spec.norm == "post"
+        self.embedding_norm = nn.LayerNorm(width, eps=_EPS[spec.norm])
         same = width == spec.hidden
         self.project = nn.Identity() if same else nn.Linear(width, spec.hidden)
-        self.stages = nn.ModuleList(Layer(spec) for _ in range(spec.layers))
-        self.norm = nn.LayerNorm(spec.hidden)
+        self.stages = nn.ModuleList(Layer(spec, spec.norm) for _ in range(spec.layers))
+        self.norm = nn.Identity() if post else nn.LayerNorm(spec.hidden)
         self.head = nn.Linear(spec.hidden, spec.classes)
         nn.init.normal_(self.embedding.weight, std=0.1)
         nn.init.normal_(self.positions, std=0.02)
@@ -141,24 +147,30 @@ def masked_mean(tokens: Float[Tensor, "b t c"], keep: Float[Tensor, "b t"]) -> F
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """x + attention(norm(x)), then x + mlp(norm(x)); `post`: norm(x + f(x)) both times.
 
     `spec` has the knobs `length` (tokens), `hidden`, `heads` and `inner`.
     """
 
-    def __init__(self, spec: Any) -> None:
+    by_head = True  # what `qkv` gives: query, key and value of one head after the other
+
+    def __init__(self, spec: Any, norm: Literal["pre", "post"] = "pre") -> None:
         super().__init__()
         self.length, self.heads, self.size = spec.length, spec.heads, spec.hidden // spec.heads
-        self.attention_norm = nn.LayerNorm(spec.hidden)
+        self.post, eps = norm == "post", _EPS[norm]
+        self.attention_norm = nn.LayerNorm(spec.hidden, eps=eps)
         self.qkv = nn.Linear(spec.hidden, 3 * spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.hidden)
-        self.mlp_norm = nn.LayerNorm(spec.hidden)
+        self.mlp_norm = nn.LayerNorm(spec.hidden, eps=eps)
         self.mlp = nn.Sequential(
             nn.Linear(spec.hidden, spec.inner), nn.GELU(), nn.Linear(spec.inner, spec.hidden)
         )
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the next tokens, [b, t, hidden]; `bias` is added to the scores of attention."""
+        if self.post:
+            x = self.attention_norm(x + self.out(self._attend(self.qkv(x), bias)))
+            return self.mlp_norm(x + self.mlp(x))
         x = x + self.out(self._attend(self.qkv(self.attention_norm(x)), bias))
         return x + self.mlp(self.mlp_norm(x))
 

@@ -21,6 +21,7 @@ from tutelage.students import convnet, convnet1d, encoder, gru, textconv, vit
 class Family:
     """A student family: the dataclass of its knobs and the function that builds a network.
 
+    `tokens`: between its layers there is a vector a token, to compare token by token.
     `structures` are its shapes but for the width, and `sized(structure, width, given)` the knobs of
     one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
     given)` is the network that is trained on the spot where there is no teacher, if it has one.
@@ -31,6 +32,7 @@ class Family:
     structures: tuple[Any, ...] = ()
     sized: Callable[[Any, int, dict[str, Any]], Any] | None = None
     teacher: Callable[[int, dict[str, Any]], Any] | None = None
+    tokens: bool = False
 
 
 FAMILIES: Registry[Family] = Registry("student family")
@@ -49,6 +51,7 @@ for _name, _module, _spec, _build, _teacher in (
             structures=_module.STRUCTURES,
             sized=_module.sized,
             teacher=_teacher,
+            tokens=_name == "encoder",
         ),
     )
 # Asked for by its spec alone: on images this small the planner's convnets are ahead at equal cost.

@@ -114,19 +114,20 @@ def reading(
     *,
     features: bool,
     maps: bool,
+    keep: Tensor | None = None,
     error: type[TutelageError] = StudentError,
 ) -> Reading:
     """Run `model` once and return its decision with pooled features and energy maps at `taps`.
 
-    Float16 and bfloat16 become float32. Raises `error` as `TapReader` does, and where maps are
-    asked of a tap that has no height and width.
+    Features leave out what `keep` does; half precision becomes float32. Raises `error` as
+    `TapReader` does, and where maps are asked of a tap that has no height and width.
     """
     paths = tuple(t.path if isinstance(t, Tap) else t for t in taps) if features or maps else ()
 
     def reduce(output: Tensor) -> tuple[Tensor | None, Tensor | None, tuple[int, ...]]:
         # A flat output pools to itself, and the next layer may overwrite it: keep a copy.
         kept = output if output.ndim in (3, 4) else output.clone()
-        feature = _full(pooled(kept)) if features else None
+        feature = _full(pooled(kept, keep)) if features else None
         return feature, energy_map(output) if maps else None, tuple(output.shape[1:])
 
     with TapReader(model, paths, reduce=reduce, error=error) as reader:

@@ -372,7 +372,10 @@ class TextTask:
             erased = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < augment.erase
             ids = np.where(erased & ~np.isin(ids, augment.kept), augment.blank, ids)
         inputs, labels = torch.from_numpy(ids), torch.from_numpy(examples.labels[index])
-        return Batch(inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view)
+        keep = inputs.ne(examples.vocabulary.pad)
+        return Batch(
+            inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view, keep=keep
+        )
 
 
 TASKS.add("text", TextTask())

@@ -81,6 +81,11 @@ class HfEncoder(nn.Module):
         """The token embedding, one row a token in use."""
         return self.body.get_input_embeddings().weight  # pyright: ignore
 
+    @property
+    def first_position(self) -> int:
+        """The row of the position embedding that a text's first token reads."""
+        return 0 if self._offset is None else self._offset + 1
+
     def extra_repr(self) -> str:
         """Return what decides the logits and stands in no tensor."""
         return f"pad={self.pad}, offset={self._offset}"

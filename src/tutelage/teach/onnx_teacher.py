@@ -50,8 +50,9 @@ class OnnxTeacher:
         self.parameters = _count_parameters(path)
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        keep: Tensor | None = None,
+    ) -> Reading:  # fmt: skip
         """Return the decision (logits, float32).
 
         Raises `TeacherError` when features or maps are asked for, when the file fails, and when it

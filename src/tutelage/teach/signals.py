@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,11 @@ from tutelage.types import Batch, Reading
 
 _SHARD_BYTES = 64_000_000
 _BATCH = 256
+# The name of a stored tensor, and which of a reading's fields it belongs to.
+_STORED = {
+    "feature": "features", "map": "maps", "state": "states", "score": "scores",
+    "relation": "relations",
+}  # fmt: skip
 
 
 class Asked(Protocol):
@@ -26,8 +31,10 @@ class Asked(Protocol):
 
     fingerprint: str
 
-    def read(self, inputs: Tensor, *, features: bool, maps: bool) -> Reading:
-        """Return the reading of a batch."""
+    def read(
+        self, inputs: Tensor, *, features: bool, maps: bool, keep: Tensor | None = None
+    ) -> Reading:
+        """Return the reading of a batch; features leave out what `keep` does."""
         ...
 
 
@@ -52,6 +59,8 @@ class SignalCache:
     ) -> None:
         self.split, self.views, self.features, self.maps = split, views, features, maps
         self.teacher = teacher
+        index = torch.arange(min(2, split.count))
+        masked = features and split.batch(index, 0).keep is not None
         self.key = hash_json(
             {
                 "teacher": teacher.fingerprint,
@@ -59,12 +68,13 @@ class SignalCache:
                 "features": features,
                 "maps": maps,
                 "format": 1,
+                **({"masked": True} if masked else {}),
             }
         )
         self.folder = folder / self.key[:16]
         self._open: dict[int, list[dict[str, Tensor]]] = {}
         self.lenses: tuple[Lens, ...] = ()
-        probe = self._ask(torch.arange(min(2, split.count)), 0)
+        probe = self._ask(index, 0)
         self.bytes_per_example = sum(t[0].numel() * t.element_size() for t in probe.values())
         self.block = max(1, min(split.count, _SHARD_BYTES // max(1, self.bytes_per_example)))
 
@@ -122,14 +132,12 @@ class SignalCache:
         return self._as_reading(found)
 
     def _as_reading(self, found: dict[str, Tensor]) -> Reading:
-        features = tuple(found[k] for k in _numbered(found, "feature"))
-        trajectory = tuple(lens(x) for lens, x in zip(self.lenses, features, strict=False))
-        return Reading(
-            decision=found["decision"],
-            trajectory=trajectory,
-            features=features,
-            maps=tuple(found[k] for k in _numbered(found, "map")),
-        )
+        parts: dict[str, Any] = {
+            name: tuple(found[k] for k in _numbered(found, kind)) for kind, name in _STORED.items()
+        }
+        lensed = zip(self.lenses, parts["features"], strict=False)
+        trajectory = tuple(lens(x) for lens, x in lensed)
+        return Reading(decision=found["decision"], trajectory=trajectory, **parts)
 
     def _gather(self, shards: Sequence[dict[str, Tensor]], index: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -165,15 +173,17 @@ class SignalCache:
 
     def _ask(self, index: Tensor, view: int) -> dict[str, Tensor]:
         batch = self.split.batch(index, view)
-        reading = self.teacher.read(batch.inputs, features=self.features, maps=self.maps)
+        reading = self.teacher.read(
+            batch.inputs, features=self.features, maps=self.maps, keep=batch.keep
+        )
         if not bool(torch.isfinite(reading.decision).all()):
             raise TeacherError(
                 f"the teacher's decision is not finite for examples {int(index[0])} to "
                 f"{int(index[-1])} of {self.split.name}; check its weights and normalisation"
             )
         stored = {"decision": reading.decision.float()}
-        for kind, tensors in (("feature", reading.features), ("map", reading.maps)):
-            for number, tensor in enumerate(tensors):
+        for kind, name in _STORED.items():
+            for number, tensor in enumerate(getattr(reading, name)):
                 stored[f"{kind}{number}"] = _narrow(tensor)
         return {name: tensor.detach().cpu() for name, tensor in stored.items()}
 
@@ -213,13 +223,11 @@ class LiveSignals:
         self.teacher, self.features, self.maps = teacher, features, maps
         self.lenses: tuple[Lens, ...] = ()
 
-    def read(self, inputs: Tensor) -> Reading:
-        """Return the teacher's reading of `inputs`."""
-        found = self.teacher.read(inputs, features=self.features, maps=self.maps)
+    def read(self, inputs: Tensor, keep: Tensor | None = None) -> Reading:
+        """Return the teacher's reading of `inputs`, of which `keep` says what counts."""
+        found = self.teacher.read(inputs, features=self.features, maps=self.maps, keep=keep)
         trajectory = tuple(lens(x) for lens, x in zip(self.lenses, found.features, strict=False))
-        return Reading(
-            decision=found.decision, trajectory=trajectory, features=found.features, maps=found.maps
-        )
+        return replace(found, trajectory=trajectory)
 
 
 def _narrow(tensor: Tensor) -> Tensor:

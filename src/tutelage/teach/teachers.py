@@ -49,8 +49,9 @@ class Teacher(Protocol):
     parameters: int
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        keep: Tensor | None = None,
+    ) -> Reading:  # fmt: skip
         """Return what it says of a batch; raises `TeacherError` when that cannot be used."""
         ...
 

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -67,15 +68,16 @@ class TorchTeacher:
         self.parameters = sum(p.numel() for p in module.parameters())
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        keep: Tensor | None = None,
+    ) -> Reading:  # fmt: skip
         """Return decision (logits, float32) and, if asked, pooled features and maps at the taps.
 
-        Raises `TeacherError` when the module fails, or says NaN or infinity, naming the batch
-        (counted from 0 over the life of this teacher).
+        Features leave out what `keep` does. Raises `TeacherError` when the module fails, or says
+        NaN or infinity, naming the batch (counted from 0 over the life of this teacher).
         """
         batch, self._batch = self._batch, self._batch + 1
-        found = self._ask(inputs, features, maps, f"batch {batch} (counted from 0)")
+        found = self._ask(inputs, features, maps, f"batch {batch} (counted from 0)", keep)
         decision = as_decision(found.decision, len(inputs))
         check_classes(decision, self.classes)
         check_finite(decision, batch, " or run it without bf16" if self.bf16 else "")
@@ -86,7 +88,9 @@ class TorchTeacher:
             maps=tuple(energy.clone() for energy in found.maps),
         )
 
-    def _ask(self, inputs: Tensor, features: bool, maps: bool, when: str) -> Reading:
+    def _ask(
+        self, inputs: Tensor, features: bool, maps: bool, when: str, keep: Tensor | None = None
+    ) -> Reading:
         if self.module.training:
             self.module.eval()
         try:
@@ -97,6 +101,7 @@ class TorchTeacher:
                     self.taps,
                     features=features,
                     maps=maps,
+                    keep=None if keep is None else keep.to(self._device),
                     error=TeacherError,
                 )
         except TutelageError:
@@ -157,12 +162,12 @@ class Reordered:
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        keep: Tensor | None = None,
+    ) -> Reading:  # fmt: skip
         """Return what the teacher says, its decision in the data's order."""
-        found = self.teacher.read(inputs, features=features, maps=maps)
-        decision = found.decision[:, list(self.order)]
-        return Reading(decision=decision, features=found.features, maps=found.maps)
+        found = self.teacher.read(inputs, features=features, maps=maps, keep=keep)
+        return replace(found, decision=found.decision[:, list(self.order)])
 
 
 class Renormalised:
@@ -189,10 +194,12 @@ class Renormalised:
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        keep: Tensor | None = None,
+    ) -> Reading:  # fmt: skip
         """Return what the teacher says of the converted inputs."""
-        return self.teacher.read(inputs * self._scale + self._shift, features=features, maps=maps)
+        converted = inputs * self._scale + self._shift
+        return self.teacher.read(converted, features=features, maps=maps, keep=keep)
 
 
 def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:

@@ -12,19 +12,22 @@ from torch import Tensor, nn
 
 from tutelage.errors import StudentError
 from tutelage.files import hash_json
-from tutelage.losses.objective import Objective
+from tutelage.losses.objective import INSIDE, Objective
 from tutelage.students.branches import Branches
+from tutelage.students.inside import Inside
 from tutelage.students.taps import TapReader
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
 from tutelage.types import Batch, Reading, Tap, energy_map, pooled
 
 _EVALUATION_BATCH = 512
+_NOTHING = Inside()
 
 
 class Distillation:
     """Teaches `student` on one split; with `signals` None it learns from labels alone.
 
-    `taps` are the student's; they are read only when a loss asks for them. Epoch `e` sees view
+    `taps` are the student's; they are read only when a loss asks for them, and `inside` says what
+    is read token by token. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
     fixed random order (short trials).
     """
@@ -39,6 +42,7 @@ class Distillation:
         signals: SignalCache | LiveSignals | None = None,
         validation_decision: Tensor | None = None,
         taps: Sequence[Tap] = (),
+        inside: Inside = _NOTHING,
         classes: int,
         views: int,
         batch: int,
@@ -49,7 +53,8 @@ class Distillation:
         self.train, self.validation = train, validation
         self.validation_decision = validation_decision
         self.needs = objective.student_needs
-        self.taps = tuple(taps) if self.needs else ()
+        self.taps = tuple(taps) if self.needs - INSIDE else ()
+        self.inside = inside
         # The last tap is the network's own decision but for its head: no branch is early there.
         early = len(self.taps) - 1 if len(self.taps) > 1 else len(self.taps)
         branched = "trajectory" in self.needs
@@ -109,24 +114,32 @@ class Distillation:
         examples, teacher = batch
         device = next(self.student.parameters()).device
         inputs = _to(examples.inputs, device)
+        keep = None if examples.keep is None else examples.keep.to(device)
         if isinstance(self.signals, LiveSignals):
-            teacher = self.signals.read(inputs)
+            teacher = self.signals.read(inputs, keep)
         labels = None if examples.labels is None else examples.labels.to(device)
-        value = self.objective(self.read(inputs), _reading_to(teacher, device), labels)
+        value = self.objective(self.read(inputs, keep), _reading_to(teacher, device), labels)
         return value.total, value.parts
 
-    def read(self, inputs: Tensor) -> Reading:
+    def read(self, inputs: Tensor, keep: Tensor | None = None) -> Reading:
         """Return the student's own reading of a batch, with what the losses need."""
-        if not self.taps:
-            return Reading(decision=_single(self.student(inputs)))
-        with TapReader(self.student, [tap.path for tap in self.taps]) as reader:
-            decision, outputs = reader.read(self.student, inputs)
+        paths = list(dict.fromkeys([*(tap.path for tap in self.taps), *self.inside.paths]))
+        if not paths:
+            return Reading(decision=_single(self.student(inputs)), keep=keep)
+        with TapReader(self.student, paths) as reader:
+            decision, found = reader.read(self.student, inputs)
+        seen = dict(zip(paths, found, strict=True))
+        outputs = [seen[tap.path] for tap in self.taps]
         maps = tuple(map(_map, self.taps, outputs)) if "maps" in self.needs else ()
         return Reading(
             decision=decision.float(),
-            trajectory=self.branches(outputs) if "trajectory" in self.needs else (),
-            features=tuple(pooled(x).float() for x in outputs) if "features" in self.needs else (),
+            trajectory=self.branches(outputs, keep) if "trajectory" in self.needs else (),
+            features=tuple(pooled(x, keep).float() for x in outputs)
+            if "features" in self.needs
+            else (),
             maps=maps,
+            keep=keep,
+            **self.inside.of(seen),
         )
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
@@ -185,9 +198,4 @@ def _to(inputs: Tensor, device: torch.device) -> Tensor:
 def _reading_to(reading: Reading | None, device: torch.device) -> Reading | None:
     if reading is None or device.type == "cpu":
         return reading
-    return Reading(
-        decision=reading.decision.to(device),
-        trajectory=tuple(x.to(device) for x in reading.trajectory),
-        features=tuple(x.to(device) for x in reading.features),
-        maps=tuple(x.to(device) for x in reading.maps),
-    )
+    return reading.changed(lambda x: x.to(device))

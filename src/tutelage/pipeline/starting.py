@@ -1,0 +1,49 @@
+"""The student before its first lesson: fresh, or started from the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.errors import RecipeError, TeacherError
+from tutelage.pipeline.teaching import Taught
+from tutelage.recipe import Recipe
+from tutelage.students.spec import StudentSpec
+from tutelage.teach.inside import module_of
+from tutelage.teach.starting import start_from
+
+
+def first_student(
+    recipe: Recipe, spec: StudentSpec, taught: Taught
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the student as it starts, and say what it took over from the teacher.
+
+    Its weights hang on the recipe's seed and on the teacher alone.
+    """
+    torch.manual_seed(recipe.seed)
+    network = spec.build()
+    if recipe.student.start == "fresh":
+        return network, ()
+    module = module_of(taught.teacher)
+    if module is None:
+        raise TeacherError(
+            "student.start: teacher takes over weights, and this teacher gives decisions only; "
+            "leave it out, or give the teacher as a Hugging Face folder"
+        )
+    return network, start_from(network, module)
+
+
+def refuse_start(recipe: Recipe) -> None:
+    """Refuse a start from the teacher for a student that is given whole."""
+    if recipe.student.start != "fresh":
+        raise RecipeError(
+            "student.start: teacher is for built-in students, and this one was given as it is to "
+            "start; remove it"
+        )
+
+
+def start_key(recipe: Recipe) -> list[Any]:
+    """Return what the hash of a stage that trains must hold of the start; nothing for a fresh."""
+    return [] if recipe.student.start == "fresh" else [["start", recipe.student.start]]

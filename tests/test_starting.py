@@ -1,0 +1,171 @@
+"""Students that start from their teacher: its function where layers fit, else its embedding."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+from test_inside import foreign, texts
+from test_text_run import encoder as write_encoder
+from test_text_run import mails
+from torch import nn
+
+from tutelage.errors import RecipeError, StudentError, TeacherError
+from tutelage.pipeline.starting import first_student
+from tutelage.recipe import Recipe
+from tutelage.students import encoder, textconv
+from tutelage.students.spec import StudentSpec
+from tutelage.teach.starting import start_from
+
+pytest.importorskip("transformers")
+
+WHOLE = {"layers": 3, "hidden": 16, "heads": 2, "inner": 24, "norm": "post"}
+
+
+def student(**changes) -> Any:
+    torch.manual_seed(5)
+    knobs = {"vocabulary": 40, "length": 12, "pad": 1, "classes": 3, **WHOLE, **changes}
+    return encoder.Encoder(encoder.EncoderSpec(**knobs)).eval()
+
+
+def said(network, ids=None):
+    with torch.no_grad():
+        return network(texts() if ids is None else ids)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra", "DistilBert"])
+def test_a_student_of_the_same_size_says_what_the_teacher_says(kind):
+    teacher, network = foreign(kind), student()
+    taken = start_from(network, teacher)
+    assert taken == ("its whole embedding", "layers 1, 2, 3 of 3", "its head")
+    torch.testing.assert_close(said(network), said(teacher), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "taken"), [(1, "3"), (2, "1, 3")])
+def test_a_shallower_student_takes_every_other_layer(layers, taken):
+    teacher, network = foreign("Bert"), student(layers=layers)
+    assert f"layers {taken} of 3" in start_from(network, teacher)
+    kept = [teacher.body.encoder.layer[int(n) - 1] for n in taken.split(", ")]
+    teacher.body.encoder.layer = nn.ModuleList(kept)
+    torch.testing.assert_close(said(network), said(teacher), rtol=0, atol=1e-5)
+
+
+def test_the_heaviest_inner_units_are_kept():
+    teacher, network = foreign("Bert"), student(inner=20)
+    with torch.no_grad():
+        for layer in teacher.body.encoder.layer:
+            layer.output.dense.weight[:, [3, 7, 8, 23]] = 0.0  # units that say nothing
+    start_from(network, teacher)
+    torch.testing.assert_close(said(network), said(teacher), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "why"),
+    [
+        ("Bert", {"norm": "pre"}, "no encoder with norm: post"),
+        ("Bert", {"hidden": 8}, "hidden is 8 and the teacher's 16"),
+        ("Bert", {"embedding": 4}, "embedding is 4 and the teacher's 16"),
+        ("Bert", {"heads": 4}, "heads is 4 and the teacher's 2"),
+        ("Bert", {"layers": 4}, "layers is 4, above the teacher's 3"),
+        ("Bert", {"inner": 25}, "inner is 25, above the teacher's 24"),
+        ("ModernBert", {}, "not laid out like BERT"),
+    ],
+)
+def test_what_does_not_fit_starts_with_the_embedding_and_says_why(kind, changes, why):
+    network, before = student(**changes), student(**changes)
+    taken = start_from(network, foreign(kind))
+    assert len(taken) == 2 and why in taken[1] and "SVD" in taken[0]
+    for (name, now), (_, then) in zip(
+        network.named_parameters(), before.named_parameters(), strict=True
+    ):
+        assert torch.equal(now, then) is (name != "embedding.weight"), name
+
+
+def test_another_activation_takes_no_layers():
+    taken = start_from(student(), foreign("Bert", hidden_act="relu"))
+    assert "another activation" in taken[1]
+
+
+def test_a_textconv_and_a_teacher_of_our_own_share_an_embedding():
+    conv = textconv.TextConv(
+        textconv.TextConvSpec(vocabulary=40, length=12, pad=1, classes=3, embedding=4)
+    )
+    before = conv.embedding.weight.detach().clone()
+    start_from(conv, student())
+    assert not torch.equal(conv.embedding.weight, before)
+    with pytest.raises(StudentError, match=r"the teacher \(Linear\) has none"):
+        start_from(conv, nn.Linear(2, 2))
+
+
+def test_post_norm_is_a_knob():
+    made = StudentSpec.from_json({"family": "encoder", "vocabulary": 9, "length": 4, "classes": 2,
+                                  **WHOLE})  # fmt: skip
+    assert StudentSpec.from_json(json.loads(json.dumps(made.to_json()))) == made
+    ids = texts()
+    torch.testing.assert_close(said(student(), ids[:, :9]), said(student(), ids), rtol=0, atol=1e-5)
+    with pytest.raises(RecipeError, match="norm is 'mid'; it is pre or post"):
+        StudentSpec.from_json({**made.to_json(), "norm": "mid"})
+
+
+def recipe(**student):
+    given = {"task": "text", "data": {"train": "x"}, "teacher": {"source": "y"}}
+    return Recipe.parse({**given, "student": student})
+
+
+def test_a_start_is_refused_where_nothing_can_be_taken_over(tmp_path):
+    assert recipe().student.start == "fresh"
+    with pytest.raises(RecipeError, match="for built-in students"):
+        recipe(start="teacher", source="net.py:build")
+    tiny.write_data(tmp_path / "data.npz", count=60)
+    tiny.write_recipe(tmp_path, {"student": {**tiny.SMALL, "start": "teacher"}})
+    answer = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
+    assert answer.status == 2 and "the task is 'vision'" in answer.errors[0]
+
+    class Told:
+        teacher = object()  # an ONNX file: nothing can be seen of it
+
+    knobs = encoder.EncoderSpec(vocabulary=40, length=12, classes=3, **WHOLE)
+    spec = StudentSpec(family="encoder", knobs=knobs)
+    with pytest.raises(TeacherError, match="gives decisions only"):
+        first_student(recipe(start="teacher"), spec, Told())  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("start")
+    write_encoder(made / "encoder")
+    lines = [json.dumps(mail) for mail in mails()]
+    (made / "train.jsonl").write_text("\n".join(lines))
+    return made
+
+
+def test_a_run_starts_from_its_teacher_exactly_and_resumes(folder):
+    parts = {
+        "task": "text", "data": {"train": "train.jsonl", "validation": 0.2},
+        "teacher": {"source": "encoder", "fit": "all", "epochs": 12},
+        "budget": {"storage": "1 MB"}, "distill": {"epochs": 2, "batch": 16, "rate": 1e-3},
+        "export": {"precision": "float32"}, "threads": 1,
+    }  # fmt: skip
+    spec = {"family": "encoder", "layers": 1, "hidden": 32, "heads": 2, "inner": 64}
+    weights = {}
+    for start in ("teacher", "fresh", "teacher"):
+        given = {**parts, "student": {"spec": {**spec, "norm": "post"}, "start": start}}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(given))
+        answer = tiny.cli("run", folder / "recipe.yaml", "--run", folder / "run", "--json")
+        assert answer.status == 0, answer.err
+        result = json.loads((folder / "run/run.json").read_text())["stages"]["distill"]["result"]
+        found = tiny.hashes(folder / "run", "student")["student/model.safetensors"]
+        assert weights.setdefault(start, found) == found
+        if start == "teacher":
+            taken = ["its whole embedding", "layers 2 of 2", "its head"]
+            assert result["start"] == taken and "starts with layers 2 of 2" in answer.err
+            # Taught for two epochs only, it is as good as what it took over.
+            assert answer.answer["student"]["value"] > 0.8
+            assert "started with layers 2 of 2" in (folder / "run/report.html").read_text()
+        else:
+            assert "start" not in result
+    assert len(set(weights.values())) == 2
