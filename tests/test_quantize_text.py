@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -15,8 +17,11 @@ from tutelage.export.artifact import ArtifactMeta, OnnxModel, load_onnx, read_me
 from tutelage.export.graph import graph_costs
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import Precision, layer_names, quantize_int8
+from tutelage.plan.compact import weigh
 from tutelage.plan.costs import Costing, cost_of
+from tutelage.records import Limit, SideFile
 from tutelage.students.encoder import Encoder, EncoderSpec
+from tutelage.students.spec import StudentSpec
 from tutelage.students.textconv import TextConv, TextConvSpec
 from tutelage.train.qat import quantization_aware
 
@@ -190,6 +195,19 @@ def test_the_planner_foretells_the_bytes(tmp_path, network):
     foretold = {f.name: f.value for f in cost_of(network, costing)}
     _, path = files(network, tmp_path)
     assert foretold["storage_bytes"] == pytest.approx(path.stat().st_size, rel=0.01)
+
+
+def test_files_beside_the_model_count_in_its_storage():
+    device = load_device("raspberry-pi-4")
+    limits = (Limit(metric="storage_bytes", value=20_000.0),)
+    spec = StudentSpec(family="textconv", knobs=TextConvSpec(embedding=8, **GIVEN))
+    alone = Costing(device=device, limits=limits, precision="int8", meta=META)
+    beside = replace(alone, beside=(SideFile(name="tokenizer.json", bytes=25_000),))
+    one, other = weigh(spec, alone), weigh(spec, beside)
+    assert other.figure("storage_bytes") == one.figure("storage_bytes") + 25_000
+    assert (one.missed, other.missed) == ((), ("storage_bytes",))
+    where = next(f.where for f in other.figures if f.name == "storage_bytes")
+    assert where.startswith("model ") and where.endswith("+ tokenizer.json 25 kB")
 
 
 def test_teaching_on_rounds_as_the_file_does(tmp_path):

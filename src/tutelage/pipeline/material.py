@@ -12,6 +12,7 @@ from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
 from tutelage.pipeline.lessons import SMALL
 from tutelage.recipe import Recipe
+from tutelage.records import SideFile
 from tutelage.tasks import Task, find_task
 from tutelage.teach.signals import Split
 from tutelage.types import Batch
@@ -38,6 +39,12 @@ class Material:
     def content(self) -> str:
         """Hash of everything that shapes a batch."""
         return hash_json([self.train.content, self.validation.content, self.test.content])
+
+    @property
+    def beside(self) -> tuple[SideFile, ...]:
+        """The files that ship beside every artifact."""
+        files = self.task.beside(self.data)
+        return tuple(SideFile(name=name, bytes=len(content)) for name, content in files.items())
 
     def to_json(self, source: str) -> dict[str, Any]:
         """Return what the report says about the data."""

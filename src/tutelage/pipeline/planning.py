@@ -123,8 +123,9 @@ def costing_of(
     """Return what every candidate is asked."""
     precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
     return Costing(
-        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material)
-    )
+        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
+        beside=material.beside,
+    )  # fmt: skip
 
 
 def find_candidates(
@@ -168,6 +169,7 @@ def find_candidates(
             costing.precision,
             recipe.student.candidates,
             teacher_parameters,
+            *(dataclasses.asdict(file) for file in costing.beside),
         ]
     )
     record = run.stage("candidates", inputs, search)
