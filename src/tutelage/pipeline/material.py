@@ -11,6 +11,7 @@ from torch import Tensor
 from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
 from tutelage.pipeline.lessons import SMALL
+from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import SideFile
 from tutelage.tasks import Task, find_task
@@ -59,7 +60,7 @@ class Material:
         }
 
 
-def read_material(recipe: Recipe) -> Material:
+def read_material(recipe: Recipe, progress: Progress | None = None) -> Material:
     """Read, check and split the recipe's data; raises `DataError` or `RecipeError`."""
     task, part = find_task(recipe.task), recipe.data
     options = part.options()
@@ -73,6 +74,8 @@ def read_material(recipe: Recipe) -> Material:
         own = Path(recipe.teacher.source or "") / "tokenizer.json"
         if own.is_file():
             options["tokenizer"] = str(own.parent)
+    if "tokenizer" in task.keys:
+        options["progress"] = progress
     data = task.load(
         part.train, part.test, validation_share=part.validation, seed=recipe.seed, **options
     )
