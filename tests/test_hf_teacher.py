@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tutelage.errors import CorruptFileError, MissingExtra, TeacherError, TutelageError
 from tutelage.students.taps import find_taps
@@ -358,3 +359,25 @@ def test_a_missing_library_is_named(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r"pip install 'tutelage\[hf\]'"):
         from_hf_folder(folder, 3)
+
+
+class _Fails(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x):
+        if len(x) > 2:  # the first look passes
+            raise RuntimeError("no")
+        return self.layer(x.float().mean(dim=list(range(1, x.ndim)))[:, None])
+
+
+@pytest.mark.parametrize("example", [torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 1, 8)])
+def test_a_teacher_of_texts_or_series_is_not_told_about_images(example):
+    shape: Any = tuple(example.shape[1:])
+    teacher = TorchTeacher(_Fails(), classes=3, image_shape=shape, example=example)
+    with pytest.raises(TeacherError, match="Give it inputs") as info:
+        teacher.read(torch.cat([example, example]), features=False, maps=False)
+    assert "image" not in str(info.value)
+    with pytest.raises(TeacherError, match="repeat is for images"):
+        TorchTeacher(_Fails(), classes=3, image_shape=shape, example=example, channels="repeat")

@@ -7,7 +7,14 @@ import torch
 
 from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES, Term
-from tutelage.pipeline.lessons import epochs_for, objective_of, schedule_of, terms_of, wants
+from tutelage.pipeline.lessons import (
+    batch_for,
+    epochs_for,
+    objective_of,
+    schedule_of,
+    terms_of,
+    wants,
+)
 from tutelage.recipe import Recipe
 
 
@@ -89,7 +96,10 @@ def test_a_wrong_objective_is_refused_in_one_line(found, pairs, says):
     ("examples", "batch", "epochs"),
     [
         (999, 100, 267),
-        (1_000, 128, 120),
+        (1_000, 128, 300),
+        (1_080, 128, 300),
+        (2_560, 128, 120),
+        (5_000, 128, 120),
         (12_800, 128, 90),
         (60_000, 128, 20),
         (10_000_000, 128, 20),
@@ -101,6 +111,16 @@ def test_unset_epochs_make_about_nine_thousand_steps_and_fewer_on_small_data(
     examples, batch, epochs
 ):
     assert epochs_for(recipe(batch=batch), examples) == epochs
+
+
+def test_steps_grow_with_the_examples_without_a_leap():
+    """From few to many examples: about 2,400 steps, then 120 epochs, then about 9,000 steps."""
+    counts = [round(500 * 1.02**i) for i in range(220)]
+    made = recipe()
+    steps = [epochs_for(made, n) * (n // batch_for(made, n)) for n in counts]
+    assert 2_400 <= min(steps) and steps[0] < 2_500 and 9_000 <= steps[-1]
+    for one, other in zip(steps, steps[1:], strict=False):
+        assert 0.8 < other / one < 1.2
 
 
 def test_epochs_that_are_set_are_kept():

@@ -391,7 +391,7 @@ def test_a_tokenizer_that_cannot_be_pruned_is_left_whole(tmp_path, model, monkey
     whole = load(path, tokenizer=model, vocabulary="whole")
     spoilt = [lambda whole, used: None, lambda whole, used: prune(whole, np.zeros_like(used))]
     for wrong in spoilt:  # no pruned tokenizer, and one that cuts words to letters
-        monkeypatch.setattr("tutelage.tasks.text.prune", wrong)
+        monkeypatch.setattr("tutelage.tasks.text_reading.prune", wrong)
         data = load(path, tokenizer=model)
         assert any("left whole" in note for note in data.notes)
         assert data.train.fingerprint == whole.train.fingerprint

@@ -89,6 +89,26 @@ def test_a_text_run_ends_with_a_student_that_has_learned(finished):
     assert all(set(row) & {"text", "image"} == {"text"} for row in proof["differences"])
 
 
+def test_storage_counts_the_tokenizer_that_ships_beside(finished):
+    folder, answer = finished
+    artifacts = folder / "run/artifacts"
+    beside = (artifacts / "tokenizer.json").stat().st_size
+    proof = json.loads((folder / "run/proof.json").read_text())
+    whole = (folder / "run" / answer["chosen"]).stat().st_size + beside
+    verdict = next(row for row in answer["budget"] if row["metric"] == "storage_bytes")
+    assert verdict["value"] == whole and beside > 1_000
+    assert proof["beside"] == [{"name": "tokenizer.json", "bytes": beside}]
+    for who in ("student", "teacher"):
+        row = next(f for f in proof["figures"][who] if f["name"] == "storage_bytes")
+        assert "model" in row["where"] and "tokenizer.json" in row["where"]
+    foretold = json.loads((folder / "run/plan.json").read_text())["candidates"][0]["figures"]
+    foretold = next(f["value"] for f in foretold if f["name"] == "storage_bytes")
+    int8 = (artifacts / "student-int8.onnx").stat().st_size + beside
+    assert foretold == pytest.approx(int8, rel=0.03)
+    page = (folder / "run/report.html").read_text(encoding="utf-8")
+    assert "<code>tokenizer.json</code>" in page and "counts in storage" in page
+
+
 STRANGER = """
 import json, sys
 from pathlib import Path

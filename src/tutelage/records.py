@@ -109,6 +109,14 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SideFile:
+    """A file that must lie beside an artifact, such as a tokenizer, and counts in its storage."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """An exported file for one runtime; `path` is relative to the run directory."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import CorruptFileError, ExportError
+from tutelage.export.shapes import infer
 from tutelage.records import OpCost
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
 _ACTIVATIONS = {"Relu", "Clip"}  # every runtime folds these into the operator before them
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_DYNAMIC = "DynamicQuantizeLinear"
+_SUMS = {"MatMulInteger", "ConvInteger"}  # their sums are made float and scaled where they are
 # fmt: off
 # Operator -> index of the weight among its inputs; the data is input 0.
 _CONV = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
@@ -32,22 +35,8 @@ _MATMUL = {"MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "DynamicQuantize
 _RECURRENT = {"GRU": 1, "LSTM": 1, "RNN": 1}
 _WEIGHT_AT = {**_CONV, **_GEMM, **_MATMUL, **_RECURRENT}
 _INTEGER = {"QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
-            "MatMulIntegerToFloat", _QUANTIZE, _DEQUANTIZE}
+            "MatMulIntegerToFloat", _QUANTIZE, _DEQUANTIZE, _DYNAMIC}
 _UNCOUNTED = {"If", "Loop", "Scan", "SequenceMap", "Einsum", "Attention", "DeformConv"}
-# onnx infers no shapes for onnxruntime's own operators: each is read as the standard operator of
-# the same shape, fed with these of its inputs.
-_ONE, _BOTH, _PAIR = slice(0, 1), slice(0, 2), slice(0, 4, 3)
-_STAND_IN: dict[str, tuple[str, slice]] = {
-    "QLinearAdd": ("Add", _PAIR), "QLinearMul": ("Mul", _PAIR), "QGemm": ("Gemm", _PAIR),
-    "QLinearConcat": ("Concat", slice(2, None, 3)),
-    "QLinearGlobalAveragePool": ("GlobalAveragePool", _ONE),
-    "QLinearAveragePool": ("AveragePool", _ONE), "QLinearSigmoid": ("Identity", _ONE),
-    "QLinearLeakyRelu": ("Identity", _ONE), "QLinearSoftmax": ("Identity", _ONE),
-    "Gelu": ("Identity", _ONE), "FastGelu": ("Identity", _ONE), "QuickGelu": ("Identity", _ONE),
-    "FusedConv": ("Conv", slice(0, 3)), "FusedGemm": ("Gemm", slice(0, 3)),
-    "DynamicQuantizeMatMul": ("MatMul", _BOTH), "MatMulIntegerToFloat": ("MatMul", _BOTH),
-    _QUANTIZE: (_QUANTIZE, slice(0, 3)), _DEQUANTIZE: (_DEQUANTIZE, slice(0, 3)),
-}
 # fmt: on
 
 
@@ -142,7 +131,10 @@ class _Walk:
 
     def __init__(self, model: ModelProto, where: str) -> None:
         self.where = where
-        self.tensors = _infer(model, where)
+        try:
+            self.tensors = infer(model)
+        except Exception as error:  # see _load
+            raise _corrupt(where, error) from error
         graph = model.graph
         self.constants = {t.name: _bytes(*self.tensors[t.name]) for t in graph.initializer}
         self.inputs = [i.name for i in graph.input if i.name not in self.constants]
@@ -163,7 +155,8 @@ class _Walk:
         return tuple(
             self._cost(node)
             for node in self.active
-            if node.op_type not in {_QUANTIZE, _DEQUANTIZE} and node.output[0] not in self.parent
+            if node.op_type not in {_QUANTIZE, _DEQUANTIZE, _DYNAMIC}
+            and node.output[0] not in self.parent
         )
 
     def peak_activation_bytes(self) -> int:
@@ -217,6 +210,8 @@ class _Walk:
         elif kind == _DEQUANTIZE:
             # A float reader needs the float tensor itself.
             share = all(self._bits(reader) == 8 for reader in self._readers(target))
+        elif kind in {"Cast", "Mul"}:
+            share = self._alone(source) and self._is_sum(source)
         if share:
             self.parent[target] = self._root(source)
 
@@ -235,6 +230,12 @@ class _Walk:
         while name in self.parent:
             name = self.parent[name]
         return name
+
+    def _is_sum(self, name: str) -> bool:
+        node = self.producer.get(name)
+        if node is not None and node.op_type == "Cast":
+            node = self.producer.get(node.input[0])
+        return node is not None and node.op_type in _SUMS
 
     def _maker(self, name: str) -> NodeProto | None:
         """Return the node whose arithmetic made `name`, or None for a graph input."""
@@ -263,7 +264,19 @@ class _Walk:
         read = self._activations(node)
         if kind in _WEIGHT_AT:
             read = [*read, node.input[_WEIGHT_AT[kind]]]
+        elif not self._is_eight(node.output[0]) and not self._is_quantized(node.output[0]):
+            return 32
         return 8 if read and all(self._is_eight(name) for name in read) else 32
+
+    def _is_quantized(self, name: str) -> bool:
+        """Say whether a tensor is read as one-byte integers only."""
+        readers = self.consumers.get(name, [])
+        through = _VIEWS | _ACTIVATIONS
+        return bool(readers) and all(
+            node.op_type == _QUANTIZE
+            or (node.op_type in through and self._is_quantized(node.output[0]))
+            for node in readers
+        )
 
     def _is_eight(self, name: str) -> bool:
         """Say whether a tensor holds, or comes straight from, one-byte integers."""
@@ -304,11 +317,17 @@ class _Walk:
             op=self._class(node),
             bits=self._bits(node),
             macs=self._macs(node),
-            weight_bytes=sum(self.constants.get(name, 0) for name in set(node.input) - {""}),
+            weight_bytes=self._stored_bytes(node),
             read_bytes=sum(self.buffer_bytes[root] for root in reads),
             write_bytes=sum(self.buffer_bytes[root] for root in writes),
             output_elements=sum(math.prod(self._tensor(name)[0]) for name in written),
         )
+
+    def _stored_bytes(self, node: NodeProto) -> int:
+        """Return the bytes of constants that are read: of a table only the rows looked up."""
+        if node.op_type == "Gather" and node.input[0] in self.constants:
+            return _bytes(*self._tensor(node.output[0]))
+        return sum(self.constants.get(name, 0) for name in set(node.input) - {""})
 
     def _macs(self, node: NodeProto) -> int:
         kind = node.op_type
@@ -354,47 +373,3 @@ def _bytes(shape: tuple[int, ...], kind: int) -> int:
     if kind in {TensorProto.INT4, TensorProto.UINT4}:
         return (count + 1) // 2
     return count * helper.tensor_dtype_to_np_dtype(kind).itemsize
-
-
-def _infer(model: ModelProto, where: str) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return shape and element type of every tensor whose shape is known at batch 1."""
-    from onnx import ModelProto, TensorProto, shape_inference
-
-    copy = ModelProto.FromString(model.SerializeToString())
-    batches = set()
-    for value in copy.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
-            batches.add(dims[0].dim_param)
-            dims[0].dim_value = 1
-    for value in (*copy.graph.value_info, *copy.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param and dim.dim_param in batches:
-                dim.dim_value = 1
-    floats = {_stand_in(node) for node in copy.graph.node}
-    try:
-        graph = shape_inference.infer_shapes(copy, data_prop=True).graph
-    except Exception as error:  # see _load
-        raise _corrupt(where, error) from error
-    found = {t.name: (tuple(t.dims), t.data_type) for t in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        kind = value.type.tensor_type
-        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            element = TensorProto.FLOAT if value.name in floats else kind.elem_type
-            found[value.name] = (tuple(dim.dim_value for dim in kind.shape.dim), element)
-    return found
-
-
-def _stand_in(node: NodeProto) -> str | None:
-    """Turn an operator of onnxruntime's own into its stand-in; name its output if it is float."""
-    known = node.domain == "com.microsoft" and node.op_type in _STAND_IN
-    if not known or _attribute(node, "channels_last", 0):
-        return None
-    is_float = node.op_type in {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"} or (
-        node.op_type == "QGemm" and len([name for name in node.input if name]) < 8
-    )
-    kind, picked = _STAND_IN[node.op_type]
-    node.domain, node.op_type, inputs = "", kind, list(node.input)[picked]
-    del node.input[:]
-    node.input.extend(inputs)
-    return node.output[0] if is_float else None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import ExportError
 from tutelage.export.artifact import ArtifactMeta, attach_meta
+from tutelage.export.layers import table_of
 from tutelage.export.shrink import shrunk
 from tutelage.files import write_atomically
 
@@ -184,15 +185,16 @@ def _all_zeros(
 
 def _name_layers(graph: onnx.GraphProto) -> None:
     """Name layers after their modules: `/head/head.1/Conv` becomes `head.1`."""
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     uses: Counter[str] = Counter()
     for node in graph.node:
+        table = table_of(node, weights)
         weight = node.input[1] if len(node.input) > 1 and node.input[1] in weights else ""
-        if node.op_type not in _NAMED or not weight:
+        if not table and (node.op_type not in _NAMED or not weight):
             node.ClearField("name")
             continue
-        module = weight.removesuffix(".weight")
-        node.name = module if module != weight else _module_path(node.name)
+        module = (table or weight).removesuffix(".weight")
+        node.name = module if table or module != weight else _module_path(node.name)
         uses[node.name] += 1
         if uses[node.name] > 1:  # a module that is called twice
             node.name += f"#{uses[node.name]}"

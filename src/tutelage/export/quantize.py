@@ -5,9 +5,11 @@ biases then need no operators of their own, which makes the file leaner at the s
 ONNX operators only. Activations are uint8 by default: onnxruntime's x86 kernels are quick for
 uint8 inputs alone (int8 ones ran up to five times slower than float32); int8 is there for Arm.
 
-Covers Conv, the ReLU behind it, residual Add, Concat, MaxPool, and the stored weights of Gemm and
-MatMul (which compute in float, so logits are never rounded). All else runs in float, and recurrent
-layers keep float weights: an error would come back at every step.
+Covers Conv, the ReLU behind it, residual Add, Concat and MaxPool; MatMul with stored weights, whose
+input is rounded as it comes (onnxruntime runs that as one operator, and no range is fixed); tables
+that tokens or positions are looked up in, of which only the rows read become float; and the stored
+weights of Gemm, which computes in float, so that logits are never rounded. All else runs in float,
+and recurrent layers keep float weights: an error would come back at every step.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ from jaxtyping import Float
 from tutelage.errors import RecipeError
 from tutelage.export.artifact import OnnxModel, load_onnx
 from tutelage.export.calibrate import METHODS, Method, Ranges, calibrate
+from tutelage.export.layers import layers_of
 from tutelage.export.shrink import shrunk
 from tutelage.files import write_atomically
 from tutelage.registry import near_matches
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto
 
 Names = tuple[str, ...]
-_LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class QuantizeOutcome:
 
 def layer_names(path: Path | str) -> tuple[str, ...]:
     """Name the layers of a float file that int8 applies to, in graph order."""
-    return tuple(name for name, _ in _layers(load_onnx(path).graph))
+    return tuple(name for name, _ in layers_of(load_onnx(path).graph))
 
 
 def quantize_int8(
@@ -153,7 +155,7 @@ def _plans(
 
 def _sensitive(model: ModelProto, inputs: np.ndarray, ranges: Ranges, form: Precision) -> Names:
     """Order layers by the squared error in the logits when that layer alone is in int8."""
-    names = [name for name, _ in _layers(model.graph)]
+    names = [name for name, _ in layers_of(model.graph)]
     want = OnnxModel(model.SerializeToString()).run(inputs)
     errors: dict[str, float] = {}
     for name in names:
@@ -165,7 +167,7 @@ def _sensitive(model: ModelProto, inputs: np.ndarray, ranges: Ranges, form: Prec
 
 
 def _write(model: ModelProto, ranges: Ranges, keep: Names, form: Precision, path: Path) -> Path:
-    known = [name for name, _ in _layers(model.graph)]
+    known = [name for name, _ in layers_of(model.graph)]
     for name in keep:
         if name not in known:
             raise RecipeError(f"no layer '{name}' to keep in float. {near_matches(name, known)}")
@@ -173,12 +175,6 @@ def _write(model: ModelProto, ranges: Ranges, keep: Names, form: Precision, path
     path = Path(path)
     write_atomically(path, lean.SerializeToString())
     return path
-
-
-def _layers(graph: GraphProto) -> list[tuple[str, NodeProto]]:
-    constants = {tensor.name for tensor in graph.initializer}
-    nodes = [n for n in graph.node if n.op_type in _LAYERS and n.input[1] in constants]
-    return [(node.name or f"{node.op_type}_{i}", node) for i, node in enumerate(nodes)]
 
 
 class _Writer:
@@ -200,7 +196,7 @@ class _Writer:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.outputs = {value.name for value in graph.output}
-        chosen = [(name, node) for name, node in _layers(graph) if name not in keep]
+        chosen = [(name, node) for name, node in layers_of(graph) if name not in keep]
         self.layers = {node.output[0] for _, node in chosen if not self._is_stem(node)}
         self.real, self.integer = {graph.input[0].name}, set[str]()
         self.fused, self.dequantized = set[str](), set[str]()
@@ -210,7 +206,7 @@ class _Writer:
         """Return the quantized model."""
         handlers = {"Conv": self._conv, "Add": self._join, "Concat": self._join,
                     "MaxPool": self._maxpool, "Gemm": self._linear,
-                    "MatMul": self._linear}  # fmt: skip
+                    "MatMul": self._linear, "Gather": self._lookup}  # fmt: skip
         for node in self.model.graph.node:
             if node.output[0] in self.fused:
                 continue
@@ -239,6 +235,8 @@ class _Writer:
 
     def _join(self, node: NodeProto) -> bool:
         """Write DQ, DQ, Add or Concat, Q, which onnxruntime runs as one integer operator."""
+        if node.output[0] in self.layers:
+            return self._table(node)
         if not self.integer.issuperset(node.input):
             return False
         out, inputs = self._tail(node), [self._dequantized(name) for name in node.input]
@@ -256,19 +254,61 @@ class _Writer:
         return True
 
     def _linear(self, node: NodeProto) -> bool:
-        """Store the weight in int8 and compute in float: one small product, logits unrounded."""
+        """Store the weight in int8. The last product computes in float: logits unrounded."""
         out, weight = node.output[0], self.constants.get(node.input[1])
         if out not in self.layers or weight is None or weight.ndim != 2:
             return False
+        if node.op_type == "MatMul" and out not in self.outputs:
+            return self._product(node.input[0], weight, out)
         flipped = any(a.name == "transB" and a.i for a in node.attribute)
-        self._weight(out, weight, 0 if flipped else 1, None, 1.0)
-        real = self.make("DequantizeLinear", [out + ".w", out + ".ws"], [out + ".r"])
-        if flipped and self.form.per_channel:
-            real.attribute.append(self.attribute("axis", 0))
-        self.nodes.append(real)
-        node.input[1] = out + ".r"
+        node.input[1] = self._stored(out, weight, 0 if flipped else 1)
         self._copy(node)
         return True
+
+    def _product(self, source: str, weight: np.ndarray, out: str) -> bool:
+        """Write step * (levels - zero) W * scale, the input's step and zero taken as it comes."""
+        self._weight(out, weight, 1, None, 1.0)
+        levels, step, zero, sums, real, scale = (f"{out}.{part}" for part in "lsznrm")
+        self.nodes += [
+            self.make("DynamicQuantizeLinear", [self._as_real(source)], [levels, step, zero]),
+            self.make("MatMulInteger", [levels, out + ".w", zero], [sums]),
+            self.make("Cast", [sums], [real], to=1),  # float32
+            self.make("Mul", [step, out + ".ws"], [scale]),
+            self.make("Mul", [real, scale], [out]),
+        ]
+        self.real.add(out)
+        return True
+
+    def _lookup(self, node: NodeProto) -> bool:
+        """Look rows up in a table of int8, and make them float."""
+        out = node.output[0]
+        if out not in self.layers:
+            return False
+        self._weight(out, self.constants[node.input[0]], 1, None, 1.0)
+        rows = self.make("Gather", [out + ".w", node.input[1]], [out + ".l"])
+        real = self.make("DequantizeLinear", [out + ".l", out + ".ws"], [out])
+        if self.form.per_channel:
+            real.attribute.append(self.attribute("axis", -1))
+        self.nodes += [rows, real]
+        self.real.add(out)
+        return True
+
+    def _table(self, node: NodeProto) -> bool:
+        """Store the table that an Add adds, one of positions, in int8."""
+        at = 0 if node.input[0] in self.constants else 1
+        table = self.constants[node.input[at]]
+        node.input[at] = self._stored(node.output[0], table, table.ndim - 1)
+        self._copy(node)
+        return True
+
+    def _stored(self, out: str, weight: np.ndarray, axis: int) -> str:
+        """Store a weight in int8 and return the name of its float form."""
+        self._weight(out, weight, axis, None, 1.0)
+        real = self.make("DequantizeLinear", [out + ".w", out + ".ws"], [out + ".r"])
+        if self.form.per_channel:
+            real.attribute.append(self.attribute("axis", axis))
+        self.nodes.append(real)
+        return out + ".r"
 
     def _copy(self, node: NodeProto) -> None:
         for i, name in enumerate(node.input):

@@ -6,6 +6,7 @@ not run the graph; `latency`, `memory` and `energy` do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,22 +14,24 @@ from tutelage.devices import Device
 from tutelage.devices.cost import estimate_energy, predict_latency, predict_ram
 from tutelage.errors import DeviceError
 from tutelage.export.graph import graph_costs
-from tutelage.records import Kind, Measurement
+from tutelage.records import Kind, Measurement, SideFile
+from tutelage.units import format_quantity
 
 
 def graph_figures(
-    path: Path, device: Device, *, exact: Kind = "measured"
+    path: Path, device: Device, *, exact: Kind = "measured", beside: Sequence[SideFile] = ()
 ) -> tuple[Measurement, ...]:
     """Return storage, operations, peak activations, then the device's memory, latency and energy.
 
     `exact` is the kind of the counts: `measured` on the artifact that ships, `predicted` on a
-    stand-in. Latency and energy are left out where the profile has no figures for them.
+    stand-in. Storage counts the files `beside` the model. Latency and energy are left out where the
+    profile has no figures for them.
     """
     costs = graph_costs(path)
     where = f"counted on {path.name}"
     ram = predict_ram(costs.peak_activation_bytes, device, costs.parameter_bytes)
     found = [
-        _count("storage_bytes", costs.file_bytes, "B", exact, "file size"),
+        _storage(costs.file_bytes, beside, exact),
         _count("macs", costs.macs, "MAC", exact, where),
         _count("peak_activation_bytes", costs.peak_activation_bytes, "B", exact, where),
         replace(ram, name="ram_bytes"),
@@ -41,6 +44,13 @@ def graph_figures(
     if device.active_power_w is not None:
         found.append(replace(estimate_energy(latency, device), name="energy_j"))
     return tuple(found)
+
+
+def _storage(model: int, beside: Sequence[SideFile], exact: Kind) -> Measurement:
+    parts = [("model", model), *((file.name, file.bytes) for file in beside)]
+    said = " + ".join(f"{name} {format_quantity(size, 'B')}" for name, size in parts)
+    where = said if beside else "file size"
+    return _count("storage_bytes", sum(size for _, size in parts), "B", exact, where)
 
 
 def _count(name: str, value: int, unit: str, kind: Kind, where: str) -> Measurement:

@@ -117,7 +117,7 @@ def run_recipe(
     device = load_device(recipe.device)
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
-        material = material or read_material(recipe)
+        material = material or read_material(recipe, progress)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
         run.stage("data", hash_json(found), lambda: (found, []))

@@ -30,7 +30,7 @@ def plan_recipe(
     """
     started = time.monotonic()
     progress = progress or Silent()
-    material, device = read_material(recipe), load_device(recipe.device)
+    material, device = read_material(recipe, progress), load_device(recipe.device)
     check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)

@@ -12,7 +12,6 @@ from torch import nn
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.objective import Objective, Term
-from tutelage.pipeline.lessons import SMALL
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -23,8 +22,9 @@ from tutelage.train.distill import Distillation
 from tutelage.train.loop import History, Trainer
 from tutelage.train.schedule import Schedule
 
-_FIT_STEPS, _FIT_STEPS_OF_SMALL = 7_000, 1_600
+_FIT_STEPS, _FEWEST_FIT_STEPS = 7_000, 1_600
 _ENCODER_EPOCHS = {"head": 8, "all": 3}
+_ENCODER_BATCH, _FEWEST_ENCODER_STEPS = 32, 300
 _ENCODER_RATE = {"head": 2e-3, "all": 1e-4}
 
 
@@ -52,9 +52,8 @@ def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress
     spec = built_in_spec(recipe, material)
     count = material.train.count
     batch = min(128, max(8, count // 8))
-    epochs = recipe.teacher.epochs or max(8, min(60, -(-_FIT_STEPS * 128 // count)))
-    if recipe.teacher.epochs is None and count < SMALL:
-        epochs = -(-_FIT_STEPS_OF_SMALL * batch // count)
+    usual = max(8, min(60, -(-_FIT_STEPS * 128 // count)))
+    epochs = recipe.teacher.epochs or max(usual, -(-_FEWEST_FIT_STEPS * batch // count))
     folder = run.file("teacher")
 
     def work() -> tuple[Any, list[Path]]:
@@ -93,12 +92,13 @@ def _fit_encoder(
     network = from_hf_folder(
         source, len(material.classes), kept=kept, pad=pad, fresh_head=True, trust_code=False
     )
-    epochs = recipe.teacher.epochs or _ENCODER_EPOCHS[what]
+    least = -(-_FEWEST_ENCODER_STEPS * _ENCODER_BATCH // material.train.count)
+    epochs = recipe.teacher.epochs or max(_ENCODER_EPOCHS[what], least)
 
     def work() -> tuple[Any, list[Path]]:
         parameters_to_fit(network, what)
         history = _train(
-            recipe, material, run, progress, network, batch=32, smoothing=0.0,
+            recipe, material, run, progress, network, batch=_ENCODER_BATCH, smoothing=0.0,
             schedule={"epochs": epochs, "rate": _ENCODER_RATE[what], "ema": 0.9, "clip": 1.0},
         )  # fmt: skip
         write_tensors(path, network.state_dict())

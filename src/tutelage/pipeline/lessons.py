@@ -12,7 +12,7 @@ from tutelage.train.schedule import Schedule
 from tutelage.units import parse_quantity
 
 _STEPS_WANTED = 9_000
-_STEPS_OF_SMALL = 2_400
+_FEWEST_STEPS = 2_400
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 120
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
@@ -69,14 +69,13 @@ def batch_for(recipe: Recipe, examples: int) -> int:
 def epochs_for(recipe: Recipe, examples: int) -> int:
     """Return the recipe's epochs; unset, as many as make about 9,000 steps, from 20 to 120.
 
-    Under 1,000 examples as many as make about 2,400 steps: an epoch is short there.
+    Where 120 epochs are fewer than 2,400 steps, as many as make those: an epoch is short there.
     """
     if recipe.distill.epochs is not None:
         return recipe.distill.epochs
     steps = max(1, examples // batch_for(recipe, examples))
-    if examples < SMALL:
-        return math.ceil(_STEPS_OF_SMALL / steps)
-    return min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, math.ceil(_STEPS_WANTED / steps)))
+    usual = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, math.ceil(_STEPS_WANTED / steps)))
+    return max(usual, math.ceil(_FEWEST_STEPS / steps))
 
 
 def schedule_of(recipe: Recipe, *, epochs: int, seed: int, **changes: Any) -> Schedule:

@@ -11,7 +11,9 @@ from torch import Tensor
 from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
 from tutelage.pipeline.lessons import SMALL
+from tutelage.progress import Progress
 from tutelage.recipe import Recipe
+from tutelage.records import SideFile
 from tutelage.tasks import Task, find_task
 from tutelage.teach.signals import Split
 from tutelage.types import Batch
@@ -39,6 +41,12 @@ class Material:
         """Hash of everything that shapes a batch."""
         return hash_json([self.train.content, self.validation.content, self.test.content])
 
+    @property
+    def beside(self) -> tuple[SideFile, ...]:
+        """The files that ship beside every artifact."""
+        files = self.task.beside(self.data)
+        return tuple(SideFile(name=name, bytes=len(content)) for name, content in files.items())
+
     def to_json(self, source: str) -> dict[str, Any]:
         """Return what the report says about the data."""
         return {
@@ -52,7 +60,7 @@ class Material:
         }
 
 
-def read_material(recipe: Recipe) -> Material:
+def read_material(recipe: Recipe, progress: Progress | None = None) -> Material:
     """Read, check and split the recipe's data; raises `DataError` or `RecipeError`."""
     task, part = find_task(recipe.task), recipe.data
     options = part.options()
@@ -66,6 +74,8 @@ def read_material(recipe: Recipe) -> Material:
         own = Path(recipe.teacher.source or "") / "tokenizer.json"
         if own.is_file():
             options["tokenizer"] = str(own.parent)
+    if "tokenizer" in task.keys:
+        options["progress"] = progress
     data = task.load(
         part.train, part.test, validation_share=part.validation, seed=recipe.seed, **options
     )

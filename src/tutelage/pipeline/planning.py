@@ -125,8 +125,9 @@ def costing_of(
     """Return what every candidate is asked."""
     precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
     return Costing(
-        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material)
-    )
+        device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
+        beside=material.beside,
+    )  # fmt: skip
 
 
 def find_candidates(
@@ -173,6 +174,7 @@ def find_candidates(
             recipe.student.candidates,
             teacher_parameters,
             *([families] if families != material.task.families else []),
+            *(dataclasses.asdict(file) for file in costing.beside),
         ]
     )
     record = run.stage("candidates", inputs, search)

@@ -141,6 +141,7 @@ def _proof(
         "differences": _differences(decided, material),
         "parity": shipped.parity,
         "artifacts": [a.to_json() for a in shipped.artifacts],
+        "beside": [dataclasses.asdict(file) for file in material.beside],
         "recipe": recipe.to_yaml(),
         "notes": [*shipped.notes, *_unjudged(limits, chosen)],
     }
@@ -175,7 +176,7 @@ def _weigh(
     if material.data.test.labels is not None:
         figures += _by_class(logits["test"], material, f"{artifact.path}, test split")
     on_host = _host_figures(path)
-    on_device = graph_figures(path, device)
+    on_device = graph_figures(path, device, beside=material.beside)
     # On the machine itself the measured figures are the ones that count, so they come first.
     figures += [*on_host, *on_device] if device.name == HOST else [*on_device, *on_host]
     figures += _stream_figures(figures, material)
@@ -295,12 +296,16 @@ def _teacher_figures(
                 export_onnx(teacher.module, shape, path, meta=meta_of(recipe, material))
             elif isinstance(teacher, OnnxTeacher):
                 path = teacher.path
-            figures += [*graph_figures(path, device), *_host_figures(path)]
+            counted = graph_figures(path, device, beside=material.beside)
+            figures += [*counted, *_host_figures(path)]
         except TutelageError as error:
+            beside = "".join(f" + {file.name}" for file in material.beside)
+            value = 4.0 * taught.teacher.parameters + sum(file.bytes for file in material.beside)
+            where = f"model{beside}: 4 bytes a parameter; not exported ({error})"
             figures.append(
                 Measurement(
-                    name="storage_bytes", value=4.0 * taught.teacher.parameters, unit="B",
-                    kind="estimated", where=f"4 bytes a parameter; not exported ({error})"[:200],
+                    name="storage_bytes", value=value, unit="B", kind="estimated",
+                    where=where[:200],
                 )
             )  # fmt: skip
     return figures

@@ -58,7 +58,7 @@ def ship(
 ) -> Shipped:  # fmt: skip
     """Export the student (once a run); raises `ExportError` when int8 cannot be repaired."""
     hard = [x.value for x in limits if x.metric == "storage_bytes" and x.hard]
-    most = min(hard, default=math.inf)
+    most = min(hard, default=math.inf) - sum(file.bytes for file in material.beside)
 
     def work() -> tuple[Any, list[Path]]:
         return _export_all(recipe, material, taught, learned.network, run, progress, most)

@@ -16,7 +16,7 @@ from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.measure.costs import graph_figures
 from tutelage.measure.latency import measure_latency
-from tutelage.records import Limit, Measurement
+from tutelage.records import Limit, Measurement, SideFile
 
 _TIMING_S = 0.5
 Precision = Literal["int8", "float32"]
@@ -30,6 +30,7 @@ class Costing:
     limits: tuple[Limit, ...]
     precision: Precision
     meta: ArtifactMeta
+    beside: tuple[SideFile, ...] = ()
 
 
 def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
@@ -48,7 +49,7 @@ def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
             if costing.meta.dtype == "int64":
                 example = np.zeros((2, *shape), np.int64)
             path = quantize_int8(path, Path(folder) / "int8.onnx", example)
-        figures = graph_figures(path, costing.device, exact="predicted")
+        figures = graph_figures(path, costing.device, exact="predicted", beside=costing.beside)
         timed = any(limit.metric == "latency_s" for limit in costing.limits)
         if timed and costing.device.name == HOST:
             figures = (*figures, _latency_here(path))

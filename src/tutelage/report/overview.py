@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tutelage.records import Measurement
-from tutelage.report.figures import Figure, label, made, measurement, quantity, ratio, show
+from tutelage.report.figures import (
+    Figure,
+    label,
+    made,
+    measurement,
+    quantity,
+    ratio,
+    read_figure,
+    show,
+)
 
 State = Literal["good", "bad", "open"]
 Words = tuple[str | Figure, ...]
@@ -72,7 +81,9 @@ def _sentence(proof: dict[str, Any], distilled: bool) -> Words:
 def _who(proof: dict[str, Any]) -> Words:
     for artifact in proof.get("artifacts") or []:
         if artifact["path"] == proof.get("chosen"):
+            stored = [f for f in proof["figures"]["student"] if f["name"] == "storage_bytes"]
             size = made("storage_bytes", artifact["bytes"], "B")
+            size = read_figure(stored[0]) if stored else size
             return ("A ", size, f" {artifact['precision']} student")
     return ("The student",)
 

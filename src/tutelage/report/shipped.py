@@ -30,10 +30,19 @@ class ArtifactRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SideRow:
+    """A file that must lie beside every artifact."""
+
+    name: str
+    size: Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
     """The files, their parity, and a program that runs the chosen one."""
 
     artifacts: tuple[ArtifactRow, ...]
+    beside: tuple[SideRow, ...]
     parity: tuple[ParityRow, ...]
     snippet: str
 
@@ -50,6 +59,10 @@ def shipped(proof: dict[str, Any]) -> Shipped | None:
                 artifact=a, size=made("storage_bytes", a.bytes, "B"), chosen=a.path == chosen
             )
             for a in found
+        ),
+        beside=tuple(
+            SideRow(name=str(b["name"]), size=made("storage_bytes", b["bytes"], "B"))
+            for b in (proof.get("beside") or [])
         ),
         parity=tuple(
             ParityRow(

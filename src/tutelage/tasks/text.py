@@ -15,24 +15,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Bool, Int
 
 from tutelage.errors import DataError, RecipeError
+from tutelage.progress import Progress, Silent
 from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
 from tutelage.tasks.splits import overlap, renumbered, set_aside
-from tutelage.tasks.text_files import Findings, TextSource, class_numbers, find_texts, rows
+from tutelage.tasks.text_encoding import encode_starts
+from tutelage.tasks.text_files import Findings, TextSource, class_numbers, find_texts
+from tutelage.tasks.text_reading import Part, Read, as_texts, in_few_tokens, read_rows
 from tutelage.tasks.text_vocabulary import (
     Texts,
     Vocabulary,
     cut,
-    encode,
     in_blocks,
     open_vocabulary,
     pack,
-    prune,
     shorten,
-    take_ids,
 )
 from tutelage.types import Batch
 
@@ -55,23 +55,6 @@ class TextData:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Read:
-    """What the first reading leaves of one source: ids, true counts of tokens, hashes, labels."""
-
-    source: TextSource
-    ids: Int[np.ndarray, " tokens"]
-    offsets: Int[np.ndarray, " n+1"]
-    counts: Int[np.ndarray, " n"]
-    keys: UInt64[np.ndarray, "n 2"]
-    labels: Int[np.ndarray, " n"]
-    classes: tuple[str, ...]
-
-
-_Packed = tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " n+1"]]
-_Part = tuple[_Read, Bool[np.ndarray, " n"]]  # a split: what was read, and which rows of it
-
-
 def load(
     train: str | Path,
     test: str | Path | None = None,
@@ -84,6 +67,7 @@ def load(
     tokenizer: str | Path | None = None,
     length: int | None = None,
     vocabulary: str = "pruned",
+    progress: Progress | None = None,
 ) -> TextData:
     """Read, split and tokenise texts; paths as `find_texts` takes them.
 
@@ -92,6 +76,7 @@ def load(
     function of the seed and of the texts: rows may be reordered, and equal texts fall on the same
     side. Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
     """
+    progress = progress or Silent()
     if tokenizer is None:
         raise DataError("texts need a tokenizer: give a model's folder (data.tokenizer: FOLDER)")
     if vocabulary not in ("pruned", "whole"):
@@ -102,13 +87,15 @@ def load(
         raise RecipeError(f"data.length is {length}: it must be above {whole.added} special tokens")
     sources = _sources(train, test, format, text_column=text_column, label_column=label_column)
     notes: list[str] = []
-    read = {k: _first_reading(s, whole, most, notes) for k, s in sources.items()}
+    read = {k: _first_reading(s, whole, most, notes, progress) for k, s in sources.items()}
     parts = _split(read, validation_share, seed, notes)
     length = _chosen_length(parts["train"], most, notes)
-    texts = _in_few_tokens(parts, whole, length, notes) if vocabulary == "pruned" else None
+    texts = None
+    if vocabulary == "pruned":
+        texts = in_few_tokens(parts, whole, length, notes, progress)
     if texts is None:
         short = {k: shorten(p[0].ids, p[0].offsets, length, whole.tail) for k, p in parts.items()}
-        texts = {k: _texts(short[k], part, whole, length) for k, part in parts.items()}
+        texts = {k: as_texts(short[k], part, whole, length) for k, part in parts.items()}
     return TextData(**texts, notes=tuple(notes))
 
 
@@ -125,36 +112,39 @@ def _sources(
 
 
 def _first_reading(
-    source: TextSource, vocabulary: Vocabulary, most: int, notes: list[str]
-) -> _Read:
+    source: TextSource, vocabulary: Vocabulary, most: int, notes: list[str],
+    progress: Progress,
+) -> Read:  # fmt: skip
     findings, tokenizer = Findings(), vocabulary.tokenizer()
-    counts, digests, codes = array("q"), bytearray(), array("q")
+    counts, characters, digests, codes = array("q"), array("q"), bytearray(), array("q")
     labels: dict[tuple[str, Any], int] = {}
 
     def tokens() -> Iterator[Int[np.ndarray, " t"]]:
-        for block in in_blocks(rows(source, findings)):
+        for block in in_blocks(read_rows(source, findings, progress)):
             for text, label in block:
                 digests.extend(blake2b(text.encode(), digest_size=16).digest())
                 codes.append(labels.setdefault((type(label).__name__, label), len(labels)))
-            for ids in encode(tokenizer, [text for text, _ in block]):
+            for ids, size in encode_starts(tokenizer, [text for text, _ in block], most):
                 counts.append(len(ids))
+                characters.append(size)
                 yield cut(ids, most, vocabulary.tail)
 
     ids, offsets = pack(tokens(), vocabulary)
     notes += findings.notes(source.name)
     numbers, classes = class_numbers([label for _, label in labels], np.array(codes), source)
-    return _Read(
+    return Read(
         source=source,
         ids=ids,
         offsets=offsets,
         counts=np.array(counts),
+        characters=np.array(characters),
         keys=np.frombuffer(digests, "<u8").reshape(-1, 2).astype(np.uint64),
         labels=numbers,
         classes=classes,
     )
 
 
-def _chosen_length(part: _Part, most: int, notes: list[str]) -> int:
+def _chosen_length(part: Part, most: int, notes: list[str]) -> int:
     """Return in how many tokens most training texts fit, in steps of 16 and at most `most`."""
     counts = part[0].counts[part[1]]
     fits = int(np.quantile(counts, _COVERED, method="higher"))
@@ -164,7 +154,7 @@ def _chosen_length(part: _Part, most: int, notes: list[str]) -> int:
     return length
 
 
-def _split(read: dict[str, _Read], share: float, seed: int, notes: list[str]) -> dict[str, _Part]:
+def _split(read: dict[str, Read], share: float, seed: int, notes: list[str]) -> dict[str, Part]:
     if not 0 < share < 1:
         raise RecipeError(f"validation_share is {share}: it must lie between 0 and 1")
     train = read["train"]
@@ -185,7 +175,7 @@ def _split(read: dict[str, _Read], share: float, seed: int, notes: list[str]) ->
     return parts
 
 
-def _check_learnable(held: _Read, *, least: int) -> None:
+def _check_learnable(held: Read, *, least: int) -> None:
     counts = np.bincount(held.labels, minlength=len(held.classes))
     if np.count_nonzero(counts) < 2:
         only = held.classes[int(counts.argmax())]
@@ -200,7 +190,7 @@ def _check_learnable(held: _Read, *, least: int) -> None:
         )
 
 
-def _aligned(held: _Read, train: _Read) -> _Read:
+def _aligned(held: Read, train: Read) -> Read:
     labels = renumbered(
         held.labels, held.classes, held.source.name, train.classes, train.source.name
     )
@@ -208,7 +198,7 @@ def _aligned(held: _Read, train: _Read) -> _Read:
 
 
 def _set_aside(
-    held: _Read, free: Bool[np.ndarray, " n"], share: float, seed: int, split: str
+    held: Read, free: Bool[np.ndarray, " n"], share: float, seed: int, split: str
 ) -> Bool[np.ndarray, " n"]:
     """Choose `share` of the free texts of each class by their hash, equal ones together."""
     ranks = hash_keys(held.keys[:, 0], seed, _SALT[split])
@@ -222,53 +212,13 @@ def _set_aside(
     return taken
 
 
-def _check_overlap(parts: dict[str, _Part], one: str, other: str, notes: list[str]) -> None:
+def _check_overlap(parts: dict[str, Part], one: str, other: str, notes: list[str]) -> None:
     (a, mine), (b, yours) = parts[one], parts[other]
     keys, known = a.keys[mine], b.keys[yours]
     shared = int((np.isin(keys[:, 0], known[:, 0]) & np.isin(keys[:, 1], known[:, 1])).sum())
     notes += overlap(
         shared, len(keys), most=_MOST_OVERLAP, name=one, source=a.source.name,
         other="training" if other == "train" else other, other_source=b.source.name, noun="texts",
-    )  # fmt: skip
-
-
-def _in_few_tokens(
-    parts: dict[str, _Part], whole: Vocabulary, length: int, notes: list[str]
-) -> dict[str, Texts] | None:
-    """Prune the vocabulary to the training texts and read all texts anew; None where it fails."""
-    held, rows_ = parts["train"]
-    train = np.flatnonzero(rows_)
-    ids, offsets = take_ids(*shorten(held.ids, held.offsets, length, whole.tail), train)
-    used = np.zeros(len(whole), np.bool_)
-    used[ids] = True
-    pruned = prune(whole, used)
-    if pruned is not None:
-        sources = {part.source.name: part for part, _ in parts.values()}
-        read = {k: _second_reading(part, pruned, length) for k, part in sources.items()}
-        new, ends = take_ids(*read[held.source.name], train)
-        if np.array_equal(ends, offsets) and np.array_equal(pruned.kept[new], ids):
-            notes.append(f"the vocabulary is pruned from {len(whole):,} to {len(pruned):,} tokens")
-            return {k: _texts(read[p[0].source.name], p, pruned, length) for k, p in parts.items()}
-    notes.append(f"the vocabulary is left whole ({len(whole):,} tokens): it cannot be pruned")
-    return None
-
-
-def _second_reading(held: _Read, vocabulary: Vocabulary, length: int) -> _Packed:
-    tokenizer = vocabulary.tokenizer(length)
-    blocks = in_blocks(rows(held.source, Findings()))
-    found = (ids for block in blocks for ids in encode(tokenizer, [text for text, _ in block]))
-    ids, offsets = pack(found, vocabulary)
-    if len(offsets) != len(held.offsets):
-        raise DataError(f"{held.source.name} changed while it was read: run again")
-    return ids, offsets
-
-
-def _texts(packed: _Packed, part: _Part, vocabulary: Vocabulary, length: int) -> Texts:
-    held, index = part[0], np.flatnonzero(part[1])
-    ids, offsets = take_ids(*packed, index)
-    return Texts(
-        ids=ids, offsets=offsets, labels=held.labels[index], classes=held.classes,
-        source=held.source.name, vocabulary=vocabulary, length=length,
     )  # fmt: skip
 
 
@@ -330,8 +280,7 @@ class TextTask:
 
     def show(self, examples: Texts, index: int) -> str:
         """Return the text as its tokens tell it, at most 300 characters."""
-        start, end = examples.offsets[index], examples.offsets[index + 1]
-        return examples.vocabulary.decode(examples.ids[start:end], _SHOWN)
+        return examples.vocabulary.decode(examples.tokens(index), _SHOWN)
 
     def tokens(self, examples: Texts) -> tuple[Int[np.ndarray, " v"], int]:
         """Return the tokenizer's ids that are left, by their new id, and the pad's new id."""

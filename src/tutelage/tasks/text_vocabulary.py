@@ -24,7 +24,6 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 _MASKS = ("[MASK]", "<mask>", "<|mask|>")
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _AT_ONCE = 1024  # texts
-_MOST_AT_ONCE = 1 << 20  # characters given to the tokenizer at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +77,7 @@ class Texts:
     """Texts as token ids, one after the other in `ids`, text `i` from `offsets[i]` on.
 
     A text has at most `length` tokens, special ones included. `source` names the place they came
-    from, for messages.
+    from, for messages. `changed` is known of validation texts in a pruned vocabulary.
     """
 
     ids: Int[np.ndarray, " tokens"]
@@ -88,6 +87,7 @@ class Texts:
     source: str
     vocabulary: Vocabulary
     length: int
+    changed: Changed | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,10 +107,14 @@ class Texts:
         digest.update(self.vocabulary.json)
         return digest.hexdigest()
 
+    def tokens(self, index: int) -> Int[np.ndarray, " t"]:
+        """Return the ids of one text."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
     def take(self, index: Int[np.ndarray, " m"]) -> Texts:
         """Return the texts named by `index`, in that order."""
         ids, offsets = take_ids(self.ids, self.offsets, index)
-        return replace(self, ids=ids, offsets=offsets, labels=self.labels[index])
+        return replace(self, ids=ids, offsets=offsets, labels=self.labels[index], changed=None)
 
     def padded(self, index: Int[np.ndarray, " b"]) -> Int[np.ndarray, "b t"]:
         """Return the ids of some texts, filled up with pads."""
@@ -120,6 +124,14 @@ class Texts:
         out = np.full(at.shape, self.vocabulary.pad, np.int64)
         out[inside] = self.ids[at[inside]]
         return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Changed:
+    """Which of some texts a pruned vocabulary reads otherwise, and as what they stood before."""
+
+    index: Int[np.ndarray, " m"]
+    whole: Texts
 
 
 def pack(
@@ -201,17 +213,6 @@ def open_vocabulary(path: str | Path) -> Vocabulary:
     )
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Int[np.ndarray, " t"]]:
-    """Yield the ids of each text, special tokens included; memory is bounded by characters."""
-    start, held = 0, 0
-    for i, text in enumerate(texts):
-        held += len(text)
-        if held > _MOST_AT_ONCE or i == len(texts) - 1:
-            for found in tokenizer.encode_batch_fast(list(texts[start : i + 1])):
-                yield np.array(found.ids, np.int64)
-            start, held = i + 1, 0
-
-
 def cut(ids: Int[np.ndarray, " t"], most: int, tail: int) -> Int[np.ndarray, " u"]:
     """Return at most `most` ids, the `tail` special ones at the end among them."""
     if len(ids) <= most:
@@ -239,16 +240,20 @@ def _decoder(text: bytes) -> Tokenizer:
 def prune(whole: Vocabulary, used: Bool[np.ndarray, " v"]) -> Vocabulary | None:
     """Return the vocabulary without the tokens that `used` calls false, ids in their old order.
 
-    Added tokens stay, as do the unknown one, single characters and bytes, and all that BPE merges
-    on its way to a kept token: texts of kept tokens become the same tokens as before, and all
-    others smaller pieces. None for a kind of tokenizer that cannot be pruned.
+    Added tokens stay, as do the unknown one, bytes, single characters of ASCII or of kept tokens
+    (all of them for BPE), and all that BPE merges on its way to a kept token: texts of kept tokens
+    become the same tokens as before, and all others smaller pieces, or the unknown token where one
+    holds a character that was never met. None for a kind of tokenizer that cannot be pruned.
     """
     data = json.loads(whole.json)
     model = data["model"]
     pieces = _pieces(model)
     if pieces is None:
         return None
-    wanted = {piece for piece, i in pieces.items() if used[i] or _is_small(piece, model)}
+    wanted = {piece for piece, i in pieces.items() if used[i]}
+    met = set("".join(wanted)) | set(map(chr, range(128)))
+    met = None if "merges" in model or _unknown(model) is None else met
+    wanted |= {piece for piece in pieces if _is_small(piece, model, met)}
     wanted |= {token["content"] for token in data["added_tokens"]}
     wanted |= {piece for piece in (_unknown(model),) if piece is not None and piece in pieces}
     if model.get("merges") is not None:
@@ -285,10 +290,13 @@ def _pieces(model: dict[str, Any]) -> dict[str, int] | None:
     return None
 
 
-def _is_small(piece: str, model: dict[str, Any]) -> bool:
+def _is_small(piece: str, model: dict[str, Any], met: set[str] | None) -> bool:
+    """Say whether a piece is a byte or a single character, one of `met` if that is given."""
     bare = piece.removeprefix(model.get("continuing_subword_prefix") or "")
     bare = bare.removesuffix(model.get("end_of_word_suffix") or "")
-    return len(bare) == 1 or len(piece) == 1 or _BYTE.fullmatch(piece) is not None
+    if _BYTE.fullmatch(piece) is not None:
+        return True
+    return (len(bare) == 1 or len(piece) == 1) and (met is None or bare in met or piece in met)
 
 
 def _unknown(model: dict[str, Any]) -> str | None:

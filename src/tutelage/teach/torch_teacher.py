@@ -28,11 +28,11 @@ class TorchTeacher:
     """A frozen torch module in evaluation mode, asked for decisions, features and maps.
 
     The module is changed in place: evaluation mode, no gradients, moved to `device`. `image_shape`
-    is (channels, height, width) of the data. `channels='repeat'` copies 1-channel images to 3.
+    is one example's shape. `channels='repeat'` copies images of 1 channel to 3.
     `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
     paths; found by themselves when None. `code` is source text that the fingerprint must follow.
     `example` is a batch of 2 for the first look, where noise would be no input (token ids).
-    Raises `TeacherError` when the module cannot read such images or has another class count.
+    Raises `TeacherError` when the module cannot read such inputs or has another class count.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TorchTeacher:
         except Exception as cause:  # the module's code is foreign: it may raise anything
             shape = " x ".join(map(str, inputs.shape))
             raise TeacherError(
-                f"the teacher fails at {when}, inputs of {shape}: {reason(cause)}. Give it images "
+                f"the teacher fails at {when}, inputs of {shape}: {reason(cause)}. Give it inputs "
                 "of the size and channels it was trained on"
             ) from cause
 
@@ -131,7 +131,8 @@ class TorchTeacher:
                     return find_taps(self.module, self._fit(example), error=TeacherError)
                 return describe_taps(self.module, self._fit(example), paths, error=TeacherError)
         except TeacherError as error:
-            if self.repeats or image_shape[0] != 1 or not self._reads_three(example):
+            gray = len(image_shape) == 3 and image_shape[0] == 1
+            if self.repeats or not gray or not self._reads_three(example):
                 raise
             raise channels_error() from error
 
@@ -211,6 +212,10 @@ def repeats(channels: Channels, image_shape: ImageShape) -> bool:
     """Say whether images must be repeated to 3 channels; raises `TeacherError` when they cannot."""
     if channels not in ("keep", "repeat"):
         raise TeacherError(f"teacher.channels: '{channels}' is unknown. Known: keep, repeat")
+    if channels == "repeat" and len(image_shape) != 3:
+        raise TeacherError(
+            "teacher.channels: repeat is for images, and these are none. Leave it out"
+        )
     if channels == "repeat" and image_shape[0] not in (1, 3):
         raise TeacherError(
             f"teacher.channels: repeat is for 1-channel images; these have {image_shape[0]}. "
@@ -240,7 +245,7 @@ def as_decision(output: Tensor, count: int) -> Float[Tensor, "batch classes"]:
         said = " x ".join(map(str, output.shape)) or "one number"
         raise TeacherError(
             f"the teacher answered {count} examples with {said}; wanted is {count} x classes. "
-            "Give a teacher that classifies whole images"
+            "Give a teacher that classifies whole inputs"
         )
     return output.float()
 
@@ -264,7 +269,7 @@ def check_finite(decision: Float[Tensor, "batch classes"], batch: int, advice: s
     raise TeacherError(
         f"the teacher says {what} at batch {batch} (counted from 0), for {int(bad.sum())} of "
         f"{len(bad)} examples, first number {first}. Check its weights and the normalisation of "
-        f"the images{advice}"
+        f"the inputs{advice}"
     )
 
 

@@ -1,10 +1,11 @@
 """Quantization-aware training: the network feels int8 rounding while it learns.
 
-Covers convolutions and linear layers as they are exported: weights rounded symmetrically per output
-channel, inputs of convolutions per tensor (a linear layer computes in float). Batch norms stay
-frozen: folding one into its convolution scales whole output channels, which per-channel rounding
-commutes with, so nothing need be folded first. The additions and poolings between layers stay
-exact.
+Covers convolutions, linear layers and embeddings as they are exported: weights rounded
+symmetrically per output channel (an embedding per column), inputs of convolutions per tensor, and
+those of linear layers over tokens per example, as they come (other linear layers compute in float).
+Batch norms stay frozen: folding one into its convolution scales whole output channels, which
+per-channel rounding commutes with, so nothing need be folded first. The additions and poolings
+between layers, and a table of positions, stay exact.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ _LOW, _HIGH = "rounded_low", "rounded_high"
 
 
 class _RoundWeight(nn.Module):
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
     def forward(self, weight: Tensor) -> Tensor:
-        scale = weight.detach().flatten(1).abs().amax(1).clamp_min(1e-8) / 127
-        scale = scale.view(-1, *[1] * (weight.ndim - 1))
+        others = [axis for axis in range(weight.ndim) if axis != self.axis]
+        scale = weight.detach().abs().amax(others, keepdim=True).clamp_min(1e-8) / 127
         rounded = (weight / scale).round().clamp(-127, 127) * scale
         return weight + (rounded - weight).detach()  # straight-through estimator
 
@@ -48,19 +53,38 @@ def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (torch.where(high > low, found, x), *inputs[1:])
 
 
+def _round_tokens(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Round an input of tokens to 8 bits over each example's own range (a forward pre-hook)."""
+    x = inputs[0]
+    if x.ndim < 3:
+        return inputs
+    seen, others = x.detach(), list(range(1, x.ndim))
+    low = seen.amin(others, keepdim=True).clamp(max=0.0)
+    scale = (seen.amax(others, keepdim=True).clamp(min=0.0) - low).clamp_min(1e-8) / _LEVELS
+    zero = (-low / scale).round()
+    rounded = (((seen / scale).round() + zero).clamp(0, _LEVELS) - zero) * scale
+    return (x + (rounded - seen), *inputs[1:])
+
+
 @contextmanager
 def quantization_aware(network: nn.Module) -> Iterator[None]:
     """Round weights and inputs of `network` inside the block; batch norms are frozen meanwhile."""
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     for layer in convolutions:
         layer.register_buffer(_LOW, torch.zeros((), device=layer.weight.device))
         layer.register_buffer(_HIGH, torch.zeros((), device=layer.weight.device))
     hooks = [layer.register_forward_pre_hook(_round_input) for layer in convolutions]
+    hooks += [
+        layer.register_forward_pre_hook(_round_tokens)
+        for layer in layers
+        if isinstance(layer, nn.Linear)
+    ]
     hooks += [norm.register_forward_pre_hook(_freeze) for norm in norms]
     for layer in layers:
-        parametrize.register_parametrization(layer, "weight", _RoundWeight(), unsafe=True)
+        rounding = _RoundWeight(1 if isinstance(layer, nn.Embedding) else 0)
+        parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
     try:
         yield
     finally:
@@ -68,7 +92,7 @@ def quantization_aware(network: nn.Module) -> Iterator[None]:
             hook.remove()
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-            bias = layer._parameters["bias"]
+            bias = layer._parameters.get("bias")
             if bias is not None:  # weight before bias, as it was
                 del layer.bias
                 layer.register_parameter("bias", bias)
