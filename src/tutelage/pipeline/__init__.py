@@ -28,12 +28,12 @@ from tutelage.pipeline.planning import (
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
 from tutelage.pipeline.teaching import teach
+from tutelage.plan.refusal import advice, amount, name_of
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
-from tutelage.records import Measurement
+from tutelage.records import Limit, Measurement, Shortfall, WouldDo
 from tutelage.report import build_report
 from tutelage.run import Run
-from tutelage.units import format_quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,9 @@ class Result:
         return summary(self.run, self.proof, self.seconds)
 
 
+_VERDICT_KEYS = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
+
+
 def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return the shape in which every command answers under `--json`."""
 
@@ -78,7 +81,6 @@ def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
         return {"metric": "accuracy", "value": row["value"], "kind": row["kind"], "n": row["n"],
                 "spread": row["spread"], "where": row["where"]}  # fmt: skip
 
-    keys = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
     return {
         "status": proof["status"],
         "run": str(run),
@@ -86,12 +88,31 @@ def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
         "device": proof["device"]["name"],
         "teacher": metric("teacher"),
         "student": metric("student"),
-        "budget": [{key: row[key] for key in keys} for row in proof["verdicts"]],
+        "budget": [{key: row[key] for key in _VERDICT_KEYS} for row in proof["verdicts"]],
+        "would_do": proof.get("would_do"),
         "chosen": proof["chosen"],
         "artifacts": [
             {key: row[key] for key in ("path", "runtime", "precision", "bytes", "sha256")}
             for row in proof["artifacts"]
         ],
+        "seconds": round(seconds, 2),
+    }
+
+
+def infeasible_summary(recipe: Recipe, run: Path, found: Shortfall, seconds: float) -> Any:
+    """Return the same shape for a budget that no student can meet: nothing was made."""
+    rows = [verdict.to_json() for verdict in found.verdicts]
+    return {
+        "status": "infeasible",
+        "run": str(run),
+        "task": recipe.task,
+        "device": load_device(recipe.device).name,
+        "teacher": None,
+        "student": {"metric": "parameters", "value": found.parameters},
+        "budget": [{key: row[key] for key in _VERDICT_KEYS} for row in rows],
+        "would_do": found.would_do.to_json(),
+        "chosen": None,
+        "artifacts": [],
         "seconds": round(seconds, 2),
     }
 
@@ -154,17 +175,20 @@ def _refuse_infeasible(
 
 def raise_if_missed(result: Result) -> None:
     """Raise `BudgetMissedError` naming every hard limit that the artifact missed."""
-    units = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
-    lines = [
-        f"{row['metric']} is {format_quantity(row['value'], units.get(row['metric'], '1'))} "
-        f"({row['kind']}), limit {format_quantity(row['limit'], units.get(row['metric'], '1'))}"
-        for row in result.proof["verdicts"]
-        if row["hard"] and not row["met"]
-    ]
+    lines = []
+    for row in result.proof["verdicts"]:
+        if row["hard"] and not row["met"]:
+            limit = Limit(metric=row["metric"], value=row["limit"])
+            by = amount(limit, abs(row["value"] - row["limit"]))
+            lines.append(
+                f"{name_of(limit)} is {amount(limit, row['value'])} ({row['kind']}), {by} "
+                f"({abs(row['margin']):.1%}) from its limit of {amount(limit, row['limit'])}"
+            )
     if lines:
+        found = WouldDo.from_json(result.proof["would_do"])
         raise BudgetMissedError(
-            f"{result.proof['chosen']} missed its budget: {'; '.join(lines)}. See "
-            f"{result.run / 'report.html'}; raise the limit or train longer"
+            f"{result.proof['chosen']} missed its budget: {'; '.join(lines)}. {advice(found)}; or "
+            f"train longer. See {result.run / 'report.html'}"
         )
 
 

@@ -32,6 +32,7 @@ from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
 from tutelage.pipeline.teaching import Taught, signals_of_test
+from tutelage.plan.refusal import what_would_do
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit, Measurement, Verdict
@@ -124,6 +125,7 @@ def _proof(
         "device": {"name": device.name, "title": device.title},
         "chosen": chosen.artifact.path,
         "verdicts": [v.to_json() for v in chosen.verdicts],
+        "would_do": _would_do(chosen, limits, device, run) if hard_misses else None,
         "figures": {
             "teacher": [f.to_json() for f in teacher],
             "student": [
@@ -144,6 +146,15 @@ def _proof(
         "recipe": recipe.to_yaml(),
         "notes": [*shipped.notes, *_unjudged(limits, chosen)],
     }
+
+
+def _would_do(
+    chosen: Weighed, limits: tuple[Limit, ...], device: Device, run: Run
+) -> dict[str, Any]:
+    artifact = chosen.artifact
+    path = run.file(artifact.path)
+    found = what_would_do([path], chosen.verdicts, limits, device, artifact.precision)
+    return found.to_json()
 
 
 def _metered(recipe: Recipe, chosen: Weighed, limits: tuple[Limit, ...], run: Run) -> Weighed:

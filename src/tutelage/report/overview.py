@@ -94,7 +94,14 @@ def _fits(proof: dict[str, Any]) -> Words:
         name, unit = label(hard["metric"]).lower(), unit_of(hard["metric"])
         value = made(hard["metric"], hard["value"], unit, hard["kind"], where=hard["where"])
         limit = quantity(hard["metric"], hard["limit"], unit)
-        return (f" but misses the budget of {device}: {name} ", value, f" where {limit} is asked.")
+        would_do = (proof.get("would_do") or {}).get("device")
+        other = (f" The {would_do} would do.",) if would_do else ()
+        return (
+            f" but misses the budget of {device}: {name} ",
+            value,
+            f" where {limit} is asked.",
+            *other,
+        )
     kept = [v for v in _verdicts(proof) if v["met"] and v["metric"] in _SPARE]
     if not kept:
         return (f", proven for {device}.",)
