@@ -28,12 +28,14 @@ from tutelage.pipeline.planning import (
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
 from tutelage.pipeline.teaching import teach
+from tutelage.pipeline.timekeeping import Timekeeper
 from tutelage.plan.refusal import advice, amount, name_of
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement, Shortfall, WouldDo
 from tutelage.report import build_report
 from tutelage.run import Run
+from tutelage.units import parse_quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Result:
         return summary(self.run, self.proof, self.seconds)
 
 
+_SHORTEST_S = 1.0  # between two notes of the time, however short the checkpoints' interval
 _VERDICT_KEYS = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
 
 
@@ -138,6 +141,8 @@ def run_recipe(
     device = load_device(recipe.device)
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
+        interval = parse_quantity(recipe.distill.checkpoint, "s")
+        progress = Timekeeper(progress, run, max(interval, _SHORTEST_S))
         material = material or read_material(recipe)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
@@ -157,7 +162,6 @@ def run_recipe(
         shipped = ship(recipe, material, taught, learned, run, progress, limits)
         proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
         spent = time.monotonic() - started
-        run.manifest["seconds"] = round(run.manifest.get("seconds", 0.0) + spent, 2)
         run.save()
         build_report(run.path)
         return Result(run=run.path, proof=proof, seconds=spent, student=learned.network)
