@@ -40,8 +40,9 @@ def show_result(answer: dict[str, Any]) -> None:
     chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
     if student["value"] is not None and teacher["value"]:
         kept = student["value"] / teacher["value"]
+        name = student["metric"].replace("_", " ")
         out.print(
-            f"test accuracy: student {student['value']:.2%}, teacher {teacher['value']:.2%} "
+            f"test {name}: student {student['value']:.2%}, teacher {teacher['value']:.2%} "
             f"(kept {kept:.1%}), measured on the {chosen['precision']} file",
             markup=False,
         )

@@ -75,13 +75,14 @@ _VERDICT_KEYS = ("metric", "limit", "value", "kind", "met", "margin", "hard", "s
 
 def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return the shape in which every command answers under `--json`."""
+    named = proof.get("metric", "accuracy")
 
     def metric(who: str) -> dict[str, Any]:
         rows = {row["name"]: row for row in proof["figures"][who]}
-        row = rows.get("accuracy_test") or rows.get("accuracy_validation")
+        row = rows.get(f"{named}_test") or rows.get(f"{named}_validation")
         if row is None:
             return {"metric": "agreement", "value": None}
-        return {"metric": "accuracy", "value": row["value"], "kind": row["kind"], "n": row["n"],
+        return {"metric": named, "value": row["value"], "kind": row["kind"], "n": row["n"],
                 "spread": row["spread"], "where": row["where"]}  # fmt: skip
 
     return {

@@ -13,6 +13,7 @@ from tutelage.files import hash_json
 from tutelage.pipeline.lessons import SMALL
 from tutelage.recipe import Recipe
 from tutelage.tasks import Task, find_task
+from tutelage.tasks.splits import rare_classes
 from tutelage.teach.signals import Split
 from tutelage.types import Batch
 
@@ -115,5 +116,5 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         train=split("train", data.train, varied=True),
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),
-        notes=tuple(data.notes),
+        notes=(*data.notes, *rare_classes(data.train.labels, data.train.classes, recipe.metric)),
     )

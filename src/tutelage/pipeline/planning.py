@@ -19,7 +19,14 @@ from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.pipeline.checking import fixed_spec
-from tutelage.pipeline.lessons import batch_for, epochs_for, schedule_of, terms_of
+from tutelage.pipeline.imbalance import class_weights
+from tutelage.pipeline.lessons import (
+    batch_for,
+    distill_inputs,
+    epochs_for,
+    schedule_of,
+    terms_of,
+)
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate, plan_json
@@ -219,7 +226,7 @@ def _trial(
         network = candidate.spec.build()
         lesson = Distillation(
             network,
-            Objective(decision_terms(recipe)),
+            Objective(decision_terms(recipe), class_weights=class_weights(recipe, material)),
             material.train,
             material.validation,
             signals=taught.train,
@@ -228,6 +235,7 @@ def _trial(
             batch=batch_for(recipe, material.train.count),
             seed=recipe.seed,
             examples=_TRIAL_EXAMPLES,
+            metric=recipe.metric,
         )
         whole = epochs_for(recipe, material.train.count) * (
             material.train.count // batch_for(recipe, material.train.count)
@@ -244,15 +252,16 @@ def _trial(
         history = trainer.train()
         write_tensors(path, network.state_dict())
         value, n = max(history.figure), material.validation.count
+        spread = wilson_interval(value, n) if recipe.metric == "accuracy" else None
         figure = Measurement(
-            name="accuracy_validation", value=value, unit="1", kind="measured", n=n,
-            spread=wilson_interval(value, n), where=f"after {epochs} short epochs",
+            name=f"{recipe.metric}_validation", value=value, unit="1", kind="measured", n=n,
+            spread=spread, where=f"after {epochs} short epochs",
         )  # fmt: skip
         return figure.to_json(), [path]
 
     inputs = hash_json(
         [taught.train.key, taught.validation.key, candidate.spec.to_json(),
-         recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
+         *distill_inputs(recipe),
          recipe.seed, recipe.threads, material.views]
     )  # fmt: skip
     return run.stage(f"trial-{key}", inputs, work).result

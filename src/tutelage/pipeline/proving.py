@@ -28,6 +28,7 @@ from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
+from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
@@ -85,6 +86,7 @@ def prove(
             device.model_dump(mode="json"),
             [taught.validation.key, test.key, material.content],
             recipe.export.precision,
+            *metric_inputs(recipe),
             _meter_hash(recipe),
         ]
     )
@@ -122,6 +124,7 @@ def _proof(
     return {
         "status": "missed" if hard_misses else "met",
         "task": recipe.task,
+        "metric": recipe.metric,
         "device": {"name": device.name, "title": device.title},
         "chosen": chosen.artifact.path,
         "verdicts": [v.to_json() for v in chosen.verdicts],
