@@ -1,10 +1,11 @@
 """Runs `tutelage run` in forks of one warm process, and kills or starves them at a chosen moment.
 
 Started by test_resume.py: one JSON object a line comes in on stdin, one goes out on stdout. A job
-names `recipe`, `run` and at most one fault:
+names `recipe`, `run` and at most one fault, and may set the clock's notes:
 
 - `die`: exit at once just before (`when: before`) or after the n-th file is put in its place;
 - `kill`: a signal (`signal`, else SIGKILL) after so many seconds;
+- `note_s`: the seconds between two notes of the time; without it none is taken while a stage works;
 - `full`: the n-th call of `call` (`replace`, `fsync`, `open`) inside the run finds the disk full.
 """
 
@@ -14,6 +15,7 @@ import builtins
 import errno
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -73,6 +75,8 @@ def watch(job: dict[str, Any]) -> None:
 def child(job: dict[str, Any], answer: Path) -> None:
     watch(job)
     proving.measure_memory = _no_memory
+    # Notes of the time come as a clock has it, and the writes of a run must be as many each time.
+    pipeline._SHORTEST_S = job.get("note_s", math.inf)
     pipeline.build_report = lambda folder: write_atomically(folder / "report.html", "a stand-in")
     said = tiny.cli("run", job["recipe"], "--run", job["run"])
     text = json.dumps({"err": said.err, "errors": said.errors, "counted": counted})

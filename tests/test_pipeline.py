@@ -249,13 +249,19 @@ def test_float32_ships_where_a_bad_int8_file_is_refused_and_either_may(
 @pytest.mark.parametrize("student", [tiny.SMALL, {"candidates": 2}], ids=["fixed", "chosen"])
 def test_a_budget_that_cannot_be_met_is_an_answer(job: Job, student: dict[str, Any]) -> None:
     recipe = job({"budget": {"storage": "1 kB"}, "student": student})
-    said = tiny.cli("run", recipe, "--run", recipe.parent / "run")
+    said = tiny.cli("run", recipe, "--run", recipe.parent / "run", "--json")
     assert said.status == 3
+    assert said.answer["status"] == "infeasible"
+    would_do = said.answer["would_do"]
+    assert would_do["device"] is None, "a file is as large on every device"
     assert len(said.errors) == 1
     assert "storage" in said.errors[0]
     assert "1 kB" in said.errors[0]
-    assert "3.0" in said.errors[0], "the nearest point, of about 3 kB, is named"
-    assert "aise the limit" in said.errors[0]
+    nearest = "3.0" if "spec" in student else "2.7"
+    assert f"needs {nearest}" in said.errors[0], "the nearest point is named"
+    assert "No other known device would do: raise the limit to budget: {storage:" in said.errors[0]
+    again = job({"budget": {"storage": would_do["limit"]["storage_bytes"]}, "student": student})
+    assert tiny.cli("plan", again, "--json").answer["status"] == "feasible"
 
 
 def test_the_best_of_two_candidates_is_chosen(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +291,7 @@ def test_a_missed_accuracy_floor_ends_with_4_and_a_report(job: Job) -> None:
     assert said.status == 4
     assert len(said.errors) == 1
     assert "accuracy" in said.errors[0]
+    assert "from its limit of 0.99" in said.errors[0]
     assert "report.html" in said.errors[0]
     assert (run / "report.html").stat().st_size > 1_000
     assert said.answer["status"] == "missed"
@@ -295,6 +302,9 @@ def test_a_missed_accuracy_floor_ends_with_4_and_a_report(job: Job) -> None:
         f for f in proof_of(run)["figures"]["student"] if f["name"] == "accuracy_validation"
     )
     assert row["value"] == validation["value"]
+    would_do = said.answer["would_do"]
+    assert would_do["device"] is None, "a device changes no decision"
+    assert 0 <= row["value"] - would_do["limit"]["accuracy"] < 0.001
 
 
 def test_a_missed_soft_limit_is_told_and_ends_with_0(job: Job) -> None:

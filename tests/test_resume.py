@@ -116,6 +116,24 @@ def test_kills_at_random_moments_change_nothing(
     runner.finish(run)
 
 
+def test_a_kill_keeps_the_seconds_of_its_session(
+    runner: Runner, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    n = undisturbed["counted"]["replace"]  # amid a stage, since every step writes a note too
+    first = runner.go(run, die={"n": n, "when": "after"}, note_s=0.0)
+    assert first["status"] == 137
+    noted = json.loads((run / "run.json").read_text())
+    (amid,) = noted["spent"].values()
+    done = sum(stage["seconds"] for stage in noted["stages"].values()) + amid["seconds"]
+    assert amid["seconds"] > 0
+    assert 0 < done <= noted["seconds"] + 0.02 <= first["seconds"] + 0.04  # rounded to 10 ms
+    second = runner.go(run)
+    assert second["status"] == 0
+    whole = json.loads((run / "run.json").read_text())["seconds"]
+    assert noted["seconds"] < whole <= noted["seconds"] + second["seconds"] + 0.02
+
+
 def test_an_interrupt_says_how_to_go_on(
     runner: Runner, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:

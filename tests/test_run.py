@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +113,46 @@ def test_seconds_add_up_over_interrupted_sessions(tmp_path, clock):
             run.stage("a", "y", work_for(3.0, stop=True))
         assert run.stage("a", "z", work_for(4.0)).seconds == 4.0  # other inputs, another count
     assert json.loads((tmp_path / "run.json").read_text())["spent"] == {}
+
+
+def test_the_time_of_a_killed_session_is_lost_only_since_it_was_last_written(tmp_path, clock):
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def noted():
+        found = json.loads((first / "run.json").read_text())
+        return found["seconds"], found["spent"].get("b", {}).get("seconds")
+
+    with Run(first) as run:
+
+        def inner():
+            clock.now += 30
+            run.keep_time(30.0)
+            assert noted() == (40.0, 35.0)
+            clock.now += 29
+            run.keep_time(30.0)
+            assert noted() == (40.0, 35.0), "too early to write again"
+            return None, []
+
+        def killed():
+            clock.now += 5
+            run.stage("a", "x", inner)
+            clock.now += 11  # since the end of the inner stage was written
+            run.keep_time(30.0)
+            shutil.copytree(first, second)  # as a kill leaves it
+            return None, []
+
+        clock.now += 5
+        run.stage("b", "x", killed)
+    with Run(second) as run:
+        assert run.manifest["seconds"] == 69.0, "written when the inner stage ended"
+        clock.now += 2
+
+        def rest():
+            clock.now += 3
+            return None, []
+
+        assert run.stage("b", "x", rest).seconds == 64.0 + 3
+    assert json.loads((second / "run.json").read_text())["seconds"] == 69.0 + 2 + 3
 
 
 def test_an_error_in_the_work_is_the_one_that_is_told(tmp_path, monkeypatch):

@@ -243,7 +243,7 @@ def test_bad_arrays_are_refused(tmp_path):
         ({"y": y}, "name the series x"),
         ({"x": x, "y": y[:5]}, "6 series but 5 labels"),
         ({"x": x, "y": y + 0.5}, "regression is not supported yet"),
-        ({"x": x, "y": np.eye(6)}, "not one class a series"),
+        ({"x": x, "y": np.eye(6) * 2}, "not one class a series"),
         ({"x": x.astype(str), "y": y}, "are not numbers"),
         ({"x": x[:, :, :, None], "y": y}, "are not series"),
         ({"x": x[0, 0], "y": y}, "are not series"),

@@ -239,7 +239,7 @@ def test_empty_texts(tmp_path, model):
         ("f.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         ("g.jsonl", '[{"text": "a"}]', "line 1 is no JSON object"),
         ("h.jsonl", '{"text": 5, "label": 1}', "'5' is no text"),
-        ("i.jsonl", '{"text": "a", "label": [1]}', "the label is no number"),
+        ("i.jsonl", '{"text": "a", "label": [1]}', "has a list of labels"),
         ("j.jsonl", '{"text": "a", "label": null}', "has no label"),
         ("k.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("l.parquet", "no parquet", "is not readable Parquet"),

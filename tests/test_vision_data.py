@@ -359,7 +359,7 @@ def test_arrays_are_resized():
         ([0, 1, 70000], "label 70000 of example 2 is out of range"),
         ([0.0, 1.0, 2.0], "labels of type float64"),
         ([0, 1], "3 images but 2 labels"),
-        (np.eye(3, dtype=int), "argmax"),
+        (np.eye(3, dtype=int) * 2, "argmax"),
         ([0, None, 1], "example 1 has no label"),
         (["a", "", "b"], "example 1 has no label"),
     ],

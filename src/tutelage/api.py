@@ -122,8 +122,9 @@ def distill(
     return Distilled(
         student=learned.network,
         validation=Measurement(
-            name="accuracy_validation", value=best, unit="1", kind="measured", n=n,
-            spread=wilson_interval(best, n), where="the network in torch, validation split",
+            name=f"{recipe.metric}_validation", value=best, unit="1", kind="measured", n=n,
+            spread=wilson_interval(best, n) if recipe.metric == "accuracy" else None,
+            where="the network in torch, validation split",
         ),
         history=result["history"],
         weights=result["weights"],

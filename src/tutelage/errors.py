@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TutelageError(Exception):
     """Base of all errors shown to the user as one line; `exit_code` is the command's status."""
@@ -53,9 +55,13 @@ class MissingExtra(TutelageError):
 
 
 class InfeasibleError(TutelageError):
-    """No student can meet the budget."""
+    """No student can meet the budget; `shortfall` is a `records.Shortfall`, where one was found."""
 
     exit_code = 3
+
+    def __init__(self, message: str, shortfall: Any = None) -> None:
+        super().__init__(message)
+        self.shortfall = shortfall
 
 
 class BudgetMissedError(TutelageError):

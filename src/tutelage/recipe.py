@@ -183,6 +183,10 @@ class DistillPart(Part):
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="of training; auto: bf16 where the machine has it and layers are wide"
     )
+    balance_classes: bool = Field(
+        False,
+        description="weigh losses that read labels by the inverse frequency of each class",
+    )
     checkpoint: str = Field("30 s", description="time between checkpoints")
 
     @field_validator("checkpoint")
@@ -223,6 +227,11 @@ class Recipe(Part):
 
     task: str = Field("vision", description="what an example is")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of splits, views, weights")
+    metric: Literal["accuracy", "macro_f1", "balanced_accuracy"] = Field(
+        "accuracy",
+        description="by which validation chooses, and which heads the report; macro_f1 or "
+        "balanced_accuracy where classes are rare",
+    )
     data: DataPart
     teacher: TeacherPart
     device: Text = Field("host", description="a known device, or a profile's path")

@@ -117,6 +117,36 @@ class SideFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WouldDo:
+    """What a missed budget would be met by: a known device, or these limits in place of its own.
+
+    `device` is None where no known one would do, `limits` empty where no limit of the recipe helps.
+    """
+
+    device: str | None
+    limits: tuple[Limit, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form used by `--json` and proof.json."""
+        return {"device": self.device, "limit": {x.metric: x.value for x in self.limits}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> WouldDo:
+        """Rebuild from `to_json`."""
+        limits = tuple(Limit(metric=k, value=v) for k, v in data["limit"].items())
+        return cls(device=data["device"], limits=limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """The student that comes nearest to a budget that none can meet, and what would do."""
+
+    parameters: int
+    verdicts: tuple[Verdict, ...]
+    would_do: WouldDo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """An exported file for one runtime; `path` is relative to the run directory."""
 

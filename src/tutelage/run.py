@@ -29,6 +29,15 @@ class StageRecord:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Working:
+    """A stage that is being done; `since` is when it began, less the time of earlier sessions."""
+
+    name: str
+    inputs: str
+    since: float
+
+
 class Run:
     """A run directory held by this process alone. Use as a context manager.
 
@@ -41,6 +50,9 @@ class Run:
         self._command = command
         self._lock: Any = None
         self.manifest: dict[str, Any] = {}
+        self._opened = self._kept = 0.0  # when this session began, and when it last wrote
+        self._earlier = 0.0  # seconds of the sessions before it
+        self._working: list[_Working] = []  # stages that are being done, the outermost first
 
     def __enter__(self) -> Run:
         from filelock import FileLock, Timeout
@@ -62,6 +74,8 @@ class Run:
         try:
             remove_leftovers(self.path)
             self.manifest = self._load()
+            self._opened = self._kept = time.monotonic()
+            self._earlier = self.manifest.get("seconds", 0.0)
         except BaseException:
             self._lock.release()
             raise
@@ -90,15 +104,19 @@ class Run:
         if done is not None:  # its files are about to change: it is done no more
             del self.manifest["stages"][name]
             self.save()
-        started = time.monotonic()
+        earlier = self._earlier_seconds(name, inputs)
+        working = _Working(name=name, inputs=inputs, since=time.monotonic() - earlier)
+        self._working.append(working)
         try:
             result, files = work()
         except BaseException:
             with suppress(DiskError):  # the first error is the one to tell
-                self._spend(name, inputs, time.monotonic() - started)
+                self.save()
             raise
+        finally:
+            self._working.remove(working)
         hashes = {p.relative_to(self.path).as_posix(): sha256_file(p) for p in files}
-        spent = time.monotonic() - started + self._earlier_seconds(name, inputs)
+        spent = time.monotonic() - working.since
         record = {"inputs": inputs, "result": result, "files": hashes, "seconds": round(spent, 3)}
         self.manifest["stages"][name] = record
         self.manifest["spent"].pop(name, None)
@@ -106,8 +124,18 @@ class Run:
         self.log("stage", name=name, seconds=record["seconds"])
         return StageRecord(**record)
 
+    def keep_time(self, every_s: float) -> None:
+        """Write run.json where that was last done `every_s` seconds ago, or longer."""
+        if time.monotonic() - self._kept >= every_s:
+            self.save()
+
     def save(self) -> None:
-        """Write run.json, with a checksum over all of it."""
+        """Write run.json: with the seconds spent so far, and a checksum over all of it."""
+        self._kept = now = time.monotonic()
+        self.manifest["seconds"] = round(self._earlier + now - self._opened, 2)
+        for stage in self._working:
+            seconds = round(now - stage.since, 3)
+            self.manifest["spent"][stage.name] = {"inputs": stage.inputs, "seconds": seconds}
         self.manifest["checksum"] = _checksum(self.manifest)
         write_json(self.file("run.json"), self.manifest)
 
@@ -120,13 +148,8 @@ class Run:
         except OSError as error:
             raise DiskError(f"cannot write {self.file('log.jsonl')}: {error.strerror}") from None
 
-    def _spend(self, name: str, inputs: str, seconds: float) -> None:
-        """Remember the time a stage took in a session that did not finish it."""
-        earlier = self._earlier_seconds(name, inputs)
-        self.manifest["spent"][name] = {"inputs": inputs, "seconds": round(earlier + seconds, 3)}
-        self.save()
-
     def _earlier_seconds(self, name: str, inputs: str) -> float:
+        """Return the time a stage took in sessions that did not finish it."""
         spent = self.manifest["spent"].get(name)
         return spent["seconds"] if spent and spent["inputs"] == inputs else 0.0
 

@@ -14,10 +14,28 @@ from jaxtyping import Float, Int
 from tutelage.errors import DataError
 from tutelage.records import Measurement
 
+METRICS = ("accuracy", "macro_f1", "balanced_accuracy")
 _RESAMPLES = 1_000
 _BLOCK = 4_000_000  # counts held at a time
 # one multinomial draw of a cell costs about as much as drawing this many examples
 _CELL_COST = 20
+
+
+def class_score(
+    metric: str, decided: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+) -> float:
+    """Return one of `METRICS` of decisions, as `class_metrics` defines it, without an interval.
+
+    Raises `DataError` for no examples.
+    """
+    if len(labels) == 0:
+        raise DataError("there are no examples to measure; give at least one")
+    if metric == "accuracy":
+        return float((decided == labels).mean())
+    classes = int(max(decided.max(), labels.max())) + 1
+    pairs = labels.astype(np.int64) * classes + decided
+    cells, counts = np.unique(pairs, return_counts=True)
+    return float(_by_class(counts[None], cells, classes)[0, METRICS.index(metric) - 1])
 
 
 def class_metrics(
@@ -43,7 +61,7 @@ def class_metrics(
     low, high = np.quantile(np.concatenate(blocks), [0.025, 0.975], axis=0)
     return tuple(
         _measured(name, value[0, i], low[i], high[i], len(labels), where)
-        for i, name in enumerate(("macro_f1", "balanced_accuracy"))
+        for i, name in enumerate(METRICS[1:])
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 from tutelage.cli.app import AsJson, RunDir, Trust, app, emit
 from tutelage.cli.bars import Bars
 from tutelage.cli.tables import show_plan, show_result
+from tutelage.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from tutelage.recipe import Recipe
@@ -54,9 +57,16 @@ def plan(
 
 
 def _run(recipe: Recipe, folder: Path, as_json: bool, *, trust_code: bool) -> int:
-    from tutelage.pipeline import raise_if_missed, run_recipe
+    from tutelage.pipeline import infeasible_summary, raise_if_missed, run_recipe
 
-    result = run_recipe(recipe, folder, progress=Bars(), trust_code=trust_code)
+    started = time.monotonic()
+    try:
+        result = run_recipe(recipe, folder, progress=Bars(), trust_code=trust_code)
+    except InfeasibleError as error:
+        if as_json and error.shortfall is not None:
+            spent = time.monotonic() - started
+            typer.echo(json.dumps(infeasible_summary(recipe, folder, error.shortfall, spent)))
+        raise
     answer: dict[str, Any] = result.to_json()
     emit(answer, as_json, show_result)
     raise_if_missed(result)

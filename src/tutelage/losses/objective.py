@@ -77,7 +77,8 @@ class Objective(nn.Module):
     """Weighted losses, with the projectors some of them need; these train but never ship.
 
     `pairs` are (student tap, teacher tap) indices. Projectors are created term by term, pair by
-    pair, from `seed` alone. Raises `RecipeError` on a wrong name, option, weight or pairing.
+    pair, from `seed` alone. `class_weights` weigh each example, by its class, in losses that read
+    labels. Raises `RecipeError` on a wrong name, option, weight or pairing.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Objective(nn.Module):
         share: float = 1.0,
         balance_steps: int = 50,
         seed: int = 0,
+        class_weights: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.terms = _checked_terms(terms)
@@ -97,6 +99,7 @@ class Objective(nn.Module):
         self.pairs = pairs
         self.share = share
         self.balance_steps = balance_steps
+        self.class_weights = class_weights
         self.reference = _reference(self.terms, self.losses)
         for entry in self.losses:
             if entry.reads in _PAIRED:
@@ -110,10 +113,13 @@ class Objective(nn.Module):
         self.automatic: Tensor
         self.sums: Tensor
         self.steps: Tensor
+        self._class_weights: Tensor
         fixed = torch.tensor([0.0 if weight is None else weight for weight in given])
         automatic = torch.tensor([weight is None for weight in given])
         self.register_buffer("fixed", fixed, persistent=False)
         self.register_buffer("automatic", automatic, persistent=False)
+        weights = torch.tensor(class_weights or ())
+        self.register_buffer("_class_weights", weights, persistent=False)
         self.register_buffer("sums", torch.zeros(len(given)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -174,7 +180,11 @@ class Objective(nn.Module):
             maps = self.projectors[entry.name]
             assert isinstance(maps, nn.ModuleList)
             calls = [(m(c[0].float()), *c[1:]) for m, c in zip(maps, calls, strict=True)]
-        value = torch.stack([entry(*call, **options).mean() for call in calls]).mean()
+        values = [entry(*call, **options) for call in calls]
+        if self.class_weights is not None and "labels" in _WANTS[entry.reads][0]:
+            assert labels is not None  # by _check_given
+            values = [value * self._class_weights[labels] for value in values]
+        value = torch.stack([value.mean() for value in values]).mean()
         return value * options["temperature"] ** 2 if entry.tempered else value
 
     @torch.no_grad()

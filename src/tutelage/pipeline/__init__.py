@@ -28,12 +28,14 @@ from tutelage.pipeline.planning import (
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
 from tutelage.pipeline.teaching import teach
+from tutelage.pipeline.timekeeping import Timekeeper
+from tutelage.plan.refusal import advice, amount, name_of
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
-from tutelage.records import Measurement
+from tutelage.records import Limit, Measurement, Shortfall, WouldDo
 from tutelage.report import build_report
 from tutelage.run import Run
-from tutelage.units import format_quantity
+from tutelage.units import parse_quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +69,22 @@ class Result:
         return summary(self.run, self.proof, self.seconds)
 
 
+_SHORTEST_S = 1.0  # between two notes of the time, however short the checkpoints' interval
+_VERDICT_KEYS = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
+
+
 def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return the shape in which every command answers under `--json`."""
+    named = proof.get("metric", "accuracy")
 
     def metric(who: str) -> dict[str, Any]:
         rows = {row["name"]: row for row in proof["figures"][who]}
-        row = rows.get("accuracy_test") or rows.get("accuracy_validation")
+        row = rows.get(f"{named}_test") or rows.get(f"{named}_validation")
         if row is None:
             return {"metric": "agreement", "value": None}
-        return {"metric": "accuracy", "value": row["value"], "kind": row["kind"], "n": row["n"],
+        return {"metric": named, "value": row["value"], "kind": row["kind"], "n": row["n"],
                 "spread": row["spread"], "where": row["where"]}  # fmt: skip
 
-    keys = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
     return {
         "status": proof["status"],
         "run": str(run),
@@ -86,12 +92,31 @@ def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
         "device": proof["device"]["name"],
         "teacher": metric("teacher"),
         "student": metric("student"),
-        "budget": [{key: row[key] for key in keys} for row in proof["verdicts"]],
+        "budget": [{key: row[key] for key in _VERDICT_KEYS} for row in proof["verdicts"]],
+        "would_do": proof.get("would_do"),
         "chosen": proof["chosen"],
         "artifacts": [
             {key: row[key] for key in ("path", "runtime", "precision", "bytes", "sha256")}
             for row in proof["artifacts"]
         ],
+        "seconds": round(seconds, 2),
+    }
+
+
+def infeasible_summary(recipe: Recipe, run: Path, found: Shortfall, seconds: float) -> Any:
+    """Return the same shape for a budget that no student can meet: nothing was made."""
+    rows = [verdict.to_json() for verdict in found.verdicts]
+    return {
+        "status": "infeasible",
+        "run": str(run),
+        "task": recipe.task,
+        "device": load_device(recipe.device).name,
+        "teacher": None,
+        "student": {"metric": "parameters", "value": found.parameters},
+        "budget": [{key: row[key] for key in _VERDICT_KEYS} for row in rows],
+        "would_do": found.would_do.to_json(),
+        "chosen": None,
+        "artifacts": [],
         "seconds": round(seconds, 2),
     }
 
@@ -117,6 +142,8 @@ def run_recipe(
     device = load_device(recipe.device)
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
+        interval = parse_quantity(recipe.distill.checkpoint, "s")
+        progress = Timekeeper(progress, run, max(interval, _SHORTEST_S))
         material = material or read_material(recipe, progress)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
@@ -136,7 +163,6 @@ def run_recipe(
         shipped = ship(recipe, material, taught, learned, run, progress, limits)
         proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
         spent = time.monotonic() - started
-        run.manifest["seconds"] = round(run.manifest.get("seconds", 0.0) + spent, 2)
         run.save()
         build_report(run.path)
         return Result(run=run.path, proof=proof, seconds=spent, student=learned.network)
@@ -154,17 +180,20 @@ def _refuse_infeasible(
 
 def raise_if_missed(result: Result) -> None:
     """Raise `BudgetMissedError` naming every hard limit that the artifact missed."""
-    units = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
-    lines = [
-        f"{row['metric']} is {format_quantity(row['value'], units.get(row['metric'], '1'))} "
-        f"({row['kind']}), limit {format_quantity(row['limit'], units.get(row['metric'], '1'))}"
-        for row in result.proof["verdicts"]
-        if row["hard"] and not row["met"]
-    ]
+    lines = []
+    for row in result.proof["verdicts"]:
+        if row["hard"] and not row["met"]:
+            limit = Limit(metric=row["metric"], value=row["limit"])
+            by = amount(limit, abs(row["value"] - row["limit"]))
+            lines.append(
+                f"{name_of(limit)} is {amount(limit, row['value'])} ({row['kind']}), {by} "
+                f"({abs(row['margin']):.1%}) from its limit of {amount(limit, row['limit'])}"
+            )
     if lines:
+        found = WouldDo.from_json(result.proof["would_do"])
         raise BudgetMissedError(
-            f"{result.proof['chosen']} missed its budget: {'; '.join(lines)}. See "
-            f"{result.run / 'report.html'}; raise the limit or train longer"
+            f"{result.proof['chosen']} missed its budget: {'; '.join(lines)}. {advice(found)}; or "
+            f"train longer. See {result.run / 'report.html'}"
         )
 
 

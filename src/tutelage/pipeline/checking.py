@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tutelage.errors import RecipeError
+from tutelage.losses import LOSSES
 from tutelage.losses.objective import check_terms
 from tutelage.pipeline.lessons import inside, terms_of
 from tutelage.pipeline.material import Material
@@ -22,6 +23,12 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         raise RecipeError(
             f"student.start: teacher takes over a teacher's tokens, and the task is "
             f"'{material.task.name}'; remove it"
+        )
+    terms = terms_of(recipe.distill)
+    if recipe.distill.balance_classes and not any("label" in LOSSES[t.name].reads for t in terms):
+        raise RecipeError(
+            f"distill.balance_classes weighs losses that read labels, and '{terms[0].name}' reads "
+            "none: add cross_entropy to distill.losses, or remove the key"
         )
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)

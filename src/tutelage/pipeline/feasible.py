@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tutelage.devices import load_device
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.fitting import built_in_parameters
@@ -13,8 +15,10 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
 from tutelage.pipeline.teaching import open_teacher
-from tutelage.plan.compact import Candidate, structures_of, weigh, widest
-from tutelage.plan.costs import Costing, cost_of, missed_limits
+from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
+from tutelage.plan.compact import structures_of, widest
+from tutelage.plan.costs import Costing
+from tutelage.plan.refusal import shortfall
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
 from tutelage.records import Limit
@@ -26,7 +30,8 @@ def plan_recipe(
 ) -> dict[str, Any]:
     """Return the feasibility table in the shape of a run's answer, with `candidates` added.
 
-    Nothing is trained and nothing is written. The first candidate that fits stands for the student.
+    Nothing is trained and nothing is written. The first candidate that fits stands for the student;
+    where none does, `would_do` names what would.
     """
     started = time.monotonic()
     progress = progress or Silent()
@@ -35,10 +40,16 @@ def plan_recipe(
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)
     costing = costing_of(recipe, material, device, limits)
-    rows = _rows(recipe, material, costing, parameters, trust_code, progress)
+    own = load_own_student(recipe, material, trust_code=trust_code)
+    rows = _rows(recipe, material, costing, parameters, own, progress)
     fitting = [c for _, c in rows if not c.missed]
     best = fitting[0] if fitting else rows[0][1]
     budget = [v.to_json() for v in verdicts(limits, best.figures)]
+    would_do = None
+    if not fitting:
+        tried = [c for _, c in rows]
+        networks = [own] if own is not None else (stand_in(c.spec) for c in tried)
+        would_do = shortfall(tried, networks, costing).would_do.to_json()
     return {
         "status": "feasible" if fitting else "infeasible",
         "run": str(folder),
@@ -59,24 +70,18 @@ def plan_recipe(
             }
             for name, c in rows
         ],
+        "would_do": would_do,
         "seconds": round(time.monotonic() - started, 2),
     }
 
 
 def _rows(
-    recipe: Recipe, material: Material, costing: Costing, parameters: int, trust_code: bool,
+    recipe: Recipe, material: Material, costing: Costing, parameters: int, own: nn.Module | None,
     progress: Progress,
 ) -> list[tuple[str, Candidate]]:  # fmt: skip
-    own = load_own_student(recipe, material, trust_code=trust_code)
     if own is not None:
-        figures = cost_of(own, costing)
-        candidate = Candidate(
-            spec=StudentSpec(family="own", knobs=None),
-            parameters=sum(p.numel() for p in own.parameters()),
-            figures=figures,
-            missed=missed_limits(figures, costing.limits),
-        )
-        return [(str(recipe.student.source), candidate)]
+        spec = StudentSpec(family="own", knobs=None)
+        return [(str(recipe.student.source), weighed(spec, own, costing))]
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
         return [(_name(spec), weigh(spec, costing))]

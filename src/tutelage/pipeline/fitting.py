@@ -12,6 +12,7 @@ from torch import nn
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.objective import Objective, Term
+from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -69,7 +70,7 @@ def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress
 
     inputs = hash_json(
         [material.content, spec.to_json(), epochs, recipe.seed, recipe.threads,
-         recipe.distill.precision]
+         recipe.distill.precision, *metric_inputs(recipe)]
     )  # fmt: skip
     run.stage("fit", inputs, work)
     return students.load(folder)
@@ -106,7 +107,7 @@ def _fit_encoder(
 
     inputs = hash_json(
         [material.content, students.weights_hash(network), what, epochs, recipe.seed,
-         recipe.threads, recipe.distill.precision]
+         recipe.threads, recipe.distill.precision, *metric_inputs(recipe)]
     )  # fmt: skip
     run.stage("fit", inputs, work)
     network.load_state_dict(read_tensors(path)[0])
@@ -127,6 +128,7 @@ def _train(
         views=1_000_000,  # nothing is cached here, so every epoch may see a new view
         batch=batch,
         seed=recipe.seed,
+        metric=recipe.metric,
     )
     trainer = Trainer(
         lesson,

@@ -14,7 +14,15 @@ from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
-from tutelage.pipeline.lessons import batch_for, epochs_for, objective_of, schedule_of, terms_of
+from tutelage.pipeline.imbalance import class_weights
+from tutelage.pipeline.lessons import (
+    batch_for,
+    distill_inputs,
+    epochs_for,
+    objective_of,
+    schedule_of,
+    terms_of,
+)
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
 from tutelage.pipeline.starting import first_student, refuse_start, start_key
@@ -89,6 +97,7 @@ def build_lesson(
         student_widths=tuple(_width(tap) for tap in paired.taps),
         teacher_widths=tuple(_width(tap) for tap in taught.teacher.taps),
         seed=recipe.seed,
+        class_weights=class_weights(recipe, material),
     )
     return Distillation(
         network,
@@ -103,6 +112,7 @@ def build_lesson(
         views=material.views,
         batch=batch_for(recipe, material.train.count),
         seed=recipe.seed,
+        metric=recipe.metric,
     )
 
 
@@ -144,6 +154,7 @@ def distill(
             "parameters": chosen.parameters,
             "epochs": epochs,
             "seed": recipe.seed,
+            "metric": recipe.metric,
             "history": history,
             "weights": lesson.objective.weights(),
             "confidence_scale": _as_sure(network, material, taught),
@@ -158,7 +169,7 @@ def distill(
             taught.validation.key,
             None if chosen.spec is None else chosen.spec.to_json(),
             students.weights_hash(network) if chosen.spec is None else None,
-            recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
+            *distill_inputs(recipe),
             recipe.student.taps,
             epochs,
             material.views,

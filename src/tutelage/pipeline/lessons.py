@@ -28,6 +28,21 @@ def _term(name: str, given: Any) -> Term:
     return Term(name=name, weight=None if weight == "auto" else float(weight), options=options)
 
 
+def distill_inputs(recipe: Recipe) -> list[Any]:
+    """Return what a lesson hangs on in the recipe, for the hash of a stage's inputs.
+
+    Keys that came later are left out where they are not used, so that older runs go on.
+    """
+    part = recipe.distill
+    left_out = {"checkpoint"} | (set() if part.balance_classes else {"balance_classes"})
+    return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe)]
+
+
+def metric_inputs(recipe: Recipe) -> list[str]:
+    """Return the metric by which validation chooses, for hashes; nothing for accuracy."""
+    return [] if recipe.metric == "accuracy" else [recipe.metric]
+
+
 def wants(terms: tuple[Term, ...]) -> frozenset[str]:
     """Return what the signal cache must hold for these losses, beside decisions."""
     reads = {LOSSES[term.name].reads for term in terms}
@@ -50,6 +65,7 @@ def objective_of(
     student_widths: tuple[int, ...],
     teacher_widths: tuple[int, ...],
     seed: int,
+    class_weights: tuple[float, ...] | None = None,
 ) -> Objective:
     """Build the objective; raises `RecipeError` on a wrong loss, option or pairing."""
     return Objective(
@@ -58,6 +74,7 @@ def objective_of(
         student_widths=student_widths,
         teacher_widths=teacher_widths,
         seed=seed,
+        class_weights=class_weights,
     )
 
 

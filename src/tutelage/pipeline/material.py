@@ -15,6 +15,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import SideFile
 from tutelage.tasks import Task, find_task
+from tutelage.tasks.splits import rare_classes
 from tutelage.teach.signals import Split
 from tutelage.types import Batch
 
@@ -125,5 +126,5 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         train=split("train", data.train, varied=True),
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),
-        notes=tuple(data.notes),
+        notes=(*data.notes, *rare_classes(data.train.labels, data.train.classes, recipe.metric)),
     )

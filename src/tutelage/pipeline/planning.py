@@ -19,14 +19,22 @@ from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.pipeline.checking import fixed_spec
-from tutelage.pipeline.lessons import batch_for, epochs_for, schedule_of, terms_of
+from tutelage.pipeline.imbalance import class_weights
+from tutelage.pipeline.lessons import (
+    batch_for,
+    distill_inputs,
+    epochs_for,
+    schedule_of,
+    terms_of,
+)
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.starting import first_student, start_key
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
 from tutelage.plan import SPACES, Candidate, plan_json
-from tutelage.plan.compact import weigh
-from tutelage.plan.costs import Costing, Precision, cost_of, missed_limits
+from tutelage.plan.candidate import stand_in, weigh, weighed
+from tutelage.plan.costs import Costing, Precision
+from tutelage.plan.refusal import infeasible, shortfall
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
@@ -36,7 +44,6 @@ from tutelage.tasks import wilson_interval
 from tutelage.teach.teachers import from_function
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
-from tutelage.units import format_quantity
 
 _TRIAL_STEPS, _TRIAL_SHARE = 900, 0.15
 _TRIAL_EXAMPLES = 20_000
@@ -142,7 +149,7 @@ def find_candidates(
         spec = fixed_spec(recipe.student.spec, material)
         candidate = weigh(spec, costing)
         if candidate.missed:
-            raise InfeasibleError(_missed_line(candidate, costing))
+            raise _given_misses(candidate, stand_in(spec), costing)
         return (candidate,)
 
     families = token_families(recipe, material.task.families, material.task.name)
@@ -189,18 +196,15 @@ def find_candidates(
 
 
 def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run) -> Chosen:
-    figures = cost_of(own, costing)
-    parameters = sum(p.numel() for p in own.parameters())
-    missed = missed_limits(figures, costing.limits)
     spec = StudentSpec(family="own", knobs=_OwnKnobs(name=type(own).__name__))
-    candidate = Candidate(spec=spec, parameters=parameters, figures=figures, missed=missed)
-    if missed:
-        raise InfeasibleError(_missed_line(candidate, costing))
+    candidate = weighed(spec, own, costing)
+    if candidate.missed:
+        raise _given_misses(candidate, own, costing)
     rows = plan_json(
         costing.device.name, costing.limits, (candidate,), {}, 0, "the student that was given"
     )
     write_json(run.file("plan.json"), rows)
-    return Chosen(spec=None, network=own, parameters=parameters, warm=None)
+    return Chosen(spec=None, network=own, parameters=candidate.parameters, warm=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,18 +212,8 @@ class _OwnKnobs:
     name: str
 
 
-def _missed_line(candidate: Candidate, costing: Costing) -> str:
-    units = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
-    parts = [
-        f"{x.metric} {format_quantity(candidate.figure(x.metric), units[x.metric])} over its limit "
-        f"of {format_quantity(x.value, units[x.metric])}"
-        for x in costing.limits
-        if x.metric in candidate.missed
-    ]
-    return (
-        f"the given student does not fit {costing.device.name}: {'; '.join(parts)}. "
-        "Make it smaller, raise the limit, or leave student: out to have one found"
-    )
+def _given_misses(candidate: Candidate, network: nn.Module, costing: Costing) -> InfeasibleError:
+    return infeasible(shortfall([candidate], [network], costing), costing.device, given=True)
 
 
 def _trial_file(spec: StudentSpec) -> str:
@@ -238,7 +232,7 @@ def _trial(
         network, _ = first_student(recipe, candidate.spec, taught)
         lesson = Distillation(
             network,
-            Objective(decision_terms(recipe)),
+            Objective(decision_terms(recipe), class_weights=class_weights(recipe, material)),
             material.train,
             material.validation,
             signals=taught.train,
@@ -247,6 +241,7 @@ def _trial(
             batch=batch_for(recipe, material.train.count),
             seed=recipe.seed,
             examples=_TRIAL_EXAMPLES,
+            metric=recipe.metric,
         )
         whole = epochs_for(recipe, material.train.count) * (
             material.train.count // batch_for(recipe, material.train.count)
@@ -263,15 +258,16 @@ def _trial(
         history = trainer.train()
         write_tensors(path, network.state_dict())
         value, n = max(history.figure), material.validation.count
+        spread = wilson_interval(value, n) if recipe.metric == "accuracy" else None
         figure = Measurement(
-            name="accuracy_validation", value=value, unit="1", kind="measured", n=n,
-            spread=wilson_interval(value, n), where=f"after {epochs} short epochs",
+            name=f"{recipe.metric}_validation", value=value, unit="1", kind="measured", n=n,
+            spread=spread, where=f"after {epochs} short epochs",
         )  # fmt: skip
         return figure.to_json(), [path]
 
     inputs = hash_json(
         [taught.train.key, taught.validation.key, candidate.spec.to_json(),
-         recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
+         *distill_inputs(recipe),
          recipe.seed, recipe.threads, material.views, *start_key(recipe)]
     )  # fmt: skip
     return run.stage(f"trial-{key}", inputs, work).result

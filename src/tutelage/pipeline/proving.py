@@ -28,10 +28,12 @@ from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
+from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
 from tutelage.pipeline.teaching import Taught, signals_of_test
+from tutelage.plan.refusal import what_would_do
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit, Measurement, Verdict
@@ -84,6 +86,7 @@ def prove(
             device.model_dump(mode="json"),
             [taught.validation.key, test.key, material.content],
             recipe.export.precision,
+            *metric_inputs(recipe),
             _meter_hash(recipe),
         ]
     )
@@ -121,9 +124,11 @@ def _proof(
     return {
         "status": "missed" if hard_misses else "met",
         "task": recipe.task,
+        "metric": recipe.metric,
         "device": {"name": device.name, "title": device.title},
         "chosen": chosen.artifact.path,
         "verdicts": [v.to_json() for v in chosen.verdicts],
+        "would_do": _would_do(chosen, limits, device, run) if hard_misses else None,
         "figures": {
             "teacher": [f.to_json() for f in teacher],
             "student": [
@@ -145,6 +150,15 @@ def _proof(
         "recipe": recipe.to_yaml(),
         "notes": [*shipped.notes, *_unjudged(limits, chosen)],
     }
+
+
+def _would_do(
+    chosen: Weighed, limits: tuple[Limit, ...], device: Device, run: Run
+) -> dict[str, Any]:
+    artifact = chosen.artifact
+    path = run.file(artifact.path)
+    found = what_would_do([path], chosen.verdicts, limits, device, artifact.precision)
+    return found.to_json()
 
 
 def _metered(recipe: Recipe, chosen: Weighed, limits: tuple[Limit, ...], run: Run) -> Weighed:

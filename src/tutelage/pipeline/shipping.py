@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tutelage.audit.metrics import class_score
 from tutelage.errors import ExportError
 from tutelage.export.artifact import OnnxModel
 from tutelage.export.onnx_float import export_onnx
@@ -25,6 +26,7 @@ from tutelage.files import (
     write_tensors,
 )
 from tutelage.pipeline.learning import Learned, distill_for_int8
+from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.teaching import Taught
@@ -71,6 +73,7 @@ def ship(
             material.content,
             recipe.threads,
             str(most),
+            *metric_inputs(recipe),
         ]
     )
     record = run.stage("export", inputs, work)
@@ -134,7 +137,7 @@ def _int8(
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
     path = run.file(_INT8)
     calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).inputs
-    check = _Check(material, taught, float_path)
+    check = _Check(recipe, material, taught, float_path)
     progress.say("export: int8 ONNX")
     outcome = quantize_within(
         float_path,
@@ -151,7 +154,9 @@ def _int8(
         remarks.append(f"left in float to keep accuracy: {', '.join(outcome.kept_float)}")
     if outcome.loss <= recipe.export.largest_loss:
         return path, remarks
-    progress.say(f"export: int8 loses {outcome.loss:.3f} of accuracy; teaching on with rounding")
+    progress.say(
+        f"export: int8 loses {outcome.loss:.3f} of {check.name}; teaching on with rounding"
+    )
     retaught = _retaught(recipe, material, taught, network, run, progress)
     again = run.file("artifacts/.retaught-float32.onnx")
     export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
@@ -162,7 +167,7 @@ def _int8(
     if second.loss > recipe.export.largest_loss:
         path.unlink(missing_ok=True)
         raise ExportError(
-            f"int8 loses {second.loss:.3f} of the accuracy on validation, over "
+            f"int8 loses {second.loss:.3f} of the {check.name} on validation, over "
             f"export.largest_loss ({recipe.export.largest_loss}), after every repair; raise it, or "
             "set export.precision: float32"
         )
@@ -198,22 +203,31 @@ def artifact_decisions(path: Path, split: Split) -> np.ndarray:
 
 
 class _Check:
-    """The accuracy an int8 file loses against float32, on validation."""
+    """What an int8 file loses of the recipe's metric against float32, on validation."""
 
-    def __init__(self, material: Material, taught: Taught, float_path: Path) -> None:
-        self.split = material.validation
+    def __init__(
+        self, recipe: Recipe, material: Material, taught: Taught, float_path: Path
+    ) -> None:
+        self.split, self.metric = material.validation, recipe.metric
         wanted = material.data.validation.labels
         if wanted is None:
             index = torch.arange(material.validation.count)
             wanted = taught.validation.read(index, 0).decision.argmax(-1).numpy()
+            self.metric = "accuracy"  # of agreement with the teacher
         self.wanted = wanted
-        self.base = self._right(float_path)
+        self.base = self._score(float_path)
+
+    @property
+    def name(self) -> str:
+        """The metric in words."""
+        return self.metric.replace("_", " ")
 
     def loss(self, path: Path) -> float:
-        return self.base - self._right(path)
+        return self.base - self._score(path)
 
-    def _right(self, path: Path) -> float:
-        return float((artifact_decisions(path, self.split).argmax(1) == self.wanted).mean())
+    def _score(self, path: Path) -> float:
+        decided = artifact_decisions(path, self.split).argmax(1)
+        return class_score(self.metric, decided, self.wanted)
 
 
 def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:

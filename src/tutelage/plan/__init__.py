@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tutelage.plan.compact import Candidate, candidates
+from tutelage.plan.candidate import Candidate
+from tutelage.plan.compact import candidates
 from tutelage.registry import Registry
 
 SPACES: Registry[Callable[..., tuple[Candidate, ...]]] = Registry("student space")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +41,17 @@ def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
     Sizes, operations and memory do not depend on the weights, so these are exact up to the few
     bytes by which equal scales merge. Raises `ExportError` when it cannot be exported.
     """
+    with as_shipped(network, costing) as path:
+        figures = graph_figures(path, costing.device, exact="predicted", beside=costing.beside)
+        timed = any(limit.metric == "latency_s" for limit in costing.limits)
+        if timed and costing.device.name == HOST:
+            figures = (*figures, _latency_here(path))
+        return figures
+
+
+@contextmanager
+def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
+    """Export the untrained network as it would ship, to a file that is gone afterwards."""
     shape = costing.meta.shape
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         path = Path(folder) / "float.onnx"
@@ -49,11 +62,7 @@ def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
             if costing.meta.dtype == "int64":
                 example = np.zeros((2, *shape), np.int64)
             path = quantize_int8(path, Path(folder) / "int8.onnx", example)
-        figures = graph_figures(path, costing.device, exact="predicted", beside=costing.beside)
-        timed = any(limit.metric == "latency_s" for limit in costing.limits)
-        if timed and costing.device.name == HOST:
-            figures = (*figures, _latency_here(path))
-        return figures
+        yield path
 
 
 def _latency_here(path: Path) -> Measurement:

@@ -61,8 +61,10 @@ def loss_chart(series: tuple[Series, ...]) -> Chart:
     return Chart(svg=finish(chart), title=(("Loss by epoch", "measured"),), alt=text)
 
 
-def figure_chart(student: Series, *, teacher: float | None, best: int) -> Chart:
-    """Draw the student's validation accuracy by epoch, with the teacher's as a line."""
+def figure_chart(
+    student: Series, *, teacher: float | None, best: int, metric: str = "accuracy"
+) -> Chart:
+    """Draw the student's validation metric by epoch, with the teacher's as a line."""
     import altair as alt
 
     rows = [
@@ -71,7 +73,8 @@ def figure_chart(student: Series, *, teacher: float | None, best: int) -> Chart:
     ]
     values = [row["y"] for row in rows] + ([teacher] if teacher is not None else [])
     low = max(0.0, min(values) - 0.02)
-    y = alt.Y("y:Q", title="Validation accuracy", scale=alt.Scale(domain=[low, 1.0]))
+    name = metric.replace("_", " ").replace("f1", "F1")
+    y = alt.Y("y:Q", title=f"Validation {name}", scale=alt.Scale(domain=[low, 1.0]))
     y = y.axis(format=percent_format(1.0 - low), tickCount=6)
     base = data(rows).encode(x=_epoch_axis(rows), y=y)
     layers: list[alt.Chart] = []
@@ -87,7 +90,7 @@ def figure_chart(student: Series, *, teacher: float | None, best: int) -> Chart:
     text = f"Best at epoch {marked['x']}: {quantity('accuracy', marked['y'], '1')}"
     if teacher is not None:
         text += f"; the teacher has {quantity('accuracy', teacher, '1')}"
-    title = "Validation accuracy by epoch"
+    title = f"Validation {name} by epoch"
     return Chart(svg=finish(alt.layer(*layers)), title=((title, "measured"),), alt=text)
 
 

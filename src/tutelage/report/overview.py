@@ -89,10 +89,26 @@ def _who(proof: dict[str, Any]) -> Words:
 
 
 def _kept(proof: dict[str, Any]) -> Words:
+    metric = proof.get("metric", "accuracy")
+    if metric != "accuracy":
+        return _kept_of(metric, proof)
     for data in proof.get("fidelity") or []:
         if data["name"] == "kept":
             return (" keeps ", show(measurement(data)), " of the teacher’s test accuracy")
     return (" is measured",)
+
+
+def _kept_of(metric: str, proof: dict[str, Any]) -> Words:
+    """Say how the student compares by a metric whose ratio has no interval of its own."""
+    found = {}
+    for who in ("student", "teacher"):
+        rows = [measurement(m) for m in proof["figures"][who]]
+        found[who] = next((m for m in rows if m.name == f"{metric}_test"), None)
+    student, teacher = found["student"], found["teacher"]
+    if student is None or teacher is None:
+        return (" is measured",)
+    name = label(metric).lower().replace("f1", "F1")
+    return (f" has a test {name} of ", show(student), " where the teacher has ", show(teacher))
 
 
 def _fits(proof: dict[str, Any]) -> Words:
@@ -105,7 +121,14 @@ def _fits(proof: dict[str, Any]) -> Words:
         name, unit = label(hard["metric"]).lower(), unit_of(hard["metric"])
         value = made(hard["metric"], hard["value"], unit, hard["kind"], where=hard["where"])
         limit = quantity(hard["metric"], hard["limit"], unit)
-        return (f" but misses the budget of {device}: {name} ", value, f" where {limit} is asked.")
+        would_do = (proof.get("would_do") or {}).get("device")
+        other = (f" The {would_do} would do.",) if would_do else ()
+        return (
+            f" but misses the budget of {device}: {name} ",
+            value,
+            f" where {limit} is asked.",
+            *other,
+        )
     kept = [v for v in _verdicts(proof) if v["met"] and v["metric"] in _SPARE]
     if not kept:
         return (f", proven for {device}.",)
@@ -136,8 +159,9 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
     teachers = [measurement(m) for m in figures.get("teacher") or []]
     tiles = []
     device = (proof.get("device") or {}).get("name", "")
+    metric = proof.get("metric", "accuracy")
     for names, title in (
-        (("accuracy_test",), "Test accuracy"),
+        ((f"{metric}_test",), f"Test {label(metric).lower().replace('f1', 'F1')}"),
         (("storage_bytes",), "Storage"),
         # The named device's own figure, where its profile has one, before that of this machine.
         (("latency_s", "latency_p50_s"), "Latency"),
@@ -163,7 +187,7 @@ def _note(own: Measurement, other: Measurement | None) -> str:
     if other is None:
         return own.where
     theirs = quantity(other.name, other.value, other.unit)
-    if own.name == "accuracy_test":
+    if own.name.endswith("_test"):
         return f"teacher {theirs}"
     if not own.value > 0 or not other.value > own.value:
         return f"teacher {theirs}"

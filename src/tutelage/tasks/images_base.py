@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tutelage.errors import DataError
+from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
 
 _MOST_CLASSES = 65536
 
@@ -216,21 +217,28 @@ def as_labels(
     """Return class numbers and class names from numbers or names.
 
     Numbers are their own names, counted from 0, or from 1 where no label is 0. With `classes`
-    given, numbers index it. Raises `DataError` for missing, negative, fractional or huge labels.
+    given, numbers index it. One-hot rows are classes, too. Raises `DataError` for missing,
+    negative, fractional, huge or several labels.
     """
     if not isinstance(values, np.ndarray):
+        refuse_lists(values, lambda i: f"{source}: example {i}")
         gaps = [i for i, value in enumerate(values) if value is None or value == ""]
         if gaps:
             raise DataError(f"{source}: example {gaps[0]} has no label: fill it in or drop the row")
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    hot = from_one_hot(array, lambda i: f"{source}: example {i}")
+    if hot is not None:
+        return _numbered(hot, classes or tuple(map(str, range(array.shape[1]))), source)
     if array.ndim != 1:
         raise DataError(
             f"{source}: labels of shape {list(array.shape)} are not one class an example: "
             "save class numbers (argmax of one-hot labels)"
         )
     if array.dtype.kind in "US":
+        if classes is None:
+            refuse_joined(array.astype(str).tolist(), lambda i: f"{source}: example {i}")
         return _named(array.astype(str), classes, source)
     if array.dtype.kind not in "iub":
         raise DataError(

@@ -144,9 +144,16 @@ def _check_options(validation_share: float, length: int | None, hop: int | None)
 
 def _shape_notes(series: Series, length: int | None) -> tuple[str, ...]:
     channels, steps = series.shape
+    low, high = np.nanmin(series.values, axis=(0, 2)), np.nanmax(series.values, axis=(0, 2))
+    still = tuple(
+        f"channel {i} of {channels} has the same value in all training series of {series.source}: "
+        "it tells nothing, and may be left out"
+        for i in np.flatnonzero(low == high)
+    )
     if channels <= steps or length is not None:
-        return ()
+        return still
     return (
+        *still,
         f"series of {series.source} have {channels} channels of {steps} steps: if that is the "
         "wrong way round, save them as [n, channels, steps]",
     )

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from tutelage.errors import DataError
+from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
 
 MISSING = frozenset({"", "?", "nan", "na", "n/a", "null", "none"})
 _MOST_VALUES = 1 << 31
@@ -238,13 +239,19 @@ def as_classes(
     array = labels if isinstance(labels, np.ndarray) else None
     if array is not None and array.dtype.kind == "S":
         array = array.astype(str)
+    hot = None if array is None else from_one_hot(array, lambda i: f"{source}: {names[i]}")
+    if array is not None and hot is not None:
+        return hot, classes or tuple(map(str, range(array.shape[1])))
     if array is not None and (array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1)):
         raise DataError(
             f"{source}: labels of shape {list(array.shape)} are not one class a series: "
             "save class numbers (argmax of one-hot labels)"
         )
     cells = list(labels) if array is None else array.reshape(-1).tolist()
+    refuse_lists(cells, lambda i: f"{source}: {names[i]}")
     texts = [_class_name(cell) for cell in cells]
+    if classes is None:
+        refuse_joined(texts, lambda i: f"{source}: {names[i]}")
     for name, text in zip(names, texts, strict=False):
         if text.lower() in MISSING:
             raise DataError(f"{source}: {name} has no label: fill it in, or remove the series")

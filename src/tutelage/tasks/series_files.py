@@ -27,6 +27,7 @@ from tutelage.tasks.series_base import (
     one_line,
     read_npz,
 )
+from tutelage.tasks.several import parts_among, refuse_lists, several_labels
 
 _LABEL_COLUMNS = ("label", "class", "target", "y")
 _STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
@@ -203,6 +204,8 @@ def _ts_series(held: _Header, line: str, number: int) -> None:
     where = f"{held.path}, line {number}"
     stamped = "(" in line
     *dimensions, label = _OUTSIDE.split(line) if stamped else line.split(":")
+    if parts_among(label, held.classes or ()):
+        raise several_labels(where, label.strip())
     if not dimensions or "," in label:
         raise DataError(f"{where} does not end in ':' and a class: add the label")
     if label.strip() not in (held.classes or ()):
@@ -302,10 +305,7 @@ def _table(
 ) -> Series:
     table = dict(zip(header, columns, strict=True))
     if len(table) < len(header) or "" in table:
-        raise DataError(
-            f"{path}: two columns have the same name, or one has none (an index that was saved "
-            "along?): give each its own name"
-        )
+        raise DataError(f"{path}: two columns have the same name, or one has none: rename them")
     if not rows:
         raise DataError(f"{path} holds no series: check that the path is the right one")
     ids = _wanted(path, table, options.series_column, "series")
@@ -313,6 +313,7 @@ def _table(
     label = _label(path, table, options.label_column, {ids, times})
     if times is not None and ids is None:
         raise DataError(f"{path}: data.time_column is for the long form: give data.series_column")
+    refuse_lists(table[label], lambda i: f"{path}, {rows[i]}")
     steps = [name for name in header if name not in (ids, times, label)]
     if not steps:
         raise DataError(f"{path} has no columns of values beside '{label}': check the file")

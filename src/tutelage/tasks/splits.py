@@ -9,6 +9,8 @@ from jaxtyping import Bool, Int, UInt64
 
 from tutelage.errors import DataError
 
+_RARE = 0.1  # of the commonest class's examples
+
 
 def renumbered(
     labels: Int[np.ndarray, " n"], classes: Sequence[str], source: str,
@@ -49,6 +51,31 @@ def set_aside(
             want = 0
         taken[members[: max(0, want)]] = True
     return taken
+
+
+def rare_classes(
+    labels: Int[np.ndarray, " n"] | None, classes: Sequence[str], metric: str
+) -> tuple[str, ...]:
+    """Return what to say of classes of unequal size: at most one line.
+
+    It is said where the rarest class has under a tenth of the examples of the commonest.
+    """
+    if labels is None:
+        return ()
+    counts = np.bincount(labels, minlength=len(classes))
+    rare, common = int(counts.argmin()), int(counts.argmax())
+    if counts[rare] >= _RARE * counts[common]:
+        return ()
+    line = (
+        f"the class '{classes[rare]}' has {counts[rare]} training examples where "
+        f"'{classes[common]}' has {counts[common]}"
+    )
+    if metric == "accuracy":
+        line += (
+            f": accuracy misleads, since always saying '{classes[common]}' has "
+            f"{counts[common] / counts.sum():.0%} of it; choose by metric: macro_f1"
+        )
+    return (line,)
 
 
 def overlap(

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
 from tutelage.tasks.images_base import as_labels, split_name
+from tutelage.tasks.several import refuse_joined, several_labels
 
 LONGEST_TEXT = 100_000  # characters; what lies beyond is cut
 _LONGEST_LINE = 1 << 26  # characters of one cell, bytes of one line of JSON
@@ -188,6 +189,8 @@ def _cleaned(text: Any, label: Any, where: str, findings: Findings) -> tuple[str
         findings.empty += 1
         findings.first_empty = findings.first_empty or where
         return None
+    if isinstance(label, (list, tuple, dict)):
+        raise several_labels(where, label)
     if label is None or label == "" or (isinstance(label, float) and label != label):
         raise DataError(f"{where} has no label: fill it in or drop the row")
     if not isinstance(label, (str, int, float)):
@@ -363,6 +366,7 @@ def class_numbers(
             f"{source.name}: label {word} is a fraction and so no class: give whole numbers or "
             "names (data.label_column)"
         )
+    refuse_joined(words, lambda i: f"{source.name}: text {int(np.argmax(codes == i))}")
     numbers, names = as_labels(np.array(words), None, source.name)
     return numbers[codes], names
 

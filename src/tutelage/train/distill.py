@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tutelage.audit.metrics import class_score
 from tutelage.errors import StudentError
 from tutelage.files import hash_json
 from tutelage.losses.objective import INSIDE, Objective
@@ -29,7 +30,7 @@ class Distillation:
     `taps` are the student's; they are read only when a loss asks for them, and `inside` says what
     is read token by token. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
-    fixed random order (short trials).
+    fixed random order (short trials). `metric` is what validation is judged by.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Distillation:
         batch: int,
         seed: int,
         examples: int | None = None,
+        metric: str = "accuracy",
     ) -> None:
         self.student, self.objective, self.signals = student, objective, signals
         self.train, self.validation = train, validation
         self.validation_decision = validation_decision
+        self.metric = metric
         self.needs = objective.student_needs
         self.taps = tuple(taps) if self.needs - INSIDE else ()
         self.inside = inside
@@ -82,9 +85,13 @@ class Distillation:
         else:
             source = None if asked is None else asked.key
         terms = [[t.name, t.weight, dict(t.options)] for t in objective.terms]
-        weighing = [terms, objective.pairs, objective.share, objective.balance_steps]
+        weighing: list[Any] = [terms, objective.pairs, objective.share, objective.balance_steps]
         data = [[s.content, s.count] for s in (self.train, self.validation)]
-        drawn = [self.views, self.batch, self.seed, self.count]
+        drawn: list[Any] = [self.views, self.batch, self.seed, self.count]
+        if objective.class_weights is not None:
+            weighing.append(objective.class_weights)
+        if self.metric != "accuracy":
+            drawn.append(self.metric)
         return hash_json([source, weighing, data, [tap.path for tap in self.taps], drawn])
 
     def view_of(self, epoch: int) -> int:
@@ -143,20 +150,21 @@ class Distillation:
         )
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return accuracy on validation; agreement with the teacher where there are no labels."""
+        """Return the metric on validation; agreement with the teacher where there are no labels."""
         network = modules[0]
         device = next(network.parameters()).device
-        right = 0
+        decided, wanted = [], []
         for start in range(0, self.validation.count, _EVALUATION_BATCH):
             stop = min(start + _EVALUATION_BATCH, self.validation.count)
             batch = self.validation.batch(torch.arange(start, stop), 0)
-            decided = _single(network(_to(batch.inputs, device))).argmax(-1).cpu()
-            wanted = batch.labels
-            if wanted is None:
-                assert self.validation_decision is not None
-                wanted = self.validation_decision[start:stop].argmax(-1)
-            right += int((decided == wanted).sum())
-        return right / self.validation.count
+            decided.append(_single(network(_to(batch.inputs, device))).argmax(-1).cpu())
+            if batch.labels is not None:
+                wanted.append(batch.labels)
+        if wanted:
+            return class_score(self.metric, torch.cat(decided).numpy(), torch.cat(wanted).numpy())
+        assert self.validation_decision is not None
+        right = torch.cat(decided) == self.validation_decision.argmax(-1)
+        return int(right.sum()) / self.validation.count
 
 
 def decisions(network: nn.Module, split: Split) -> Tensor:

@@ -1,0 +1,60 @@
+"""A student that could be built, and what it would cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tutelage.plan.costs import Costing, cost_of, missed_limits
+from tutelage.records import Measurement
+from tutelage.students.spec import StudentSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A student that could be built, what it would cost, and which limits it would miss."""
+
+    spec: StudentSpec
+    parameters: int
+    figures: tuple[Measurement, ...]
+    missed: tuple[str, ...] = ()
+
+    def figure(self, name: str) -> float:
+        """Return the value of one figure."""
+        return next(f.value for f in self.figures if f.name == name)
+
+
+def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
+    """Cost one spec."""
+    return weighed(spec, stand_in(spec), costing)
+
+
+def weighed(spec: StudentSpec, network: nn.Module, costing: Costing) -> Candidate:
+    """Cost one network, which `spec` describes."""
+    figures = cost_of(network, costing)
+    return Candidate(
+        spec=spec,
+        parameters=sum(p.numel() for p in network.parameters()),
+        figures=figures,
+        missed=missed_limits(figures, costing.limits),
+    )
+
+
+def stand_in(spec: StudentSpec) -> nn.Module:
+    """Build an untrained network that costs what the trained one will."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = spec.build()
+        _shake(network)
+    return network
+
+
+def _shake(network: nn.Module) -> None:
+    """Give norms values as after training: equal constants would merge, and shrink the file."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_()
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
