@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from tutelage.errors import MissingExtra, TeacherError
 from tutelage.files import read_json
+from tutelage.passes import reason
 from tutelage.students.encoder import masked_mean
-from tutelage.students.taps import reason
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")

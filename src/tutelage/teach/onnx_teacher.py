@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.errors import TeacherError
-from tutelage.students.taps import reason
+from tutelage.passes import reason
 from tutelage.teach import torch_teacher as checks
 from tutelage.types import Reading, Tap
 

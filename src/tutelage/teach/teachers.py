@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.errors import MissingExtra, TeacherError, TutelageError
+from tutelage.passes import Forward, Inputs, call, reason
 from tutelage.registry import near_matches
-from tutelage.students.taps import reason
 from tutelage.teach.onnx_teacher import OnnxTeacher
 from tutelage.teach.torch_teacher import Channels, ImageShape, TorchTeacher
 from tutelage.types import Reading, Tap
@@ -48,9 +47,7 @@ class Teacher(Protocol):
     notes: tuple[str, ...]
     parameters: int
 
-    def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+    def read(self, inputs: Inputs, *, features: bool = False, maps: bool = False) -> Reading:
         """Return what it says of a batch; raises `TeacherError` when that cannot be used."""
         ...
 
@@ -67,8 +64,9 @@ def load_teacher(
     bf16: bool = False,
     device: str | torch.device = "cpu",
     open_folder: Callable[[Path], nn.Module] | None = None,
-    example: Tensor | None = None,
+    example: Inputs | None = None,
     tokens: tuple[Any, int] | None = None,
+    forward: Forward = call,
 ) -> Teacher:
     """Load a teacher and look at it once, so that what cannot work is refused here.
 
@@ -82,6 +80,11 @@ def load_teacher(
     """
     if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
         path = _onnx_file(Path(source), weights, taps)
+        if forward is not call or not isinstance(example, Tensor | None):
+            raise TeacherError(
+                f"'{path}' reads one array and is not called by a forward of yours. Give inputs of "
+                "one tensor and no forward, or the teacher as a torch module"
+            )
         return OnnxTeacher(path, classes=classes, image_shape=image_shape, channels=channels)
     weights = None if weights is None else _existing(Path(weights), "the weights file")
     code = b""
@@ -97,7 +100,7 @@ def load_teacher(
     if weights is not None:
         fill(module, weights)
     options: dict[str, Any] = {"channels": channels, "bf16": bf16, "device": device, "code": code}
-    options["example"] = example
+    options |= {"example": example, "forward": forward}
     return TorchTeacher(module, classes=classes, image_shape=image_shape, taps=taps, **options)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tutelage.errors import StudentError
 from tutelage.files import hash_json
 from tutelage.losses.objective import Objective
+from tutelage.passes import Forward, Inputs, call, first_tensor, mapped, source_of
 from tutelage.students.branches import Branches
 from tutelage.students.taps import TapReader
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
@@ -26,7 +27,7 @@ class Distillation:
 
     `taps` are the student's; they are read only when a loss asks for them. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
-    fixed random order (short trials).
+    fixed random order (short trials). `forward` is how the student is called.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Distillation:
         batch: int,
         seed: int,
         examples: int | None = None,
+        forward: Forward = call,
     ) -> None:
         self.student, self.objective, self.signals = student, objective, signals
+        self.forward = forward
         self.train, self.validation = train, validation
         self.validation_decision = validation_decision
         self.needs = objective.student_needs
@@ -80,14 +83,15 @@ class Distillation:
         weighing = [terms, objective.pairs, objective.share, objective.balance_steps]
         data = [[s.content, s.count] for s in (self.train, self.validation)]
         drawn = [self.views, self.batch, self.seed, self.count]
-        return hash_json([source, weighing, data, [tap.path for tap in self.taps], drawn])
+        parts = [source, weighing, data, [tap.path for tap in self.taps], drawn]
+        return hash_json(parts if self.forward is call else [*parts, source_of(self.forward)])
 
     def view_of(self, epoch: int) -> int:
         """Return the view that `epoch` sees."""
         return epoch if isinstance(self.signals, LiveSignals) else epoch % self.views
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Batch, Reading | None]]:
-        """Yield batches and what the teacher says about them, one prepared ahead."""
+        """Yield batches and what the teacher says about them, one prepared ahead if it may be."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
         view = self.view_of(epoch)
 
@@ -96,6 +100,9 @@ class Distillation:
             batch, signals = self.train.batch(index, view), self.signals
             return batch, signals.read(index, view) if isinstance(signals, SignalCache) else None
 
+        if not self.train.ahead:
+            yield from map(prepare, range(first, self.steps()))
+            return
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(prepare, first)
             for step in range(first, self.steps()):
@@ -115,11 +122,12 @@ class Distillation:
         value = self.objective(self.read(inputs), _reading_to(teacher, device), labels)
         return value.total, value.parts
 
-    def read(self, inputs: Tensor) -> Reading:
+    def read(self, inputs: Inputs) -> Reading:
         """Return the student's own reading of a batch, with what the losses need."""
         if not self.taps:
-            return Reading(decision=_single(self.student(inputs)))
-        with TapReader(self.student, [tap.path for tap in self.taps]) as reader:
+            return Reading(decision=_single(self.forward(self.student, inputs)))
+        paths = [tap.path for tap in self.taps]
+        with TapReader(self.student, paths, forward=self.forward) as reader:
             decision, outputs = reader.read(self.student, inputs)
         maps = tuple(map(_map, self.taps, outputs)) if "maps" in self.needs else ()
         return Reading(
@@ -137,7 +145,8 @@ class Distillation:
         for start in range(0, self.validation.count, _EVALUATION_BATCH):
             stop = min(start + _EVALUATION_BATCH, self.validation.count)
             batch = self.validation.batch(torch.arange(start, stop), 0)
-            decided = _single(network(_to(batch.inputs, device))).argmax(-1).cpu()
+            output = self.forward(network, _to(batch.inputs, device))
+            decided = _single(output).argmax(-1).cpu()
             wanted = batch.labels
             if wanted is None:
                 assert self.validation_decision is not None
@@ -154,7 +163,8 @@ def decisions(network: nn.Module, split: Split) -> Tensor:
     with torch.inference_mode():
         for start in range(0, split.count, _EVALUATION_BATCH):
             index = torch.arange(start, min(start + _EVALUATION_BATCH, split.count))
-            found.append(_single(network(_to(split.batch(index, 0).inputs, device))).float().cpu())
+            inputs = _to(split.batch(index, 0).inputs, device)
+            found.append(_single(call(network, inputs)).float().cpu())
     return torch.cat(found)
 
 
@@ -169,17 +179,18 @@ def _map(tap: Tap, output: Tensor) -> Tensor:
 
 
 def _single(output: Any) -> Tensor:
-    from tutelage.students.taps import first_tensor
-
     tensor = first_tensor(output)
     assert tensor is not None
     return tensor.float()
 
 
-def _to(inputs: Tensor, device: torch.device) -> Tensor:
-    if inputs.ndim == 4:
-        return inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
-    return inputs.to(device, non_blocking=True)
+def _to(inputs: Inputs, device: torch.device) -> Inputs:
+    def moved(tensor: Tensor) -> Tensor:
+        if tensor.ndim == 4:
+            return tensor.to(device, memory_format=torch.channels_last, non_blocking=True)
+        return tensor.to(device, non_blocking=True)
+
+    return mapped(inputs, moved)
 
 
 def _reading_to(reading: Reading | None, device: torch.device) -> Reading | None:
