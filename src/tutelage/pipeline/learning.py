@@ -14,6 +14,7 @@ from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
+from tutelage.passes import Forward, call, mapped, source_of
 from tutelage.pipeline.lessons import batch_for, epochs_for, objective_of, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
@@ -52,27 +53,32 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
     """Find the student's taps and pair them with the teacher's by what they say on validation."""
     network = warm_weights(chosen)
     index = torch.arange(min(_PAIRING_EXAMPLES, material.validation.count))
-    examples = material.validation.batch(index, 0).inputs
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    examples = mapped(material.validation.batch(index, 0).inputs, lambda x: x.to(device))
+    two = mapped(examples, lambda x: x[:2])
     if recipe.student.taps is None:
-        taps = find_taps(network, examples[:2])
+        taps = find_taps(network, two, forward=chosen.forward)
     else:
-        taps = describe_taps(network, examples[:2], recipe.student.taps)
+        taps = describe_taps(network, two, recipe.student.taps, forward=chosen.forward)
     teacher_taps = tuple(tap.path for tap in taught.teacher.taps)
     if not taps or not teacher_taps:
         if recipe.distill.pairs:
             raise RecipeError("distill.pairs: this teacher has no taps to pair; remove the key")
         return Paired(taps=taps, pairing=None)
     with torch.inference_mode():
-        mine = reading(network, examples, taps, features=True, maps=False).features
+        mine = reading(
+            network, examples, taps, features=True, maps=False, forward=chosen.forward
+        ).features
     theirs = taught.validation.read(index, 0).features
     named = None if recipe.distill.pairs is None else list(recipe.distill.pairs)
-    pairing = find_pairing(mine, theirs, tuple(t.path for t in taps), teacher_taps, named)
+    mine, paths = [x.cpu() for x in mine], tuple(t.path for t in taps)
+    pairing = find_pairing(mine, theirs, paths, teacher_taps, named)
     return Paired(taps=taps, pairing=pairing)
 
 
 def build_lesson(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired,
-    terms: tuple[Term, ...] = (),
+    terms: tuple[Term, ...] = (), forward: Forward = call,
 ) -> Distillation:  # fmt: skip
     """Put student, signals, data and objective (`terms`, else the recipe's losses) together."""
     objective = objective_of(
@@ -94,6 +100,7 @@ def build_lesson(
         views=material.views,
         batch=batch_for(recipe, material.train.count),
         seed=recipe.seed,
+        forward=forward,
     )
 
 
@@ -109,7 +116,9 @@ def distill(
 
     def work() -> tuple[Any, list[Path]]:
         paired = pair_taps(recipe, material, taught, chosen)
-        lesson = build_lesson(recipe, material, taught, network, paired)
+        lesson = build_lesson(
+            recipe, material, taught, network, paired, forward=chosen.forward
+        )  # fmt: skip
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
@@ -133,6 +142,7 @@ def distill(
         }
         return result, _save(folder, chosen, network)
 
+    own_pass = [] if chosen.forward is call else [source_of(chosen.forward)]
     inputs = hash_json(
         [
             taught.train.key,
@@ -145,6 +155,7 @@ def distill(
             material.views,
             recipe.seed,
             recipe.threads,
+            *own_pass,
         ]
     )
     record = run.stage("distill", inputs, work)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.errors import TeacherError
-from tutelage.passes import reason
+from tutelage.passes import Inputs, reason
 from tutelage.teach import torch_teacher as checks
 from tutelage.types import Reading, Tap
 
@@ -49,9 +49,7 @@ class OnnxTeacher:
         self.fingerprint: str = _fingerprint(path, f"{channels} {self._probabilities}")
         self.parameters = _count_parameters(path)
 
-    def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+    def read(self, inputs: Inputs, *, features: bool = False, maps: bool = False) -> Reading:
         """Return the decision (logits, float32).
 
         Raises `TeacherError` when features or maps are asked for, when the file fails, and when it
@@ -63,6 +61,7 @@ class OnnxTeacher:
                 "need no taps (kl, dkd, dist), or give the teacher as a torch module"
             )
         batch, self._batch = self._batch, self._batch + 1
+        assert isinstance(inputs, Tensor)
         decision = self._decide(inputs, f"batch {batch} (counted from 0)")
         checks.check_classes(decision, self.classes)
         checks.check_finite(decision, batch)

@@ -80,10 +80,10 @@ def load_teacher(
     """
     if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
         path = _onnx_file(Path(source), weights, taps)
-        if forward is not call or not isinstance(example, Tensor | None):
+        if forward is not call or len(image_shape) != 3 or not isinstance(example, Tensor | None):
             raise TeacherError(
-                f"'{path}' reads one array and is not called by a forward of yours. Give inputs of "
-                "one tensor and no forward, or the teacher as a torch module"
+                f"'{path}' reads images (batch x channels x height x width), and no forward of "
+                "yours calls it. Give the teacher as a torch module"
             )
         return OnnxTeacher(path, classes=classes, image_shape=image_shape, channels=channels)
     weights = None if weights is None else _existing(Path(weights), "the weights file")

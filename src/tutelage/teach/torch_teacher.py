@@ -165,9 +165,7 @@ class Reordered:
         text = f"{teacher.fingerprint} {list(order)}"
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
-    def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+    def read(self, inputs: Inputs, *, features: bool = False, maps: bool = False) -> Reading:
         """Return what the teacher says, its decision in the data's order."""
         found = self.teacher.read(inputs, features=features, maps=maps)
         decision = found.decision[:, self._order.to(found.decision.device)]
@@ -197,11 +195,10 @@ class Renormalised:
         self._scale = (ours[1] / theirs[1]).view(1, -1, 1, 1)
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
 
-    def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False
-    ) -> Reading:
+    def read(self, inputs: Inputs, *, features: bool = False, maps: bool = False) -> Reading:
         """Return what the teacher says of the converted inputs."""
-        return self.teacher.read(inputs * self._scale + self._shift, features=features, maps=maps)
+        converted = mapped(inputs, lambda images: images * self._scale + self._shift)
+        return self.teacher.read(converted, features=features, maps=maps)
 
 
 def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:
