@@ -71,6 +71,8 @@ def loader_material(
 
 def _check_recipe(recipe: Recipe, task: GivenTask) -> None:
     options_of(recipe, task)
+    if "task" in recipe.model_fields_set:
+        raise RecipeError("task=: a loader's examples are taken as they come; leave it out")
     if recipe.data.test is not None:
         raise RecipeError("data.test: nothing is tested here; leave it out")
     if recipe.teacher.fit:

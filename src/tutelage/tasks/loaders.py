@@ -136,8 +136,10 @@ def _rows(loader: torch_data.DataLoader[Any], name: str) -> Int[np.ndarray, " n"
     """Return the rows of the data set that the loader's sampler ever draws, in ascending order."""
     batches: Any = loader.batch_sampler
     drawn = batches.sampler if type(batches) is torch_data.BatchSampler else None
-    if isinstance(drawn, (torch_data.SequentialSampler, torch_data.RandomSampler)):
-        return np.arange(len(loader.dataset))  # pyright: ignore[reportArgumentType]
+    count = len(loader.dataset)  # pyright: ignore[reportArgumentType]
+    every = isinstance(drawn, (torch_data.SequentialSampler, torch_data.RandomSampler))
+    if every and len(drawn.data_source) == count:
+        return np.arange(count)
 
     def once() -> set[int]:
         return set(drawn) if drawn is not None else {row for batch in batches for row in batch}
@@ -286,7 +288,7 @@ def parted(batch: Any, name: str) -> tuple[Inputs, Int[Tensor, " batch"] | None]
         if len(keys) > 1:
             raise DataError(f"{name}: items have both '{keys[0]}' and '{keys[1]}': keep the label")
         labels = batch.pop(keys[0]) if keys else None
-    elif isinstance(batch, (tuple, list)):
+    elif isinstance(batch, (tuple, list)) and not isinstance(next(iter(batch), None), str):
         if len(batch) not in (1, 2):
             raise DataError(
                 f"{name}: items are tuples of {len(batch)}: give (inputs, label), where inputs may "
