@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage import __version__
 from tutelage.audit.fidelity import Decided, fidelity
 from tutelage.devices import HOST, load_device
-from tutelage.errors import DataError
+from tutelage.errors import DataError, RecipeError
 from tutelage.export.artifact import ArtifactMeta
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.measure.costs import graph_figures
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
+from tutelage.passes import Forward, call
 from tutelage.pipeline import Result, run_recipe, with_threads
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.feasible import plan_recipe
+from tutelage.pipeline.given import is_loader, loader_material
 from tutelage.pipeline.learning import distill as _distill
-from tutelage.pipeline.material import Material, material_of, read_material
+from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import Chosen
 from tutelage.pipeline.teaching import teach
 from tutelage.progress import Progress, Silent
@@ -34,9 +36,9 @@ from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students.spec import load
-from tutelage.tasks import find_task, wilson_interval
+from tutelage.tasks import wilson_interval
 
-Data = str | Path | tuple[np.ndarray, np.ndarray]
+Data = str | Path | tuple[np.ndarray | Sequence[str], Any]
 
 
 def fit(
@@ -54,11 +56,17 @@ def fit(
     """Do the whole pipeline and return its result; call it again to go on where it stopped.
 
     `teacher` is `"fit"` (train one), a torch module, or a source as in the recipe. `data` is a path
-    or `(images uint8 [n, h, w, c], labels int [n])`. `budget` has the recipe's keys, for instance
-    `{"storage": "100 kB"}`; `parts` are other parts of the recipe (`distill={"epochs": 20}`, and
-    `teacher` and `data` too: `data={"validation": 0.2}`).
+    or, with labels `[n]`, `(images uint8 [n, h, w, c], labels)`; `(series float [n, c, t], labels)`
+    with `task="series"`; `(texts, labels)` with `task="text"` and `data={"tokenizer": FOLDER}`.
+    `budget` has the recipe's keys, for instance `{"storage": "100 kB"}`; `parts` are other parts of
+    the recipe (`distill={"epochs": 20}`, and `teacher` and `data` too: `data={"validation": 0.2}`).
     Raises a `TutelageError`; a missed limit is told by `Result.met`.
     """
+    if is_loader(data):
+        raise DataError(
+            f"fit takes a path or (inputs, labels), and the data is a {type(data).__name__}: "
+            "tutelage.distill teaches a student of your own on any loader"
+        )
     module = teacher if isinstance(teacher, nn.Module) else None
     recipe = _recipe(teacher, data, device=device, budget=dict(budget or {}), **parts)
     return run_recipe(
@@ -66,14 +74,17 @@ def fit(
         Path(run),
         progress=progress,
         trust_code=trust_code,
-        material=_material(recipe, data),
+        material=_material(recipe, data) if isinstance(data, tuple) else None,
         teacher=module,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """A taught student. `history` holds losses and validation figures, epoch by epoch."""
+    """A taught student. `history` holds losses and validation figures, epoch by epoch.
+
+    `validation` is accuracy, or agreement with the teacher where there are no labels.
+    """
 
     student: nn.Module
     validation: Measurement
@@ -85,9 +96,11 @@ class Distilled:
 def distill(
     teacher: str | Path | nn.Module,
     student: nn.Module,
-    data: Data,
+    data: Data | Iterable[Any],
     /,
     *,
+    validation: Iterable[Any] | None = None,
+    forward: Forward | tuple[Forward | None, Forward | None] | None = None,
     losses: Mapping[str, Any] | None = None,
     epochs: int | None = None,
     run: str | Path | None = None,
@@ -97,8 +110,17 @@ def distill(
 ) -> Distilled:
     """Teach your own `student` (changed in place) from `teacher`; nothing is planned or exported.
 
-    `losses` maps names to weights or options, as in the recipe. `run` keeps signals and checkpoints
-    so that a stopped call goes on; without it they go to a temporary folder. `parts` as in `fit`.
+    `data` is as in `fit`, or a torch DataLoader or data set, or any iterable of batches (read once,
+    up to 1 GiB). Its items are (inputs, labels), inputs alone, or dicts with a label key; inputs
+    are a tensor, or a dict or tuple of tensors, and reach both networks unchanged: a dict as
+    keywords, a tuple as arguments. `validation` is a second loader; without it a share of the
+    examples is set aside by their hashes. A data set that varies its examples has the teacher asked
+    anew for every batch.
+
+    `forward(network, inputs)` returns logits where a plain call does not: one for both networks, or
+    a pair (teacher's, student's), either of them None. `losses` maps names to weights or options,
+    as in the recipe. `run` keeps signals and checkpoints so that a stopped call goes on; without it
+    they go to a temporary folder. `parts` as in `fit`. Raises a `TutelageError`.
     """
     module = teacher if isinstance(teacher, nn.Module) else None
     learn: dict[str, Any] = dict(parts.pop("distill", {}))
@@ -107,23 +129,38 @@ def distill(
     if epochs is not None:
         learn["epochs"] = epochs
     recipe = with_threads(_recipe(teacher, data, distill=learn, **parts))
-    said = progress or Silent()
+    said, forwards = progress or Silent(), _forwards(forward)
+    if validation is not None and not is_loader(data):
+        raise RecipeError("validation= goes with a loader; else write data={'validation': 0.2}")
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         held = stack.enter_context(Run(Path(folder)))
-        material = _material(recipe, data) or read_material(recipe)
+        if is_loader(data):
+            material = loader_material(
+                recipe, data, validation, teacher=module, student=student, forwards=forwards,
+                progress=said,
+            )  # fmt: skip
+        else:
+            material = _material(recipe, data)
+        for note in material.notes:
+            said.say(f"data: {note}")
         check_recipe(recipe, material)
-        taught = teach(recipe, material, held, said, trust_code=trust_code, module=module)
+        taught = teach(
+            recipe, material, held, said, trust_code=trust_code, module=module, forward=forwards[0]
+        )
         count = sum(p.numel() for p in student.parameters())
-        chosen = Chosen(spec=None, network=student, parameters=count, warm=None)
+        chosen = Chosen(
+            spec=None, network=student, parameters=count, warm=None, forward=forwards[1]
+        )  # fmt: skip
         learned = _distill(recipe, material, taught, chosen, held, said)
     result, n = learned.result, material.validation.count
     best = result["history"]["figure"][result["history"]["best_epoch"]]
+    figure = "agreement" if material.data.validation.labels is None else recipe.metric
     return Distilled(
         student=learned.network,
         validation=Measurement(
-            name=f"{recipe.metric}_validation", value=best, unit="1", kind="measured", n=n,
-            spread=wilson_interval(best, n) if recipe.metric == "accuracy" else None,
+            name=f"{figure}_validation", value=best, unit="1", kind="measured", n=n,
+            spread=wilson_interval(best, n) if figure in ("accuracy", "agreement") else None,
             where="the network in torch, validation split",
         ),
         history=result["history"],
@@ -192,28 +229,32 @@ def audit(
     return fidelity(Decided(student=student, teacher=teacher, labels=labels))
 
 
-def _recipe(teacher: Any, data: Data, /, **parts: Any) -> Recipe:
+def _forwards(given: Any) -> tuple[Forward, Forward]:
+    pair = given if isinstance(given, (tuple, list)) else (given, given)
+    if len(pair) != 2 or not all(f is None or isinstance(f, Callable) for f in pair):
+        raise RecipeError("forward= is a function (network, inputs) -> logits, or a pair of them")
+    return pair[0] or call, pair[1] or call
+
+
+def _recipe(teacher: Any, data: Any, /, **parts: Any) -> Recipe:
     if isinstance(teacher, nn.Module):
         source: dict[str, Any] = {"source": "given from Python"}
     else:
         source = {"fit": True} if str(teacher) == "fit" else {"source": str(teacher)}
     source |= parts.pop("teacher", {})
-    train = "given from Python" if isinstance(data, tuple) else str(data)
+    train = str(data) if isinstance(data, (str, Path)) else "given from Python"
     given = {"data": {"train": train, **parts.pop("data", {})}, "teacher": source, **parts}
     return Recipe.parse(given, where="arguments")
 
 
-def _material(recipe: Recipe, data: Data) -> Material | None:
-    """Make the material of arrays; None for a path, which the pipeline reads."""
+def _material(recipe: Recipe, data: Any) -> Material:
+    """Make the material of a path, or of (inputs, labels)."""
     if not isinstance(data, tuple):
-        return None
-    from tutelage.tasks.images_base import make_images
-    from tutelage.tasks.vision import arrange
-
-    images, labels = data
-    made = make_images(images, labels, source="the images given")
-    arranged = arrange(made, validation_share=recipe.data.validation, seed=recipe.seed)
-    return material_of(find_task("vision"), arranged, recipe)
+        return read_material(recipe)
+    if len(data) != 2:
+        raise DataError(f"the data is a tuple of {len(data)}: give (inputs, labels), or a loader")
+    inputs, labels = (part.numpy() if isinstance(part, Tensor) else part for part in data)
+    return read_material(recipe, given=(inputs, labels))
 
 
 __all__ = ["audit", "distill", "export", "fit", "load", "measure", "plan"]

@@ -9,20 +9,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tutelage.passes import Inputs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Examples as the network sees them; `index` names them in the data set.
 
-    `labels` is None for data without labels. `view` is the augmentation view they were drawn from.
-    `keep` is true where an input's position counts (a token that is no pad); None where all do.
+    `inputs` is a tensor `[batch, ...]`, or a dict or tuple of such, nested where need be. `labels`
+    is None for data without labels. `view` is the augmentation view they were drawn from. `keep` is
+    true where an input's position counts (a token that is no pad); None where all do.
     """
 
-    inputs: Float[Tensor, "batch ..."]
+    inputs: Inputs
     labels: Int[Tensor, " batch"] | None
     index: Int[Tensor, " batch"]
     view: int = 0
     keep: Bool[Tensor, "batch tokens"] | None = None
+
+    @property
+    def tensor(self) -> Float[Tensor, "batch ..."]:
+        """The inputs of data whose inputs are one tensor."""
+        assert isinstance(self.inputs, Tensor)
+        return self.inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

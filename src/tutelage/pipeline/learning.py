@@ -14,6 +14,7 @@ from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
+from tutelage.passes import Forward, call, mapped, source_of
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.lessons import (
     batch_for,
@@ -65,27 +66,33 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
     network = warm_weights(chosen)
     index = torch.arange(min(_PAIRING_EXAMPLES, material.validation.count))
     batch = material.validation.batch(index, 0)
-    examples = batch.inputs
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    examples = mapped(batch.inputs, lambda x: x.to(device))
+    two = mapped(examples, lambda x: x[:2])
+    keep = None if batch.keep is None else batch.keep.to(device)
     if recipe.student.taps is None:
-        taps = find_taps(network, examples[:2])
+        taps = find_taps(network, two, forward=chosen.forward)
     else:
-        taps = describe_taps(network, examples[:2], recipe.student.taps)
+        taps = describe_taps(network, two, recipe.student.taps, forward=chosen.forward)
     teacher_taps = tuple(tap.path for tap in taught.teacher.taps)
     if not taps or not teacher_taps:
         if recipe.distill.pairs:
             raise RecipeError("distill.pairs: this teacher has no taps to pair; remove the key")
         return Paired(taps=taps, pairing=None)
     with torch.inference_mode():
-        mine = reading(network, examples, taps, features=True, maps=False, keep=batch.keep).features
+        mine = reading(
+            network, examples, taps, features=True, maps=False, keep=keep, forward=chosen.forward
+        ).features
     theirs = taught.validation.read(index, 0).features
     named = None if recipe.distill.pairs is None else list(recipe.distill.pairs)
-    pairing = find_pairing(mine, theirs, tuple(t.path for t in taps), teacher_taps, named)
+    mine, paths = [x.cpu() for x in mine], tuple(t.path for t in taps)
+    pairing = find_pairing(mine, theirs, paths, teacher_taps, named)
     return Paired(taps=taps, pairing=pairing)
 
 
 def build_lesson(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired,
-    terms: tuple[Term, ...] = (), tokens: TokenLesson | None = None,
+    terms: tuple[Term, ...] = (), tokens: TokenLesson | None = None, forward: Forward = call,
 ) -> Distillation:  # fmt: skip
     """Put student, signals, data and objective (`terms`, else the recipe's losses) together.
 
@@ -113,6 +120,7 @@ def build_lesson(
         batch=batch_for(recipe, material.train.count),
         seed=recipe.seed,
         metric=recipe.metric,
+        forward=forward,
     )
 
 
@@ -136,7 +144,9 @@ def distill(
         paired = pair_taps(recipe, material, taught, chosen)
         pairs = paired.pairing.pairs if paired.pairing else ()
         tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
-        lesson = build_lesson(recipe, material, taught, network, paired, tokens=tokens)
+        lesson = build_lesson(
+            recipe, material, taught, network, paired, tokens=tokens, forward=chosen.forward
+        )
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
@@ -157,12 +167,13 @@ def distill(
             "metric": recipe.metric,
             "history": history,
             "weights": lesson.objective.weights(),
-            "confidence_scale": _as_sure(network, material, taught),
+            "confidence_scale": _as_sure(network, material, taught, chosen.forward),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
             **({"start": started} if started else {}),
         }
         return result, _save(folder, chosen, network)
 
+    own_pass = [] if chosen.forward is call else [source_of(chosen.forward)]
     inputs = hash_json(
         [
             taught.train.key,
@@ -176,6 +187,7 @@ def distill(
             recipe.seed,
             recipe.threads,
             *start_key(recipe),
+            *own_pass,
         ]
     )
     record = run.stage("distill", inputs, work)
@@ -218,12 +230,18 @@ def distill_for_int8(
     return figures
 
 
-def _as_sure(network: nn.Module, material: Material, taught: Taught) -> float:
+def _as_sure(
+    network: nn.Module, material: Material, taught: Taught, forward: Forward = call
+) -> float:
     """Scale the student's logits to the teacher's confidence on validation; return by what."""
-    scale = fit_scale(decisions(network, material.validation), _held_decision(material, taught))
+    scale = fit_scale(
+        decisions(network, material.validation, forward), _held_decision(material, taught)
+    )
     device = next(network.parameters()).device
-    example = material.validation.batch(torch.arange(min(8, material.validation.count)), 0).inputs
-    return scale if scale_logits(network, scale, example.to(device)) else 1.0
+    index = torch.arange(min(8, material.validation.count))
+    inputs = material.validation.batch(index, 0).inputs
+    example = mapped(inputs, lambda x: x.to(device))
+    return scale if scale_logits(network, scale, example, forward) else 1.0
 
 
 def _held_decision(material: Material, taught: Taught) -> Tensor:

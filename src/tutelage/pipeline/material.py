@@ -22,7 +22,10 @@ from tutelage.types import Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What was read: the task's own data, its splits, how inputs are scaled and varied."""
+    """What was read: the task's own data, its splits, how inputs are scaled and varied.
+
+    `live`: training examples never look the same twice, so the teacher is asked as they come.
+    """
 
     task: Task
     data: Any
@@ -36,6 +39,7 @@ class Material:
     validation: Split
     test: Split
     notes: tuple[str, ...]
+    live: bool = False
 
     @property
     def content(self) -> str:
@@ -61,26 +65,38 @@ class Material:
         }
 
 
-def read_material(recipe: Recipe, progress: Progress | None = None) -> Material:
-    """Read, check and split the recipe's data; raises `DataError` or `RecipeError`."""
+def read_material(
+    recipe: Recipe, progress: Progress | None = None, given: tuple[Any, Any] | None = None
+) -> Material:
+    """Read, check and split the recipe's data; raises `DataError` or `RecipeError`.
+
+    `given` are (inputs, labels) from Python, in the place of the training data's path.
+    """
     task, part = find_task(recipe.task), recipe.data
-    options = part.options()
-    for key in options:
-        if key not in task.keys:
-            raise RecipeError(
-                f"data.{key} is nothing that the task '{task.name}' reads; it knows "
-                f"{', '.join(sorted(task.keys))}"
-            )
+    options = options_of(recipe, task)
     if "tokenizer" in task.keys and "tokenizer" not in options:
         own = Path(recipe.teacher.source or "") / "tokenizer.json"
         if own.is_file():
             options["tokenizer"] = str(own.parent)
     if "tokenizer" in task.keys:
         options["progress"] = progress
+    train = part.train if given is None else given
     data = task.load(
-        part.train, part.test, validation_share=part.validation, seed=recipe.seed, **options
-    )
+        train, part.test, validation_share=part.validation, seed=recipe.seed, **options
+    )  # fmt: skip
     return material_of(task, data, recipe)
+
+
+def options_of(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """Return what the recipe's data says to the task; raises `RecipeError` for a foreign key."""
+    options = recipe.data.options()
+    for key in options:
+        if key not in task.keys:
+            raise RecipeError(
+                f"data.{key} is nothing that the task '{task.name}' reads; it knows "
+                f"{', '.join(sorted(task.keys)) or 'validation'}"
+            )
+    return options
 
 
 def _views(recipe: Recipe, augment: Any, count: int) -> int:

@@ -18,6 +18,7 @@ from tutelage.files import hash_json, read_tensors, write_json, write_tensors
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
 from tutelage.measure.energy import POWERCAP, read_rapl
+from tutelage.passes import Forward, call
 from tutelage.pipeline.checking import fixed_spec
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.lessons import (
@@ -53,13 +54,15 @@ _TRIAL_EXAMPLES = 20_000
 class Chosen:
     """The student to teach: its spec (None for one's own function) and how to build it fresh.
 
-    `warm` are the weights after the short trial, for pairing; None when there was none.
+    `warm` are the weights after the short trial, for pairing; None when there was none. `forward`
+    is how the network is called.
     """
 
     spec: StudentSpec | None
     network: nn.Module
     parameters: int
     warm: Path | None
+    forward: Forward = call
 
 
 def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:

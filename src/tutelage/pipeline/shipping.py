@@ -136,7 +136,7 @@ def _int8(
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
     path = run.file(_INT8)
-    calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).inputs
+    calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).tensor
     check = _Check(recipe, material, taught, float_path)
     progress.say("export: int8 ONNX")
     outcome = quantize_within(
@@ -196,7 +196,7 @@ def artifact_decisions(path: Path, split: Split) -> np.ndarray:
     model = OnnxModel(path)
     return np.concatenate(
         [
-            model.run(split.batch(torch.arange(i, min(i + _BATCH, split.count)), 0).inputs.numpy())
+            model.run(split.batch(torch.arange(i, min(i + _BATCH, split.count)), 0).tensor.numpy())
             for i in range(0, split.count, _BATCH)
         ]
     )
@@ -233,7 +233,7 @@ class _Check:
 def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Return at least 1,000 inputs (all there are, if fewer) and the network's logits."""
     chosen = _spread(material.train, _PARITY_EXAMPLES)
-    inputs = material.train.batch(chosen, 0).inputs
+    inputs = material.train.batch(chosen, 0).tensor
 
     def batch(index: torch.Tensor, view: int) -> Any:
         return material.train.batch(chosen[index], 0)

@@ -12,6 +12,7 @@ import torch
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
 from tutelage.losses.objective import Term
+from tutelage.passes import Forward, call
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
 from tutelage.pipeline.lessons import inside, terms_of, wants
@@ -26,17 +27,20 @@ from tutelage.tasks import accuracy
 from tutelage.teach.hf_vision import HfClassifier
 from tutelage.teach.inside import module_of
 from tutelage.teach.lenses import fit_lenses
-from tutelage.teach.signals import SignalCache
+from tutelage.teach.signals import LiveSignals, SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taught:
-    """The teacher and everything it said of the splits that are learned from and chosen by."""
+    """The teacher and everything it said of the splits that are learned from and chosen by.
+
+    What it says of training examples that never look the same twice is asked as they come.
+    """
 
     teacher: Teacher
-    train: SignalCache
+    train: SignalCache | LiveSignals
     validation: SignalCache
 
 
@@ -46,6 +50,7 @@ def open_teacher(
     *,
     trust_code: bool,
     module: torch.nn.Module | None = None,
+    forward: Forward = call,
 ) -> Teacher:
     """Load the recipe's teacher, or take `module` for it; raises `TeacherError`."""
     part = recipe.teacher
@@ -61,6 +66,7 @@ def open_teacher(
         bf16=part.precision == "bf16",
         open_folder=students.load,
         tokens=material.task.tokens(material.data.train),
+        forward=forward,
     )
     order = None if part.classes is None else class_order(part.classes, material.classes)
     mean, std = part.mean, part.std
@@ -99,15 +105,17 @@ def teach(
     *,
     trust_code: bool,
     module: torch.nn.Module | None = None,
+    forward: Forward = call,
 ) -> Taught:
     """Load or fit the teacher, ask it about every example and view, fit its lenses.
 
-    `module` is a teacher given from Python instead of the recipe's. Raises `TeacherError` when the
-    teacher cannot be used and `DiskError` when its signals do not fit.
+    `module` is a teacher given from Python instead of the recipe's; `forward` is how it is called.
+    Raises `TeacherError` when the teacher cannot be used and `DiskError` when its signals do not
+    fit.
     """
     if recipe.teacher.fit and module is None:
         module = fit_teacher(recipe, material, run, progress)
-    teacher = open_teacher(recipe, material, trust_code=trust_code, module=module)
+    teacher = open_teacher(recipe, material, trust_code=trust_code, module=module, forward=forward)
     _refuse_losses(terms_of(recipe.distill), teacher)
     needed, features = wants(terms_of(recipe.distill)), bool(teacher.taps)
     caches = [
@@ -124,7 +132,7 @@ def teach(
             (material.validation, 1, features),
         )
     ]
-    return _fill(recipe, material, run, progress, teacher, (caches[0], caches[1]))
+    return _fill(recipe, material, run, progress, teacher, tuple(caches))
 
 
 def signals_of_test(material: Material, taught: Taught, run: Run) -> SignalCache:
@@ -155,12 +163,14 @@ def _fill(
     run: Run,
     progress: Progress,
     teacher: Teacher,
-    caches: tuple[SignalCache, SignalCache],
+    caches: tuple[SignalCache, ...],
 ) -> Taught:
     """Fill the caches (what is there is not asked again), fit lenses, record both stages."""
+    train, validation = caches
+    if material.live and not train.features:
+        caches = caches[1:]  # views of the moment are worth keeping for fitting lenses alone
     for cache in caches:
         progress.say(cache.describe())
-    train, validation = caches
     keys = [cache.key for cache in caches]
 
     def signals() -> tuple[Any, list[Path]]:
@@ -224,7 +234,13 @@ def _fill(
     said = hash_json([teacher.fingerprint, keys, recipe.teacher.fit])
     for note in run.stage("teacher", said, describe).result["notes"]:
         progress.say(f"teacher: {note}")
-    return Taught(teacher=teacher, train=train, validation=validation)
+    live = LiveSignals(
+        teacher, features=train.features, maps=train.maps, content=material.train.content
+    )
+    live.lenses = train.lenses
+    return Taught(
+        teacher=teacher, train=live if material.live else train, validation=validation
+    )  # fmt: skip
 
 
 def _named(figure: Measurement, name: str) -> dict[str, Any]:

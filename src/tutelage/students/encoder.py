@@ -41,7 +41,7 @@ class EncoderSpec:
     inner: int
     pad: int = 0
     embedding: int = 0
-    norm: str = "pre"
+    norm: Literal["pre", "post"] = "pre"
 
     def __post_init__(self) -> None:
         check_whole(self, _LARGEST)

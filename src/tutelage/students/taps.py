@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,35 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError, TutelageError
+from tutelage.passes import Forward, Inputs, call, count_of, first_tensor, run_once
 from tutelage.types import Reading, Tap, energy_map, pooled
 
 _CHAINS = (nn.Sequential, nn.ModuleList)
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """Return the tensor an output stands for: itself, its `.logits`, its first one, or None.
-
-    Follows tuples, lists, mappings and dataclasses (Hugging Face outputs are both).
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        parts = [output.get("logits"), *output.values()]
-    elif dataclasses.is_dataclass(output):
-        fields = [field.name for field in dataclasses.fields(output)]
-        parts = [getattr(output, name, None) for name in ("logits", *fields)]
-    elif isinstance(output, (tuple, list)):
-        parts = list(output)
-    else:
-        return None
-    return next((t for t in map(first_tensor, parts) if t is not None), None)
-
-
-def reason(error: BaseException) -> str:
-    """Return an exception as one short line: its type and the first line of its message."""
-    text = " ".join(str(error).strip().splitlines()[:1])
-    kind = type(error).__name__
-    return f"{kind}: {text[:200]}" if text else kind
 
 
 class TapReader:
@@ -58,11 +33,11 @@ class TapReader:
         *,
         reduce: Callable[[Tensor], Any] | None = None,
         error: type[TutelageError] = StudentError,
+        forward: Forward = call,
     ) -> None:
         self._modules = {path: _module_at(model, path, error) for path in paths}
         self._paths = tuple(paths)
-        self._reduce = reduce
-        self._error = error
+        self._reduce, self._error, self._forward = reduce, error, forward
         self._seen: dict[str, Any] = {}
         self._handles: list[Any] = []
 
@@ -78,14 +53,14 @@ class TapReader:
         self._seen.clear()
 
     def read(
-        self, model: nn.Module, inputs: Float[Tensor, "batch ..."]
+        self, model: nn.Module, inputs: Inputs
     ) -> tuple[Float[Tensor, "batch classes"], tuple[Any, ...]]:
         """Run `model` (or a wrapper of it) and return its logits and each tap's output, in order.
 
         A module called more than once is read at its last call.
         """
         self._seen.clear()
-        logits = first_tensor(model(inputs))
+        logits = first_tensor(self._forward(model, inputs))
         if logits is None:
             raise self._error(f"{type(model).__name__} returned no tensor. Return the logits")
         unread = next((path for path in self._paths if path not in self._seen), None)
@@ -109,13 +84,14 @@ class TapReader:
 
 def reading(
     model: nn.Module,
-    inputs: Float[Tensor, "batch ..."],
+    inputs: Inputs,
     taps: Sequence[Tap | str],
     *,
     features: bool,
     maps: bool,
     keep: Tensor | None = None,
     error: type[TutelageError] = StudentError,
+    forward: Forward = call,
 ) -> Reading:
     """Run `model` once and return its decision with pooled features and energy maps at `taps`.
 
@@ -130,7 +106,7 @@ def reading(
         feature = _full(pooled(kept, keep)) if features else None
         return feature, energy_map(output) if maps else None, tuple(output.shape[1:])
 
-    with TapReader(model, paths, reduce=reduce, error=error) as reader:
+    with TapReader(model, paths, reduce=reduce, error=error, forward=forward) as reader:
         logits, outputs = reader.read(model, inputs)
     for path, (_, energy, shape) in zip(paths, outputs, strict=True):
         if maps and energy is None:
@@ -174,10 +150,11 @@ def _unread(path: str, module: nn.Module) -> str:
 
 def find_taps(
     model: nn.Module,
-    example: Float[Tensor, "batch ..."],
+    example: Inputs,
     limit: int = 8,
     *,
     error: type[TutelageError] = StudentError,
+    forward: Forward = call,
 ) -> tuple[Tap, ...]:
     """Find the ends of a network's stages, or else of its blocks, by running it once on `example`.
 
@@ -186,7 +163,7 @@ def find_taps(
     order of execution, never the head, at most `limit` evenly spread. The network's modes stay as
     they were. Raises `error` when the network fails on the example.
     """
-    trace = _Trace.of(model, example, error)
+    trace = _Trace.of(model, example, error, forward)
     best: list[str] = []
     for finder in (_stage_ends, _change_ends):
         found = finder(trace)
@@ -200,14 +177,18 @@ def find_taps(
 
 def describe_taps(
     model: nn.Module,
-    example: Float[Tensor, "batch ..."],
+    example: Inputs,
     paths: Sequence[str],
     *,
     error: type[TutelageError] = StudentError,
+    forward: Forward = call,
 ) -> tuple[Tap, ...]:
     """Return the taps at `paths` with their shapes, as `find_taps` would; raises as it does."""
-    with TapReader(model, paths, reduce=lambda t: tuple(t.shape[1:]), error=error) as reader:
-        _, shapes = _run_once(lambda x: reader.read(model, x), model, example, error)
+    reader = TapReader(
+        model, paths, reduce=lambda t: tuple(t.shape[1:]), error=error, forward=forward
+    )
+    with reader:
+        _, shapes = run_once(lambda x: reader.read(model, x), model, example, error)
     return tuple(Tap(path=p, shape=shape) for p, shape in zip(paths, shapes, strict=True))
 
 
@@ -221,10 +202,12 @@ class _Trace:
     head: int  # finished at or after this: the head, and whatever holds or follows it
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, error: type[TutelageError]) -> _Trace:
+    def of(
+        cls, model: nn.Module, example: Inputs, error: type[TutelageError], forward: Forward
+    ) -> _Trace:
         modules = dict(model.named_modules())
         shapes: dict[str, tuple[int, ...]] = {}
-        batch = example.shape[0]
+        batch = count_of(example)
 
         def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
             def record(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -237,7 +220,7 @@ class _Trace:
 
         handles = [m.register_forward_hook(hook(path)) for path, m in modules.items()]
         try:
-            logits = first_tensor(_run_once(model, model, example, error))
+            logits = first_tensor(run_once(lambda x: forward(model, x), model, example, error))
         finally:
             for handle in handles:
                 handle.remove()
@@ -258,27 +241,6 @@ class _Trace:
 
     def is_composite(self, path: str) -> bool:
         return path in self.shapes and next(self.children(path), None) is not None
-
-
-def _run_once(
-    call: Callable[[Tensor], Any], model: nn.Module, example: Tensor, error: type[TutelageError]
-) -> Any:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # batch statistics must not learn from the example
-    try:
-        with torch.no_grad():
-            return call(example)
-    except TutelageError:
-        raise
-    except Exception as cause:  # the network's code is foreign: it may raise anything
-        shape = _shape(example.shape[1:])
-        raise error(
-            f"{type(model).__name__} cannot read an input of {shape}: {reason(cause)}. "
-            "Give it inputs of the size and channels it was made for"
-        ) from cause
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _head(modules: dict[str, nn.Module], shapes: dict[str, tuple[int, ...]], classes: int) -> str:

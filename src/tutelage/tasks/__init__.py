@@ -77,7 +77,10 @@ class Task(Protocol):
     keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 
     def load(self, train: Any, test: Any = None, **options: Any) -> TaskData:
-        """Read, check and split the data; raises `DataError`."""
+        """Read, check and split the data; raises `DataError`.
+
+        `train` is a path, or (inputs, labels) given from Python.
+        """
         ...
 
     def input_shape(self, examples: Any) -> tuple[int, ...]:

@@ -21,7 +21,13 @@ from tutelage.tasks.series_augment import (
     augment_series,
     fitted,
 )
-from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys
+from tutelage.tasks.series_base import (
+    Series,
+    SeriesOptions,
+    SeriesParts,
+    content_keys,
+    make_series,
+)
 from tutelage.tasks.series_files import read_series
 from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.types import Batch
@@ -49,7 +55,7 @@ class SeriesData:
 
 
 def load(
-    train: str | Path,
+    train: str | Path | tuple[Any, Any],
     test: str | Path | None = None,
     *,
     validation_share: float = 0.1,
@@ -62,7 +68,7 @@ def load(
     hop: int | None = None,
     rate: float | None = None,
 ) -> SeriesData:
-    """Read, check and split series; paths as `read_series` takes them.
+    """Read, check and split series; paths as `read_series` takes them, or (series, labels).
 
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
     Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
@@ -70,9 +76,12 @@ def load(
     options = SeriesOptions(
         label_column=label_column, series_column=series_column, time_column=time_column
     )
-    found = read_series(train, format=format, options=options)
+    if isinstance(train, tuple):
+        found = SeriesParts(train=make_series(*train, source="the series given"))
+    else:
+        found = read_series(train, format=format, options=options)
     if test is not None:
-        alike = Path(test).suffix == Path(train).suffix
+        alike = isinstance(train, tuple) or Path(test).suffix == Path(train).suffix
         other = read_series(test, format=format if alike else "auto", options=options)
         found = SeriesParts(
             train=found.train, validation=found.validation, test=other.test or other.train
@@ -257,7 +266,7 @@ class SeriesTask:
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate"}
     )
 
-    def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> SeriesData:
+    def load(self, train: Any, test: str | Path | None = None, **options: Any) -> SeriesData:
         """Read, check and split the data; options as in `load`."""
         return load(train, test, **options)
 

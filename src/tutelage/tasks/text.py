@@ -23,7 +23,8 @@ from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
 from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.tasks.text_encoding import encode_starts
-from tutelage.tasks.text_files import Findings, TextSource, class_numbers, find_texts
+from tutelage.tasks.text_files import Findings, TextParts, TextSource, class_numbers, find_texts
+from tutelage.tasks.text_given import given_texts
 from tutelage.tasks.text_reading import Part, Read, as_texts, in_few_tokens, read_rows
 from tutelage.tasks.text_vocabulary import (
     Texts,
@@ -56,7 +57,7 @@ class TextData:
 
 
 def load(
-    train: str | Path,
+    train: str | Path | tuple[Any, Any],
     test: str | Path | None = None,
     *,
     validation_share: float = 0.1,
@@ -69,7 +70,7 @@ def load(
     vocabulary: str = "pruned",
     progress: Progress | None = None,
 ) -> TextData:
-    """Read, split and tokenise texts; paths as `find_texts` takes them.
+    """Read, split and tokenise texts; paths as `find_texts` takes them, or (texts, labels).
 
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
     `length`, in tokens, bounds a text in place of 256. The splits are stratified, and a pure
@@ -100,12 +101,17 @@ def load(
 
 
 def _sources(
-    train: str | Path, test: str | Path | None, format: str, **columns: str | None
-) -> dict[str, TextSource]:
-    found = find_texts(train, format=format, **columns)
+    train: str | Path | tuple[Any, Any], test: str | Path | None, format: str,
+    **columns: str | None,
+) -> dict[str, TextSource]:  # fmt: skip
+    given = isinstance(train, tuple)
+    if given:
+        found = TextParts(train=given_texts(*train))
+    else:
+        found = find_texts(train, format=format, **columns)
     sources = {"train": found.train, "validation": found.validation, "test": found.test}
     if test is not None:
-        alike = Path(test).suffix == Path(train).suffix
+        alike = given or Path(test).suffix == Path(train).suffix
         other = find_texts(test, format=format if alike else "auto", **columns)
         sources["test"] = other.test or other.train
     return {name: source for name, source in sources.items() if source is not None}
@@ -248,7 +254,7 @@ class TextTask:
     families: tuple[str, ...] = ("encoder", "textconv")
     keys = frozenset({"format", "text_column", "label_column", "tokenizer", "length", "vocabulary"})
 
-    def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> TextData:
+    def load(self, train: Any, test: str | Path | None = None, **options: Any) -> TextData:
         """Read, split and tokenise the data; options as in `load`."""
         return load(train, test, **options)
 

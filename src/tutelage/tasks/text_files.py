@@ -44,6 +44,10 @@ class TextSource:
     text_column: str | None = None
     label_column: str | None = None
 
+    def cells(self, file: Path) -> Iterator[tuple[str, Any, Any]]:
+        """Yield place, text and label of each row of a file, as they stand there."""
+        return _READERS[self.form](file, self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextParts:
@@ -164,7 +168,7 @@ def rows(source: TextSource, findings: Findings) -> Iterator[tuple[str, Any]]:
     """
     for file in source.files:
         try:
-            for where, text, label in _READERS[source.form](file, source):
+            for where, text, label in source.cells(file):
                 row = _cleaned(text, label, f"{file}, {where}", findings)
                 if row is not None:
                     yield row

@@ -25,6 +25,7 @@ from tutelage.tasks.augment import (
     augment as augmented,
 )
 from tutelage.tasks.images import Images, Splits, read_splits
+from tutelage.tasks.images_base import make_images
 from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.types import Batch
 
@@ -44,7 +45,7 @@ class VisionData:
 
 
 def load(
-    train: str | Path,
+    train: str | Path | tuple[Any, Any],
     test: str | Path | None = None,
     *,
     validation_share: float = 0.1,
@@ -56,13 +57,16 @@ def load(
     label_column: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> VisionData:
-    """Read, check and split images; paths as `read_splits` takes them.
+    """Read, check and split images; paths as `read_splits` takes them, or (images, labels).
 
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
     Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad share.
     """
     where: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    found = read_splits(train, labels=train_labels, format=format, size=size, **where)
+    if isinstance(train, tuple):
+        found = Splits(train=make_images(*train, source="the images given", size=size))
+    else:
+        found = read_splits(train, labels=train_labels, format=format, size=size, **where)
     if test is not None:
         other = read_splits(test, labels=test_labels, size=size, **where)
         found = Splits(
@@ -192,7 +196,7 @@ class VisionTask:
     families: tuple[str, ...] = ("convnet",)
     keys = frozenset({"format", "labels", "test_labels", "image_column", "label_column", "size"})
 
-    def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> VisionData:
+    def load(self, train: Any, test: str | Path | None = None, **options: Any) -> VisionData:
         """Read, check and split the data; options as in `load`."""
         for key, argument in (("labels", "train_labels"), ("test_labels", "test_labels")):
             if options.get(key) is not None:

@@ -15,7 +15,7 @@ import torch
 
 from tutelage.errors import TeacherError
 from tutelage.files import read_json
-from tutelage.students.taps import reason
+from tutelage.passes import reason
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
+from tutelage.passes import Inputs
 from tutelage.students.inside import Inside
 from tutelage.students.taps import TapReader
 from tutelage.types import Reading
@@ -29,12 +30,12 @@ class Insider:
         self.fingerprint: str = hash_json([teacher.fingerprint, asdict(inside)])
 
     def read(
-        self, inputs: Tensor, *, features: bool, maps: bool, keep: Tensor | None = None
+        self, inputs: Inputs, *, features: bool, maps: bool, keep: Tensor | None = None
     ) -> Reading:
         """Return the teacher's reading of a batch, with what is inside it."""
         said: list[Reading] = []
 
-        def ask(batch: Tensor) -> Tensor:
+        def ask(batch: Inputs) -> Tensor:
             said.append(self.teacher.read(batch, features=features, maps=maps, keep=keep))
             return said[-1].decision
 

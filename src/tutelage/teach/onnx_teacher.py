@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.errors import TeacherError
-from tutelage.students.taps import reason
+from tutelage.passes import Inputs, reason
 from tutelage.teach import torch_teacher as checks
 from tutelage.types import Reading, Tap
 
@@ -50,7 +50,7 @@ class OnnxTeacher:
         self.parameters = _count_parameters(path)
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        self, inputs: Inputs, *, features: bool = False, maps: bool = False,
         keep: Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """Return the decision (logits, float32).
@@ -64,6 +64,7 @@ class OnnxTeacher:
                 "need no taps (kl, dkd, dist), or give the teacher as a torch module"
             )
         batch, self._batch = self._batch, self._batch + 1
+        assert isinstance(inputs, Tensor)
         decision = self._decide(inputs, f"batch {batch} (counted from 0)")
         checks.check_classes(decision, self.classes)
         checks.check_finite(decision, batch)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tutelage.errors import CorruptFileError, DiskError, TeacherError
 from tutelage.files import hash_json, read_json, sha256_file, write_json, write_tensors
+from tutelage.passes import Inputs
 from tutelage.progress import Progress
 from tutelage.teach.lenses import Lens
 from tutelage.types import Batch, Reading
@@ -32,7 +33,7 @@ class Asked(Protocol):
     fingerprint: str
 
     def read(
-        self, inputs: Tensor, *, features: bool, maps: bool, keep: Tensor | None = None
+        self, inputs: Inputs, *, features: bool, maps: bool, keep: Tensor | None = None
     ) -> Reading:
         """Return the reading of a batch; features leave out what `keep` does."""
         ...
@@ -43,12 +44,15 @@ class Split:
     """Examples to ask about: how many, the hash of their content, how a batch is formed.
 
     `batch(index, view)` must be a pure function; `content` names data, transform and its seed.
+    `ahead`: whether a batch may be formed while a step runs, which what sets the global random
+    states may not.
     """
 
     name: str
     count: int
     content: str
     batch: Callable[[Tensor, int], Batch]
+    ahead: bool = True
 
 
 class SignalCache:
@@ -217,13 +221,19 @@ class SignalCache:
 
 
 class LiveSignals:
-    """Asks the teacher anew for every batch; for comparison, and for data that cannot be kept."""
+    """Asks the teacher anew for every batch; for comparison, and for data that cannot be kept.
 
-    def __init__(self, teacher: Asked, *, features: bool, maps: bool) -> None:
+    `content` names the data that it is asked about.
+    """
+
+    def __init__(
+        self, teacher: Asked, *, features: bool, maps: bool, content: str = ""
+    ) -> None:  # fmt: skip
         self.teacher, self.features, self.maps = teacher, features, maps
+        self.key = hash_json({"live": teacher.fingerprint, "data": content})
         self.lenses: tuple[Lens, ...] = ()
 
-    def read(self, inputs: Tensor, keep: Tensor | None = None) -> Reading:
+    def read(self, inputs: Inputs, keep: Tensor | None = None) -> Reading:
         """Return the teacher's reading of `inputs`, of which `keep` says what counts."""
         found = self.teacher.read(inputs, features=self.features, maps=self.maps, keep=keep)
         trajectory = tuple(lens(x) for lens, x in zip(self.lenses, found.features, strict=False))

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.errors import MissingExtra, TeacherError, TutelageError
+from tutelage.passes import Forward, Inputs, call, reason
 from tutelage.registry import near_matches
-from tutelage.students.taps import reason
 from tutelage.teach.onnx_teacher import OnnxTeacher
 from tutelage.teach.torch_teacher import Channels, ImageShape, TorchTeacher
 from tutelage.types import Reading, Tap
@@ -49,7 +48,7 @@ class Teacher(Protocol):
     parameters: int
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        self, inputs: Inputs, *, features: bool = False, maps: bool = False,
         keep: Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """Return what it says of a batch; raises `TeacherError` when that cannot be used."""
@@ -68,8 +67,9 @@ def load_teacher(
     bf16: bool = False,
     device: str | torch.device = "cpu",
     open_folder: Callable[[Path], nn.Module] | None = None,
-    example: Tensor | None = None,
+    example: Inputs | None = None,
     tokens: tuple[Any, int] | None = None,
+    forward: Forward = call,
 ) -> Teacher:
     """Load a teacher and look at it once, so that what cannot work is refused here.
 
@@ -83,6 +83,11 @@ def load_teacher(
     """
     if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
         path = _onnx_file(Path(source), weights, taps)
+        if forward is not call or len(image_shape) != 3 or not isinstance(example, Tensor | None):
+            raise TeacherError(
+                f"'{path}' reads images (batch x channels x height x width), and no forward of "
+                "yours calls it. Give the teacher as a torch module"
+            )
         return OnnxTeacher(path, classes=classes, image_shape=image_shape, channels=channels)
     weights = None if weights is None else _existing(Path(weights), "the weights file")
     code = b""
@@ -98,7 +103,7 @@ def load_teacher(
     if weights is not None:
         fill(module, weights)
     options: dict[str, Any] = {"channels": channels, "bf16": bf16, "device": device, "code": code}
-    options["example"] = example
+    options |= {"example": example, "forward": forward}
     return TorchTeacher(module, classes=classes, image_shape=image_shape, taps=taps, **options)
 
 

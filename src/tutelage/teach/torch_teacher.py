@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.errors import TeacherError, TutelageError
-from tutelage.students.taps import describe_taps, find_taps, reading, reason
+from tutelage.passes import Forward, Inputs, call, count_of, mapped, reason, shown, source_of
+from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.types import Reading, Tap
 
 Channels = Literal["keep", "repeat"]
@@ -32,7 +33,8 @@ class TorchTeacher:
     `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
     paths; found by themselves when None. `code` is source text that the fingerprint must follow.
     `example` is a batch of 2 for the first look, where noise would be no input (token ids).
-    Raises `TeacherError` when the module cannot read such inputs or has another class count.
+    `forward` is how the module is called; given one, inputs keep their type. Raises `TeacherError`
+    when the module cannot read such inputs or has another class count.
     """
 
     def __init__(
@@ -46,29 +48,32 @@ class TorchTeacher:
         bf16: bool = False,
         device: str | torch.device = "cpu",
         code: bytes = b"",
-        example: Tensor | None = None,
+        example: Inputs | None = None,
+        forward: Forward = call,
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
         self.classes, self.bf16 = classes, bf16
-        self._device = torch.device(device)
+        self._device, self._forward = torch.device(device), forward
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
         self.repeats = repeats(channels, image_shape)
         self._probabilities = False
         self._batch = 0
-        example = probe(image_shape) if example is None else example[:2]
-        self.taps: tuple[Tap, ...] = self._find_taps(example, taps, image_shape)
-        first = self._ask(example, False, False, "the first look")
-        decision = as_decision(first.decision, len(example))
+        seen = probe(image_shape) if example is None else mapped(example, lambda x: x[:2])
+        self.taps: tuple[Tap, ...] = self._find_taps(seen, taps, image_shape)
+        first = self._ask(seen, False, False, "the first look")
+        decision = as_decision(first.decision, count_of(seen))
         check_classes(decision, classes)
         self._probabilities = says_probabilities(decision)
         self.notes = notes(self.repeats, self._probabilities)
         options = f"{channels} {bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
+        if forward is not call:
+            options += f" {source_of(forward)}"
         self.fingerprint: str = fingerprint(module, options.encode(), code)
         self.parameters = sum(p.numel() for p in module.parameters())
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        self, inputs: Inputs, *, features: bool = False, maps: bool = False,
         keep: Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """Return decision (logits, float32) and, if asked, pooled features and maps at the taps.
@@ -78,7 +83,7 @@ class TorchTeacher:
         """
         batch, self._batch = self._batch, self._batch + 1
         found = self._ask(inputs, features, maps, f"batch {batch} (counted from 0)", keep)
-        decision = as_decision(found.decision, len(inputs))
+        decision = as_decision(found.decision, count_of(inputs))
         check_classes(decision, self.classes)
         check_finite(decision, batch, " or run it without bf16" if self.bf16 else "")
         # Clones made outside inference mode may be saved for a student's backward pass.
@@ -89,7 +94,7 @@ class TorchTeacher:
         )
 
     def _ask(
-        self, inputs: Tensor, features: bool, maps: bool, when: str, keep: Tensor | None = None
+        self, inputs: Inputs, features: bool, maps: bool, when: str, keep: Tensor | None = None
     ) -> Reading:
         if self.module.training:
             self.module.eval()
@@ -103,11 +108,12 @@ class TorchTeacher:
                     maps=maps,
                     keep=None if keep is None else keep.to(self._device),
                     error=TeacherError,
+                    forward=self._forward,
                 )
         except TutelageError:
             raise
         except Exception as cause:  # the module's code is foreign: it may raise anything
-            shape = " x ".join(map(str, inputs.shape))
+            shape = f"{count_of(inputs)} x {shown(inputs)}"
             raise TeacherError(
                 f"the teacher fails at {when}, inputs of {shape}: {reason(cause)}. Give it inputs "
                 "of the size and channels it was trained on"
@@ -116,27 +122,32 @@ class TorchTeacher:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def _fit(self, inputs: Tensor) -> Tensor:
-        if not inputs.is_floating_point():
-            return inputs.to(self._device)
-        inputs = inputs.to(self._device, self._dtype)
-        return inputs.repeat(1, 3, 1, 1) if self.repeats and inputs.shape[1] == 1 else inputs
+    def _fit(self, inputs: Inputs) -> Any:
+        def fit(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point() or self._forward is not call:
+                return tensor.to(self._device)
+            tensor = tensor.to(self._device, self._dtype)
+            grey = self.repeats and tensor.shape[1] == 1
+            return tensor.repeat(1, 3, 1, 1) if grey else tensor
+
+        return mapped(inputs, fit)
 
     def _find_taps(
-        self, example: Tensor, paths: Sequence[str] | None, image_shape: ImageShape
+        self, example: Inputs, paths: Sequence[str] | None, image_shape: ImageShape
     ) -> tuple[Tap, ...]:
+        options: dict[str, Any] = {"error": TeacherError, "forward": self._forward}
         try:
             with self._autocast():
                 if paths is None:
-                    return find_taps(self.module, self._fit(example), error=TeacherError)
-                return describe_taps(self.module, self._fit(example), paths, error=TeacherError)
+                    return find_taps(self.module, self._fit(example), **options)
+                return describe_taps(self.module, self._fit(example), paths, **options)
         except TeacherError as error:
-            gray = len(image_shape) == 3 and image_shape[0] == 1
-            if self.repeats or not gray or not self._reads_three(example):
+            grey = len(image_shape) == 3 and image_shape[0] == 1 and isinstance(example, Tensor)
+            if self.repeats or not grey or not self._reads_three(example):
                 raise
             raise channels_error() from error
 
-    def _reads_three(self, example: Tensor) -> bool:
+    def _reads_three(self, example: Inputs) -> bool:
         try:
             with torch.no_grad(), self._autocast():
                 self.module(self._fit(example).repeat(1, 3, 1, 1))
@@ -163,7 +174,7 @@ class Reordered:
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        self, inputs: Inputs, *, features: bool = False, maps: bool = False,
         keep: Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """Return what the teacher says, its decision in the data's order."""
@@ -195,11 +206,11 @@ class Renormalised:
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
 
     def read(
-        self, inputs: Float[Tensor, "batch ..."], *, features: bool = False, maps: bool = False,
+        self, inputs: Inputs, *, features: bool = False, maps: bool = False,
         keep: Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """Return what the teacher says of the converted inputs."""
-        converted = inputs * self._scale + self._shift
+        converted = mapped(inputs, lambda images: images * self._scale + self._shift)
         return self.teacher.read(converted, features=features, maps=maps, keep=keep)
 
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tutelage.passes import Forward, Inputs, call, first_tensor
+
 _LARGEST = 1e3
 _CLOSE = 1e-3  # of the largest logit: rounding is far below, another layer's doing far above
 
@@ -41,7 +43,9 @@ def fit_scale(student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n cla
 
 
 @torch.no_grad()
-def scale_logits(network: nn.Module, scale: float, example: Tensor) -> bool:
+def scale_logits(
+    network: nn.Module, scale: float, example: Inputs, forward: Forward = call
+) -> bool:
     """Multiply the network's last linear layer by `scale`, in place; say whether that could be.
 
     It cannot where something other than a linear layer makes the logits: then nothing is changed.
@@ -50,7 +54,7 @@ def scale_logits(network: nn.Module, scale: float, example: Tensor) -> bool:
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     handles = [m.register_forward_hook(lambda module, *_: ran.append(module)) for m in linear]
     try:
-        before = _logits(network, example)
+        before = _logits(network, example, forward)
     finally:
         for handle in handles:
             handle.remove()
@@ -61,16 +65,16 @@ def scale_logits(network: nn.Module, scale: float, example: Tensor) -> bool:
     for parameter in head:
         parameter.mul_(scale)
     wanted = scale * before
-    if bool((_logits(network, example) - wanted).abs().max() <= _CLOSE * wanted.abs().max()):
+    if bool(
+        (_logits(network, example, forward) - wanted).abs().max() <= _CLOSE * wanted.abs().max()
+    ):
         return True
     for parameter, old in zip(head, kept, strict=True):
         parameter.copy_(old)
     return False
 
 
-def _logits(network: nn.Module, example: Tensor) -> Tensor:
-    from tutelage.students.taps import first_tensor
-
-    found = first_tensor(network(example))
+def _logits(network: nn.Module, example: Inputs, forward: Forward) -> Tensor:
+    found = first_tensor(forward(network, example))
     assert found is not None
     return found.float()

@@ -14,6 +14,7 @@ from tutelage.audit.metrics import class_score
 from tutelage.errors import StudentError
 from tutelage.files import hash_json
 from tutelage.losses.objective import INSIDE, Objective
+from tutelage.passes import Forward, Inputs, call, first_tensor, mapped, source_of
 from tutelage.students.branches import Branches
 from tutelage.students.inside import Inside
 from tutelage.students.taps import TapReader
@@ -30,7 +31,8 @@ class Distillation:
     `taps` are the student's; they are read only when a loss asks for them, and `inside` says what
     is read token by token. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
-    fixed random order (short trials). `metric` is what validation is judged by.
+    fixed random order (short trials). `metric` is what validation is judged by, `forward` how the
+    student is called.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Distillation:
         seed: int,
         examples: int | None = None,
         metric: str = "accuracy",
+        forward: Forward = call,
     ) -> None:
         self.student, self.objective, self.signals = student, objective, signals
+        self.forward = forward
         self.train, self.validation = train, validation
         self.validation_decision = validation_decision
         self.metric = metric
@@ -92,14 +96,15 @@ class Distillation:
             weighing.append(objective.class_weights)
         if self.metric != "accuracy":
             drawn.append(self.metric)
-        return hash_json([source, weighing, data, [tap.path for tap in self.taps], drawn])
+        parts = [source, weighing, data, [tap.path for tap in self.taps], drawn]
+        return hash_json(parts if self.forward is call else [*parts, source_of(self.forward)])
 
     def view_of(self, epoch: int) -> int:
         """Return the view that `epoch` sees."""
         return epoch if isinstance(self.signals, LiveSignals) else epoch % self.views
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Batch, Reading | None]]:
-        """Yield batches and what the teacher says about them, one prepared ahead."""
+        """Yield batches and what the teacher says about them, one prepared ahead if it may be."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
         view = self.view_of(epoch)
 
@@ -108,6 +113,9 @@ class Distillation:
             batch, signals = self.train.batch(index, view), self.signals
             return batch, signals.read(index, view) if isinstance(signals, SignalCache) else None
 
+        if not self.train.ahead:
+            yield from map(prepare, range(first, self.steps()))
+            return
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(prepare, first)
             for step in range(first, self.steps()):
@@ -128,12 +136,12 @@ class Distillation:
         value = self.objective(self.read(inputs, keep), _reading_to(teacher, device), labels)
         return value.total, value.parts
 
-    def read(self, inputs: Tensor, keep: Tensor | None = None) -> Reading:
+    def read(self, inputs: Inputs, keep: Tensor | None = None) -> Reading:
         """Return the student's own reading of a batch, with what the losses need."""
         paths = list(dict.fromkeys([*(tap.path for tap in self.taps), *self.inside.paths]))
         if not paths:
-            return Reading(decision=_single(self.student(inputs)), keep=keep)
-        with TapReader(self.student, paths) as reader:
+            return Reading(decision=_single(self.forward(self.student, inputs)), keep=keep)
+        with TapReader(self.student, paths, forward=self.forward) as reader:
             decision, found = reader.read(self.student, inputs)
         seen = dict(zip(paths, found, strict=True))
         outputs = [seen[tap.path] for tap in self.taps]
@@ -157,7 +165,8 @@ class Distillation:
         for start in range(0, self.validation.count, _EVALUATION_BATCH):
             stop = min(start + _EVALUATION_BATCH, self.validation.count)
             batch = self.validation.batch(torch.arange(start, stop), 0)
-            decided.append(_single(network(_to(batch.inputs, device))).argmax(-1).cpu())
+            output = self.forward(network, _to(batch.inputs, device))
+            decided.append(_single(output).argmax(-1).cpu())
             if batch.labels is not None:
                 wanted.append(batch.labels)
         if wanted:
@@ -167,7 +176,7 @@ class Distillation:
         return int(right.sum()) / self.validation.count
 
 
-def decisions(network: nn.Module, split: Split) -> Tensor:
+def decisions(network: nn.Module, split: Split, forward: Forward = call) -> Tensor:
     """Return a network's logits for every untouched example of a split, on the CPU."""
     network.eval()
     device = next(network.parameters()).device
@@ -175,7 +184,8 @@ def decisions(network: nn.Module, split: Split) -> Tensor:
     with torch.inference_mode():
         for start in range(0, split.count, _EVALUATION_BATCH):
             index = torch.arange(start, min(start + _EVALUATION_BATCH, split.count))
-            found.append(_single(network(_to(split.batch(index, 0).inputs, device))).float().cpu())
+            inputs = _to(split.batch(index, 0).inputs, device)
+            found.append(_single(forward(network, inputs)).float().cpu())
     return torch.cat(found)
 
 
@@ -190,17 +200,18 @@ def _map(tap: Tap, output: Tensor) -> Tensor:
 
 
 def _single(output: Any) -> Tensor:
-    from tutelage.students.taps import first_tensor
-
     tensor = first_tensor(output)
     assert tensor is not None
     return tensor.float()
 
 
-def _to(inputs: Tensor, device: torch.device) -> Tensor:
-    if inputs.ndim == 4:
-        return inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
-    return inputs.to(device, non_blocking=True)
+def _to(inputs: Inputs, device: torch.device) -> Inputs:
+    def moved(tensor: Tensor) -> Tensor:
+        if tensor.ndim == 4:
+            return tensor.to(device, memory_format=torch.channels_last, non_blocking=True)
+        return tensor.to(device, non_blocking=True)
+
+    return mapped(inputs, moved)
 
 
 def _reading_to(reading: Reading | None, device: torch.device) -> Reading | None:
