@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import tutelage
 from tutelage.errors import DataError, RecipeError, TutelageError
 from tutelage.losses import LOSSES
+from tutelage.losses.objective import INSIDE
 
 PUBLIC = {
     "Device", "Recipe", "Result", "TutelageError", "audit", "distill", "export", "fit", "load",
@@ -112,7 +113,7 @@ def test_fit_trains_a_teacher_where_there_is_none(quick: None, tmp_path: Path) -
     assert result.artifact.name == "student-float32.onnx"
 
 
-@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("name", [n for n in LOSSES if LOSSES[n].reads not in INSIDE])
 def test_every_loss_teaches(teacher: nn.Module, name: str) -> None:
     student = Net(4)
     before = {key: value.clone() for key, value in student.state_dict().items()}

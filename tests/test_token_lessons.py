@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 import tiny
+import torch
 import yaml
 from test_text_run import encoder, mails
+from torch import nn
 
+import tutelage
 from tutelage.errors import RecipeError
 from tutelage.pipeline import tokens
 from tutelage.pipeline.tokens import token_families
@@ -111,6 +114,48 @@ def test_images_with_a_convolutional_teacher_are_refused(name, tmp_path):
     said = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
     assert said.status == 2 and len(said.errors) == 1
     assert f"'{name}'" in said.errors[0] and "use features or trajectory" in said.errors[0]
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads, self.norm = heads, nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        cut = self.qkv(self.norm(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        said = nn.functional.scaled_dot_product_attention(*cut.unbind(0))
+        return x + self.out(said.transpose(1, 2).flatten(2))
+
+
+class Patches(nn.Module):
+    """A vision transformer laid out like timm's: 16 patches of an 8 x 8 image."""
+
+    def __init__(self, width, heads, layers):
+        super().__init__()
+        self.patch = nn.Conv2d(1, width, 2, stride=2)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.head = nn.Linear(width, tiny.CLASSES)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(dim=1))
+
+
+@pytest.mark.parametrize("name", ["hidden", "attention_scores", "relations"])
+def test_transformers_of_images_teach_one_another(name):
+    torch.manual_seed(0)
+    teacher, student = Patches(16, 4, 3), Patches(8, 2, 2)
+    taught = tutelage.distill(
+        teacher, student, tiny.images(90), losses={name: 1.0}, epochs=6, threads=1,
+        distill={"batch": 16}, augment={"views": 2},
+        teacher={"classes": ["0", "1", "2"]},  # untrained, so that its order looks wrong
+    )  # fmt: skip
+    values = [epoch[name] for epoch in taught.history["parts"]]
+    assert values[-1] < 0.9 * values[0]
+    assert taught.weights == {name: 1.0}
 
 
 def test_only_families_with_tokens_are_planned_for():
