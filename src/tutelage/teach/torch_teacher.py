@@ -153,6 +153,7 @@ class Reordered:
             *teacher.notes,
             "its classes are rearranged to the data's order",
         )
+        self.order = tuple(order)
         self._order = torch.tensor(list(order))
         text = f"{teacher.fingerprint} {list(order)}"
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
