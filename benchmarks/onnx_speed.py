@@ -9,6 +9,11 @@ fastest tenth, which other work on the machine disturbs less), each as a ratio t
 float32, and how often a file decides as the network does.
 
 python benchmarks/onnx_speed.py [--sizes 10k 20k 78k] [--student FOLDER ...] [--threads 1]
+python benchmarks/onnx_speed.py --text    # results/onnx_speed_text.json
+
+With `--text` the students are an encoder (2 layers of 128 numbers, 128 tokens) and a textconv, and
+the files tutelage's float32, its int8, its int8 with the tables left in float, and onnxruntime's
+`quantize_dynamic` with its defaults.
 
 Random students stand in where no trained ones are given: speed and bytes do not depend on the
 weights, agreement does.
@@ -43,12 +48,15 @@ from torch import Tensor, nn
 from tutelage import __version__
 from tutelage.export.artifact import ArtifactMeta, OnnxModel
 from tutelage.export.onnx_float import export_onnx
-from tutelage.export.quantize import Precision, quantize_int8
+from tutelage.export.quantize import Precision, layer_names, quantize_int8
 from tutelage.measure.latency import prepare, time_calls
 from tutelage.pipeline.material import Material
+from tutelage.students.encoder import Encoder, EncoderSpec
 from tutelage.students.spec import load
+from tutelage.students.textconv import TextConv, TextConvSpec
 
 BASE = "tutelage float32"
+TEXTS = {"vocabulary": 8_192, "length": 128, "classes": 2}
 
 
 def main() -> None:
@@ -64,10 +72,21 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100, help="a block")
     parser.add_argument("--calibration", type=int, default=512, help="images")
     parser.add_argument("--examples", type=int, default=2_000, help="test images for agreement")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "onnx_speed.json")
+    parser.add_argument("--text", action="store_true", help="students of texts instead")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    name = "onnx_speed_text.json" if options.text else "onnx_speed.json"
+    out = options.out or HERE / "results" / name
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
+    rows = measure_texts(options) if options.text else measure_images(options)
+    write_result(
+        out, {"command": command(), "machine": machine(("onnxruntime", "onnx")), "files": rows}
+    )
+
+
+def measure_images(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row a file of students of images."""
     material = fashion_mnist(options.data, examples=4_096, flip=False, shift=0, views=1)
     networks = {str(folder): load(folder) for folder in options.student}
     for size in () if networks else options.sizes:
@@ -75,10 +94,72 @@ def main() -> None:
     rows = []
     for name, network in networks.items():
         rows += measure_student(name, network, material, options)
-    write_result(
-        options.out,
-        {"command": command(), "machine": machine(("onnxruntime", "onnx")), "files": rows},
-    )
+    return rows
+
+
+def measure_texts(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one row a file of students of texts, with random weights and random tokens."""
+    torch.manual_seed(0)
+    networks: dict[str, nn.Module] = {
+        "encoder, 2 x 128": Encoder(
+            EncoderSpec(layers=2, hidden=128, heads=4, inner=256, embedding=64, **TEXTS)
+        ),
+        "textconv, 2 x 64": TextConv(TextConvSpec(embedding=64, depth=2, **TEXTS)),
+    }
+    ids = np.random.default_rng(0).integers(1, TEXTS["vocabulary"], (512, TEXTS["length"]))
+    rows = []
+    for name, network in networks.items():
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_text_files(network.eval(), ids, Path(folder))
+            times = _in_turn(files, options)
+            wanted = OnnxModel(files[BASE]).run(ids)
+            for kind, path in files.items():
+                said = OnnxModel(path).run(ids)
+                rows.append(
+                    {
+                        "student": name,
+                        "parameters": sum(p.numel() for p in network.parameters()),
+                        "file": kind,
+                        "bytes": path.stat().st_size,
+                        "median": ratio_of_medians(times[kind], times[BASE]),
+                        "fastest": ratio_of_medians(_fastest(times[kind]), _fastest(times[BASE])),
+                        "error": float(np.abs(said - wanted).mean() / wanted.std()),
+                    }
+                )
+        here = [row for row in rows if row["student"] == name]
+        print(f"\n{name}: {here[0]['parameters']} parameters")
+        print_table(
+            ("file", "bytes", "median", "ratio", "95 % interval", "fastest", "ratio",
+             "95 % interval", "error"),
+            [
+                (r["file"], r["bytes"], *_cells(r["median"]), *_cells(r["fastest"]),
+                 f"{r['error']:.4f}")
+                for r in here
+            ],
+        )  # fmt: skip
+    return rows
+
+
+def write_text_files(network: nn.Module, ids: np.ndarray, folder: Path) -> dict[str, Path]:
+    """Write every form of a student of texts; return their paths by name."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    meta = ArtifactMeta(
+        task="text", classes=("a", "b"), shape=(TEXTS["length"],), mean=(), std=(),
+        version=__version__, input="ids", layout="NT", scale=1.0, dtype="int64",
+    )  # fmt: skip
+    ours = export_onnx(network, (TEXTS["length"],), folder / "ours-float32.onnx", meta=meta)
+    tables = tuple(name for name in layer_names(ours) if name in ("embedding", "positions"))
+    stock = folder / "stock-int8.onnx"
+    quantize_dynamic(str(ours), str(stock))
+    return {
+        BASE: ours,
+        "tutelage int8": quantize_int8(ours, folder / "ours-int8.onnx", ids[:64]),
+        "tutelage int8, float tables": quantize_int8(
+            ours, folder / "ours-tables.onnx", ids[:64], keep_float=tables
+        ),
+        "onnxruntime quantize_dynamic": stock,
+    }
 
 
 def measure_student(

@@ -11,6 +11,14 @@ import pytest
 import tiny
 import torch
 import yaml
+from tokenizers import Tokenizer
+
+from tutelage.pipeline.material import read_material
+from tutelage.pipeline.pruned import pruning_loss
+from tutelage.progress import Silent
+from tutelage.recipe import Recipe
+from tutelage.teach.hf_teacher import from_hf_folder, with_whole_vocabulary
+from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 
 pytest.importorskip("transformers")
 
@@ -87,6 +95,77 @@ def test_a_text_run_ends_with_a_student_that_has_learned(finished):
     assert answer["student"]["value"] > 0.8
     proof = json.loads((folder / "run/proof.json").read_text())
     assert all(set(row) & {"text", "image"} == {"text"} for row in proof["differences"])
+
+
+def test_what_pruning_the_vocabulary_cost_is_measured(finished):
+    """The teacher, fitted, is asked about each validation text in the whole vocabulary."""
+    folder, _ = finished
+    stages = json.loads((folder / "run/run.json").read_text())["stages"]
+    taught = stages["teacher"]["result"]
+    figure = next(f for f in taught["figures"] if f["name"] == "vocabulary_agreement")
+    (note,) = [n for n in taught["notes"] if n.startswith("pruning the vocabulary from")]
+    recipe = Recipe.parse(
+        {**RECIPE, "data": {**RECIPE["data"], "train": str(folder / "train.jsonl"),
+                            "test": str(folder / "test.jsonl")},
+         "teacher": {**RECIPE["teacher"], "source": str(folder / "encoder")}}
+    )  # fmt: skip
+    validation = read_material(recipe).data.validation
+    tokenizer = Tokenizer.from_file(str(folder / "encoder/tokenizer.json"))
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    assert figure["n"] == len(validation) and figure["value"] == 1.0
+    assert f"{tokenizer.get_vocab_size()} to {len(validation.vocabulary)} tokens" in note
+    # Every word stands in some training mail: here pruning changes nothing.
+    assert f"changed 0 of {len(validation)} validation texts and 0 decisions" in note
+    assert len(lines) > len(validation)
+    assert note in (folder / "run/report.html").read_text(encoding="utf-8")
+
+
+def test_changed_texts_are_asked_about_in_the_whole_vocabulary(finished):
+    """Against the teacher itself with the rows put back, on all of validation."""
+    folder, _ = finished
+    words = [*BOTH, *WORDS["ham"], *WORDS["spam"]]
+    data = folder / "rare"
+    data.mkdir()
+    random = np.random.default_rng(5)
+    mails = [" ".join(random.choice(words, 3)) for _ in range(300)]  # few words each: some unseen
+    rare = [f"{mail} never" if i >= 200 else mail for i, mail in enumerate(mails)]
+    for name, texts in (("train", rare[:200]), ("validation", rare[200:250]), ("test", rare[250:])):
+        lines = [json.dumps({"text": t, "label": i % 2}) for i, t in enumerate(texts)]
+        (data / f"{name}.jsonl").write_text("\n".join(lines))
+    recipe = Recipe.parse(
+        {"task": "text", "data": {"train": str(data)},
+         "teacher": {"source": str(folder / "encoder"), "fit": "head"}}
+    )  # fmt: skip
+    material = read_material(recipe)
+    held = material.data.validation
+    assert len(held.changed.index) == len(held)  # each holds a word that training lacks
+    kept = held.vocabulary.kept
+    torch.manual_seed(3)
+    network = from_hf_folder(
+        folder / "encoder", 2, kept=kept, pad=held.vocabulary.pad, fresh_head=True
+    )
+    with torch.no_grad():
+        network.embedding[:] += 0.5 * torch.randn_like(network.embedding)  # as if fitted
+        network.head[1].weight *= 50
+    before = torch.get_rng_state()
+    whole = with_whole_vocabulary(network, folder / "encoder", kept=kept, pad=0, trust_code=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(whole.embedding[kept], network.embedding, rtol=0, atol=0)
+    inputs = material.validation.batch(torch.arange(len(held)), 0).inputs
+    tokenizer = Tokenizer.from_file(str(folder / "encoder/tokenizer.json"))
+    with torch.no_grad():
+        said = network(inputs)
+        alone = [whole(torch.tensor([tokenizer.encode(t).ids])) for t in rare[200:250]]
+    turned = int((said.argmax(1) != torch.cat(alone).argmax(1)).sum())
+    teacher = TorchTeacher(network, classes=2, image_shape=held.shape, example=inputs[:2])
+    figure, words = pruning_loss(recipe, material, teacher, said, Silent(), trust_code=False)
+    assert 0 < turned < 50
+    assert figure.value == pytest.approx(1 - turned / 50)
+    assert f"changed 50 of 50 validation texts and {turned} decisions" in words
+    swapped = pruning_loss(
+        recipe, material, Reordered(teacher, (1, 0)), said[:, [1, 0]], Silent(), trust_code=False
+    )
+    assert swapped[0].value == figure.value
 
 
 def test_storage_counts_the_tokenizer_that_ships_beside(finished):

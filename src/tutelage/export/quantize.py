@@ -280,16 +280,19 @@ class _Writer:
         return True
 
     def _lookup(self, node: NodeProto) -> bool:
-        """Look rows up in a table of int8, and make them float."""
+        """Look rows up in a table of int8, and make them float.
+
+        By Cast and Mul: DequantizeLinear over the last axis took onnxruntime three times as long.
+        """
         out = node.output[0]
         if out not in self.layers:
             return False
         self._weight(out, self.constants[node.input[0]], 1, None, 1.0)
-        rows = self.make("Gather", [out + ".w", node.input[1]], [out + ".l"])
-        real = self.make("DequantizeLinear", [out + ".l", out + ".ws"], [out])
-        if self.form.per_channel:
-            real.attribute.append(self.attribute("axis", -1))
-        self.nodes += [rows, real]
+        self.nodes += [
+            self.make("Gather", [out + ".w", node.input[1]], [out + ".l"]),
+            self.make("Cast", [out + ".l"], [out + ".r"], to=1),  # float32
+            self.make("Mul", [out + ".r", out + ".ws"], [out]),
+        ]
         self.real.add(out)
         return True
 

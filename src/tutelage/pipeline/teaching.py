@@ -17,6 +17,7 @@ from tutelage.pipeline.class_order import class_order, order_by_name, refuse_oth
 from tutelage.pipeline.fitting import fit_teacher
 from tutelage.pipeline.lessons import inside, terms_of, wants
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.pruned import pruning_loss
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe, TeacherPart
 from tutelage.records import Measurement
@@ -132,7 +133,7 @@ def teach(
             (material.validation, 1, features),
         )
     ]
-    return _fill(recipe, material, run, progress, teacher, tuple(caches))
+    return _fill(recipe, material, run, progress, teacher, tuple(caches), trust_code=trust_code)
 
 
 def signals_of_test(material: Material, taught: Taught, run: Run) -> SignalCache:
@@ -164,6 +165,8 @@ def _fill(
     progress: Progress,
     teacher: Teacher,
     caches: tuple[SignalCache, ...],
+    *,
+    trust_code: bool,
 ) -> Taught:
     """Fill the caches (what is there is not asked again), fit lenses, record both stages."""
     train, validation = caches
@@ -216,6 +219,12 @@ def _fill(
                     f"it is right on {figure.value:.0%} of validation, hardly better than "
                     "guessing: its normalisation may differ (teacher.mean, teacher.std)"
                 )
+        lost = pruning_loss(
+            recipe, material, teacher, held.decision, progress, trust_code=trust_code
+        )
+        if lost is not None:
+            figures.append(lost[0].to_json())
+            suspicions.append(lost[1])
         lenses = [
             {"tap": tap.path, "agreement": value}
             for tap, value in zip(teacher.taps, agreements, strict=False)

@@ -7,6 +7,7 @@ write text. Nothing is downloaded, and no code is run that stands beside the wei
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +138,25 @@ def parameters_to_fit(module: HfEncoder, what: Literal["head", "all"]) -> None:
     module.requires_grad_(True)
     if what == "head":
         module.encoder.requires_grad_(False)
+
+
+def with_whole_vocabulary(
+    module: HfEncoder, path: Path, *, kept: Int[np.ndarray, " v"], pad: int, trust_code: bool
+) -> HfEncoder:
+    """Return a copy of a teacher that reads the original ids: rows that were cut off are put back.
+
+    They come from the folder `path`; `kept` are the original ids of the rows there are, and `pad`
+    is the original one. torch's global random state stays as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        before = from_hf_folder(path, 2, pad=pad, trust_code=trust_code, fresh_head=True)
+    rows = before.embedding.detach().clone()
+    made = copy.deepcopy(module)
+    own = made.body.get_input_embeddings()  # pyright: ignore
+    rows[torch.from_numpy(np.asarray(kept, np.int64))] = own.weight.detach().cpu()
+    own.weight, own.num_embeddings = nn.Parameter(rows.to(own.weight.device)), len(rows)
+    made.pad = pad
+    return made.eval().requires_grad_(False)
 
 
 # The folder ----------------------------------------------------------------------------------
