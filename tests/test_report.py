@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,8 +13,8 @@ from pathlib import Path
 import pytest
 from sample_run import DIGITS, plan_json, proof_json, run_json, sample_run
 
-from tutelage.errors import CorruptFileError, RecipeError
-from tutelage.report import build, build_report, figures, overview
+from tutelage.errors import CorruptFileError
+from tutelage.report import build, build_report
 from tutelage.report.source import load
 
 HOSTILE = (
@@ -26,7 +24,6 @@ HOSTILE = (
     "</style><b>bold</b>",
     "nul\0 and \ud800 half",
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("/usr/bin/chromium")
 STYLE = (Path(build.__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
@@ -330,41 +327,6 @@ def test_many_classes_fold_and_the_worst_stand_first(tmp_path):
     assert int(shown.text(rows[0])[6:]) % 5 == 3
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "proof"])
-@pytest.mark.parametrize("damage", ["cut", "list", "hollow"])
-def test_damage_is_told_and_leaves_the_earlier_report(tmp_path, name, damage):
-    whole = {"run": run_json, "plan": plan_json, "proof": proof_json}[name]()
-    write(tmp_path, **{name: whole})
-    (tmp_path / "report.html").write_text("earlier", encoding="utf-8")
-    path = tmp_path / f"{name}.json"
-    text = path.read_text(encoding="utf-8")
-    hollow = {
-        "run": '{"stages": {"distill": {"result": {"history": 3}}}}',
-        "plan": '{"candidates": [{"spec": {}}]}',
-        "proof": '{"status": "met", "device": {"name": "x"}, "verdicts": [{"met": true}]}',
-    }
-    bad = {"cut": text[: len(text) // 2], "list": "[1]", "hollow": hollow[name]}[damage]
-    path.write_text(bad, encoding="utf-8")
-    with pytest.raises(CorruptFileError, match=rf"{name}\.json is damaged") as caught:
-        build_report(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "earlier"
-
-
-def test_figure_of_unknown_kind_is_damage(tmp_path):
-    proof = proof_json()
-    proof["figures"]["student"][0]["kind"] = "guessed"
-    with pytest.raises(CorruptFileError, match="guessed"):
-        build_report(write(tmp_path, proof=proof))
-
-
-def test_folder_without_a_run(tmp_path):
-    with pytest.raises(RecipeError, match="holds no run"):
-        build_report(tmp_path)
-    with pytest.raises(RecipeError, match="holds no run"):
-        build_report(tmp_path / "nowhere")
-
-
 def test_same_files_same_bytes_and_small(tmp_path, built):
     assert read(sample_run(tmp_path)).replace(tmp_path.name, "") == built
     assert len(built) < 250_000
@@ -407,81 +369,3 @@ def test_snippet_runs(tmp_path, page, monkeypatch, capsys):
     snippet = next(i for i in page.tagged("pre") if page.elements[i][1]["id"] == "snippet")
     exec(compile(page.texts[snippet], "snippet", "exec"), {})
     assert capsys.readouterr().out.strip() == "7"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "unit", "text"),
-    [
-        ("accuracy_test", 0.98878, "1", "98.9 %"),
-        ("accuracy_test", 0.9997, "1", "99.97 %"),
-        ("accuracy_test", 1.0, "1", "100 %"),
-        ("calibration_error_student", 0.0003, "1", "0.03 %"),
-        ("parameters", 696554.0, "1", "696,554"),
-        ("kl", 0.0412, "1", "0.0412"),
-        ("storage_bytes", 24312, "B", "24.3 kB"),
-        ("latency_p50_s", 0.00021, "s", "210 µs"),
-        ("energy_j", float("nan"), "J", "unknown"),
-    ],
-)
-def test_figures_as_text(name, value, unit, text):
-    assert figures.quantity(name, value, unit) == text
-
-
-def test_intervals_ratios_points_and_kinds():
-    m = figures.made("accuracy_test", 0.9778, n=360)
-    assert (m.text, m.kind, m.hint) == ("97.8 %", "measured", "measured, 360 readings")
-    data = {"name": "latency_p50_s", "value": 0.02, "unit": "s", "kind": "predicted", "n": 1}
-    shown = figures.read_figure({**data, "spread": [0.0171, 0.0242], "where": "board"})
-    assert shown.spread == "17.1 to 24.2 ms"
-    assert shown.hint == "predicted, 95 % interval 17.1 to 24.2 ms: board"
-    wide = figures.read_figure({**data, "spread": [0.0009, 0.0242], "where": ""})
-    assert wide.spread == "900 µs to 24.2 ms"
-    assert figures.ratio(2792.0, 24.312) == "115×" and figures.ratio(20.0, 10.0) == "2×"
-    assert figures.points(-0.0553) == "−5.5" and figures.points(0.0001) == "±0"
-    assert figures.weakest(["measured", "estimated", "predicted"]) == "estimated"
-
-
-def test_spec_of_another_family_is_still_described():
-    assert overview.describe({"family": "own", "layers": 3}) == "family own, layers 3"
-    assert overview.describe({}) == "unknown"
-
-
-def chromium(path: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    switches = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", "--dump-dom",
-    ]  # fmt: skip
-    command = [CHROMIUM, *switches, *flags, path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_chromium_opens_it_without_a_console_error(tmp_path):
-    sample_run(tmp_path / "run", classes=HOSTILE)
-    report = build_report(tmp_path / "run")
-    done = chromium(report, tmp_path / "profile")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert "What ships" in done.stdout
-    trap = tmp_path / "trap.html"  # the same check does see an error, and a blocked script
-    trap.write_text(report.read_text(encoding="utf-8") + "<script>nothing()</script>")
-    assert "CONSOLE" in chromium(trap, tmp_path / "profile").stderr
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_phone_does_not_scroll_sideways(tmp_path):
-    names = ("an-unusually-long-class-name-without-any-space-in-it", *DIGITS[1:])
-    text = read(sample_run(tmp_path / "run", classes=names, met=False))
-    wrapper = tmp_path / "phone.html"
-    # headless windows are at least 500 px wide, a frame may be narrower
-    wrapper.write_text(
-        f'<iframe style="width:375px;height:800px;border:0" srcdoc="{html.escape(text)}"></iframe>'
-        "<p></p><script>onload = () => { const root = document.querySelector('iframe')"
-        ".contentDocument.documentElement; document.querySelector('p').textContent ="
-        " `wide ${root.scrollWidth} of ${root.clientWidth}`; };</script>",
-        encoding="utf-8",
-    )
-    found = re.search(r"wide (\d+) of (\d+)<", chromium(wrapper, tmp_path / "profile").stdout)
-    assert found is not None
-    assert 300 < int(found[2]) <= 375 and int(found[1]) <= int(found[2])

@@ -7,7 +7,8 @@ import re
 
 import pytest
 from sample_run import proof_json, sample_run
-from test_report import CHROMIUM, HOSTILE, Page, chromium, read, write
+from test_report import HOSTILE, Page, read, write
+from test_report_browser import CHROMIUM, chromium
 
 from tutelage.errors import CorruptFileError
 from tutelage.report import build_report

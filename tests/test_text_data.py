@@ -4,7 +4,6 @@
 
 import csv
 import json
-import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,124 +14,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from text_samples import (
+    WORDS,
+    WRITERS,
+    read,
+    refused,
+    some_labels,
+    some_texts,
+    wordpiece,
+    write_csv,
+    write_jsonl,
+    write_parquet,
+)
+from tokenizers import Tokenizer, models
 
-from tutelage.errors import MissingExtra, RecipeError, TutelageError
+from tutelage.errors import MissingExtra, RecipeError
 from tutelage.tasks import find_task
 from tutelage.tasks.text import Texts, load
-from tutelage.tasks.text_files import LONGEST_TEXT, Findings, find_texts, rows
-from tutelage.tasks.text_vocabulary import cut, open_vocabulary, prune, shorten
+from tutelage.tasks.text_files import LONGEST_TEXT
+from tutelage.tasks.text_vocabulary import open_vocabulary, prune
 
 TASK: Any = find_task("text")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = ["good", "bad", "film", "plot", "actor", "the", "was", "very", "quite", "rather", "fine",
-         "dull", "great", "poor", "scene", "music", "slow", "long", "short", "funny"]  # fmt: skip
-RARE = ["zebra", "quartz", "yodel"]  # in the tokenizer, not in the training texts
-
-
-def finished(tokenizer, folder, pad="[PAD]"):
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.enable_truncation(7)  # what a model's own file says must not matter
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad, length=9)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def wordpiece(folder, more=()):
-    pieces = SPECIALS + list(LETTERS) + ["##" + x for x in LETTERS] + WORDS + RARE + list(more)
-    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens(SPECIALS)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return finished(tokenizer, folder)
-
-
-def bpe(folder):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces, merges = ["<s>", "</s>", "<unk>", *alphabet], []
-    for word in ["Ġ" + w for w in WORDS + RARE]:
-        for end in range(2, len(word) + 1):
-            if word[:end] not in pieces:
-                pieces.append(word[:end])
-                merges.append((word[: end - 1], word[end - 1]))
-    pieces += ["<pad>"]
-    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(pieces)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>", "<unk>", "<pad>", "<mask>"])
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
-    return finished(tokenizer, folder, "<pad>")
-
-
-def unigram(folder):
-    pieces = [("<pad>", 0.0), ("<unk>", 0.0), ("</s>", 0.0), ("▁", -4.0)]
-    pieces += [(x, -6.0) for x in LETTERS]
-    pieces += [("▁" + w, -2.0 - i / 7) for i, w in enumerate(RARE + WORDS)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=1))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens(["<pad>", "<unk>", "</s>"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 2)]
-    )
-    return finished(tokenizer, folder, "<pad>")
-
-
-KINDS = {"wordpiece": wordpiece, "bpe": bpe, "unigram": unigram}
 
 
 @pytest.fixture
 def model(tmp_path):
     return wordpiece(tmp_path / "model")
-
-
-def some_texts(n=200, seed=0, words=WORDS):
-    draw = random.Random(seed)
-    return [" ".join(draw.choice(words) for _ in range(draw.randint(4, 20))) for _ in range(n)]
-
-
-def some_labels(n=200):
-    return [("no", "yes")[i % 2] for i in range(n)]
-
-
-def write_csv(path, texts, labels, names=("text", "label"), **how):
-    with path.open("w", newline="", encoding=how.pop("encoding", "utf-8")) as file:
-        writer = csv.writer(file, **how)
-        writer.writerow(names)
-        writer.writerows(zip(texts, labels, strict=True))
-    return path
-
-
-def write_jsonl(path, texts, labels):
-    lines = (json.dumps({"text": t, "label": y}) for t, y in zip(texts, labels, strict=True))
-    path.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
-    return path
-
-
-def write_parquet(path, texts, labels):
-    pq.write_table(pa.table({"id": range(len(texts)), "text": texts, "label": labels}), path)
-    return path
-
-
-WRITERS = {".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet}
-
-
-def read(path, **columns):
-    found = Findings()
-    return list(rows(find_texts(path, **columns).train, found)), found
-
-
-def refused(text, call, *args, **kwargs):
-    with pytest.raises(TutelageError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message and text in message, message
-    return message
 
 
 def shipped(data):
@@ -335,57 +242,6 @@ def test_texts_that_are_all_equal_cannot_be_split(tmp_path, model):
 # --- vocabulary ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_pruned_tokenizer_says_the_same(tmp_path, kind):
-    folder = KINDS[kind](tmp_path / "model")
-    train = write_csv(tmp_path / "a.csv", some_texts(), some_labels())
-    fresh = [f"{text} {RARE[i % 3]}" for i, text in enumerate(some_texts(60, seed=1))]
-    test = write_csv(tmp_path / "b.csv", fresh, some_labels(60))
-    pruned, whole = (load(train, test, tokenizer=folder, vocabulary=v) for v in ("pruned", "whole"))
-    assert any("pruned from" in note for note in pruned.notes)
-    few, all_ = len(pruned.train.vocabulary), len(whole.train.vocabulary)
-    assert few < all_ and len(whole.train) == len(pruned.train)
-    kept, pad = TASK.tokens(pruned.train)
-    np.testing.assert_array_equal(kept[inputs(pruned.train)], inputs(whole.train))
-    assert kept[pad] == whole.train.vocabulary.pad
-    # Words that training lacks become known pieces, and say the same text, not unknown tokens.
-    for i in range(3):
-        text = TASK.show(pruned.test, i).strip()
-        assert text.split()[-1] in RARE and text == TASK.show(whole.test, i).strip(), text
-    rare = open_vocabulary(folder).tokenizer().token_to_id(("" , "Ġ", "▁")[list(KINDS).index(kind)]
-                                                           + RARE[0])  # fmt: skip
-    assert rare is not None and rare not in kept
-    assert (inputs(whole.test) == rare).any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("vocabulary", ["pruned", "whole"])
-def test_the_shipped_tokenizer_gives_what_the_network_saw(tmp_path, kind, vocabulary):
-    folder = KINDS[kind](tmp_path / "model")
-    texts = [*some_texts(80), " ".join(WORDS * 9), "the é 漢 zebra [MASK] film"]
-    path = write_csv(tmp_path / "a.csv", texts, some_labels(82))
-    data = load(path, tokenizer=folder, vocabulary=vocabulary)
-    wanted = sorted(encoding.ids for encoding in shipped(data).encode_batch(texts))
-    splits = [inputs(part) for part in (data.train, data.validation, data.test)]
-    assert sorted(np.concatenate(splits).tolist()) == wanted
-    assert splits[0].dtype == np.int64 and splits[0].shape[1] == TASK.input_shape(data.train)[0]
-
-
-def test_a_pruned_bpe_keeps_the_way_to_its_tokens(tmp_path):
-    whole = open_vocabulary(bpe(tmp_path / "model"))
-    tokenizer = whole.tokenizer()
-    used = np.zeros(len(whole), np.bool_)
-    used[tokenizer.token_to_id("Ġgood")] = True
-    pruned = prune(whole, used)
-    pieces = pruned.tokenizer().get_vocab()
-    assert {"Ġgood", "Ġgoo", "Ġgo", "Ġg"} <= pieces.keys() and "Ġbad" not in pieces
-    assert pruned.tokenizer().encode("good").tokens == ["<s>", "Ġgood", "</s>"]
-    assert sorted(pieces.values()) == list(range(len(pruned)))
-    assert [tokenizer.id_to_token(int(i)) for i in pruned.kept] == sorted(
-        pieces, key=lambda piece: pieces[piece]
-    )
-
-
 def test_a_tokenizer_that_cannot_be_pruned_is_left_whole(tmp_path, model, monkeypatch):
     path = write_csv(tmp_path / "x.csv", some_texts(), some_labels())
     whole = load(path, tokenizer=model, vocabulary="whole")
@@ -400,26 +256,6 @@ def test_a_tokenizer_that_cannot_be_pruned_is_left_whole(tmp_path, model, monkey
     other["model"]["type"] = "Other"
     vocabulary = replace(open_vocabulary(model), json=json.dumps(other).encode())
     assert prune(vocabulary, np.ones(len(vocabulary), np.bool_)) is None
-
-
-def test_merges_are_not_left_out_by_chance(tmp_path):
-    folder = bpe(tmp_path / "model")
-    data = json.loads((folder / "tokenizer.json").read_text())
-    data["model"]["dropout"] = 0.5
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    assert open_vocabulary(folder).tokenizer().encode("good").tokens == ["<s>", "Ġgood", "</s>"]
-
-
-def test_more_tokens_than_16_bits_hold(tmp_path):
-    folder = wordpiece(tmp_path / "big", more=[f"w{i}" for i in range(70_000)] + ["last"])
-    texts = [text + " last" for text in some_texts()]
-    path = write_csv(tmp_path / "x.csv", texts, some_labels())
-    whole = load(path, tokenizer=folder, vocabulary="whole")
-    assert whole.train.ids.dtype == np.int32 and whole.train.ids.max() > 70_000
-    pruned = load(path, tokenizer=folder)
-    assert pruned.train.ids.dtype == np.uint16
-    kept, _ = TASK.tokens(pruned.train)
-    np.testing.assert_array_equal(kept[inputs(pruned.train)], inputs(whole.train))
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path, model):
@@ -455,16 +291,6 @@ def test_the_length_covers_most_texts(tmp_path, model):
         load(path, tokenizer=model, length=2)
     with pytest.raises(RecipeError, match="either pruned or whole"):
         load(path, tokenizer=model, vocabulary="half")
-
-
-@pytest.mark.parametrize("tail", [0, 1, 2])
-def test_shortening_all_is_cutting_each(tail):
-    sizes = [0, 3, 9, 5, 6, 1]
-    flat, offsets = np.arange(24), np.concatenate([[0], np.cumsum(sizes)])
-    ids, ends = shorten(flat, offsets, 5, tail)
-    for i in range(6):
-        wanted = cut(flat[offsets[i] : offsets[i + 1]], 5, tail)
-        np.testing.assert_array_equal(ids[ends[i] : ends[i + 1]], wanted)
 
 
 # --- the task --------------------------------------------------------------------------------

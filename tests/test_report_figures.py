@@ -1,0 +1,44 @@
+"""Figures and student specs as words."""
+
+from __future__ import annotations
+
+import pytest
+
+from tutelage.report import figures, overview
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit", "text"),
+    [
+        ("accuracy_test", 0.98878, "1", "98.9 %"),
+        ("accuracy_test", 0.9997, "1", "99.97 %"),
+        ("accuracy_test", 1.0, "1", "100 %"),
+        ("calibration_error_student", 0.0003, "1", "0.03 %"),
+        ("parameters", 696554.0, "1", "696,554"),
+        ("kl", 0.0412, "1", "0.0412"),
+        ("storage_bytes", 24312, "B", "24.3 kB"),
+        ("latency_p50_s", 0.00021, "s", "210 µs"),
+        ("energy_j", float("nan"), "J", "unknown"),
+    ],
+)
+def test_figures_as_text(name, value, unit, text):
+    assert figures.quantity(name, value, unit) == text
+
+
+def test_intervals_ratios_points_and_kinds():
+    m = figures.made("accuracy_test", 0.9778, n=360)
+    assert (m.text, m.kind, m.hint) == ("97.8 %", "measured", "measured, 360 readings")
+    data = {"name": "latency_p50_s", "value": 0.02, "unit": "s", "kind": "predicted", "n": 1}
+    shown = figures.read_figure({**data, "spread": [0.0171, 0.0242], "where": "board"})
+    assert shown.spread == "17.1 to 24.2 ms"
+    assert shown.hint == "predicted, 95 % interval 17.1 to 24.2 ms: board"
+    wide = figures.read_figure({**data, "spread": [0.0009, 0.0242], "where": ""})
+    assert wide.spread == "900 µs to 24.2 ms"
+    assert figures.ratio(2792.0, 24.312) == "115×" and figures.ratio(20.0, 10.0) == "2×"
+    assert figures.points(-0.0553) == "−5.5" and figures.points(0.0001) == "±0"
+    assert figures.weakest(["measured", "estimated", "predicted"]) == "estimated"
+
+
+def test_spec_of_another_family_is_still_described():
+    assert overview.describe({"family": "own", "layers": 3}) == "family own, layers 3"
+    assert overview.describe({}) == "unknown"
