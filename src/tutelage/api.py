@@ -24,6 +24,7 @@ from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
 from tutelage.pipeline import Result, run_recipe, with_threads
 from tutelage.pipeline.checking import check_recipe
+from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.feasible import plan_recipe
 from tutelage.pipeline.learning import distill as _distill
 from tutelage.pipeline.material import Material, material_of, read_material
@@ -36,7 +37,7 @@ from tutelage.run import Run
 from tutelage.students.spec import load
 from tutelage.tasks import find_task, wilson_interval
 
-Data = str | Path | tuple[np.ndarray, np.ndarray]
+Data = str | Path | tuple[np.ndarray, np.ndarray | None]
 
 
 def fit(
@@ -54,9 +55,10 @@ def fit(
     """Do the whole pipeline and return its result; call it again to go on where it stopped.
 
     `teacher` is `"fit"` (train one), a torch module, or a source as in the recipe. `data` is a path
-    or `(images uint8 [n, h, w, c], labels int [n])`. `budget` has the recipe's keys, for instance
-    `{"storage": "100 kB"}`; `parts` are other parts of the recipe (`distill={"epochs": 20}`, and
-    `teacher` and `data` too: `data={"validation": 0.2}`).
+    or `(images uint8 [n, h, w, c], labels int [n])`; where labels is None, figures are agreement
+    with the teacher. `budget` has the recipe's keys, for instance `{"storage": "100 kB"}`; `parts`
+    are other parts of the recipe (`distill={"epochs": 20}`, and `teacher` and `data` too:
+    `data={"validation": 0.2}`).
     Raises a `TutelageError`; a missed limit is told by `Result.met`.
     """
     module = teacher if isinstance(teacher, nn.Module) else None
@@ -73,7 +75,11 @@ def fit(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """A taught student. `history` holds losses and validation figures, epoch by epoch."""
+    """A taught student. `history` holds losses and validation figures, epoch by epoch.
+
+    `validation` is `accuracy_validation`, or `agreement_validation` (with the teacher) for data
+    without labels.
+    """
 
     student: nn.Module
     validation: Measurement
@@ -112,6 +118,7 @@ def distill(
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         held = stack.enter_context(Run(Path(folder)))
         material = _material(recipe, data) or read_material(recipe)
+        material = with_classes(recipe, material, trust_code=trust_code, module=module)
         check_recipe(recipe, material)
         taught = teach(recipe, material, held, said, trust_code=trust_code, module=module)
         count = sum(p.numel() for p in student.parameters())
@@ -122,7 +129,7 @@ def distill(
     return Distilled(
         student=learned.network,
         validation=Measurement(
-            name="accuracy_validation", value=best, unit="1", kind="measured", n=n,
+            name=f"{material.metric}_validation", value=best, unit="1", kind="measured", n=n,
             spread=wilson_interval(best, n), where="the network in torch, validation split",
         ),
         history=result["history"],
@@ -206,12 +213,17 @@ def _material(recipe: Recipe, data: Data) -> Material | None:
     """Make the material of arrays; None for a path, which the pipeline reads."""
     if not isinstance(data, tuple):
         return None
+    from tutelage.tasks.images import read_splits
     from tutelage.tasks.images_base import make_images
     from tutelage.tasks.vision import arrange
 
     images, labels = data
-    made = make_images(images, labels, source="the images given")
-    arranged = arrange(made, validation_share=recipe.data.validation, seed=recipe.seed)
+    made, more = make_images(images, labels, source="the images given"), None
+    if recipe.data.unlabelled is not None:
+        more = read_splits(recipe.data.unlabelled, size=recipe.data.size, bare=True).train
+    arranged = arrange(
+        made, unlabelled=more, validation_share=recipe.data.validation, seed=recipe.seed
+    )
     return material_of(find_task("vision"), arranged, recipe)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 class Batch:
     """Examples as the network sees them; `index` names them in the data set.
 
-    `labels` is None for data without labels. `view` is the augmentation view they were drawn from.
+    `labels` is None for data without labels, and -1 for an example without one. `view` is the
+    augmentation view they were drawn from.
     """
 
     inputs: Float[Tensor, "batch ..."]

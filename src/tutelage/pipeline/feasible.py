@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.devices import load_device
 from tutelage.pipeline.checking import check_recipe, fixed_spec
+from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
@@ -30,7 +31,8 @@ def plan_recipe(
     """
     started = time.monotonic()
     progress = progress or Silent()
-    material, device = read_material(recipe), load_device(recipe.device)
+    material = with_classes(recipe, read_material(recipe), trust_code=trust_code)
+    device = load_device(recipe.device)
     check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
@@ -88,7 +88,7 @@ def build_lesson(
         material.train,
         material.validation,
         signals=taught.train,
-        validation_decision=_held_decision(material, taught),
+        validation_decision=taught.validation_decision,
         taps=paired.taps,
         classes=len(material.classes),
         views=material.views,
@@ -127,6 +127,7 @@ def distill(
             "parameters": chosen.parameters,
             "epochs": epochs,
             "seed": recipe.seed,
+            "metric": material.metric,
             "history": history,
             "weights": lesson.objective.weights(),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
@@ -183,10 +184,6 @@ def distill_for_int8(
             label="Teaching the student int8",
         )
         return trainer.train().figure
-
-
-def _held_decision(material: Material, taught: Taught) -> Tensor:
-    return taught.validation.read(torch.arange(material.validation.count), 0).decision
 
 
 def _width(tap: Tap) -> int:

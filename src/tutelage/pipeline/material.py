@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
@@ -19,7 +21,11 @@ from tutelage.types import Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What was read: the task's own data, its splits, how inputs are scaled and varied."""
+    """What was read: the task's own data, its splits, how inputs are scaled and varied.
+
+    `labelled` are the training examples with a label (all of `train` where all have one), None
+    where the data has no labels; then `classes` are the teacher's.
+    """
 
     task: Task
     data: Any
@@ -30,9 +36,15 @@ class Material:
     views: int
     knobs: dict[str, Any]
     train: Split
+    labelled: Split | None
     validation: Split
     test: Split
     notes: tuple[str, ...]
+
+    @property
+    def metric(self) -> Literal["accuracy", "agreement"]:
+        """What decisions are judged by: labels, or the teacher where there are none."""
+        return "agreement" if self.labelled is None else "accuracy"
 
     @property
     def content(self) -> str:
@@ -72,6 +84,18 @@ def read_material(recipe: Recipe) -> Material:
     return material_of(task, data, recipe)
 
 
+def _labelled(
+    examples: Any, whole: Split, split: Callable[..., Split]
+) -> Split | None:  # fmt: skip
+    """Return the split of the examples that have a label: the whole one where all have."""
+    if examples.labels is None:
+        return None
+    known = np.flatnonzero(examples.labels >= 0)
+    return (
+        whole if len(known) == len(examples) else split("train", examples.take(known), varied=True)
+    )
+
+
 def _views(recipe: Recipe, augment: Any, count: int) -> int:
     """Return how many variants of each example are asked about: more where they cost little."""
     if not augment:
@@ -101,6 +125,7 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         content = hash_json({"examples": examples.fingerprint, **transform})
         return Split(name=name, count=len(examples), content=content, batch=batch)
 
+    train = split("train", data.train, varied=True)
     if len(data.train) < 2:
         raise DataError(f"{recipe.data.train} leaves fewer than 2 examples to train on; add more")
     return Material(
@@ -112,7 +137,8 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         augment=augment,
         views=_views(recipe, augment, len(data.train)),
         knobs={**task.knobs(data.train), "classes": len(data.train.classes)},
-        train=split("train", data.train, varied=True),
+        train=train,
+        labelled=_labelled(data.train, train, split),
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),
         notes=tuple(data.notes),

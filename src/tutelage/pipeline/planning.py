@@ -236,6 +236,7 @@ def _trial(
             material.train,
             material.validation,
             signals=taught.train,
+            validation_decision=taught.validation_decision,
             classes=len(material.classes),
             views=material.views,
             batch=batch_for(recipe, material.train.count),
@@ -258,7 +259,7 @@ def _trial(
         write_tensors(path, network.state_dict())
         value, n = max(history.figure), material.validation.count
         figure = Measurement(
-            name="accuracy_validation", value=value, unit="1", kind="measured", n=n,
+            name=f"{material.metric}_validation", value=value, unit="1", kind="measured", n=n,
             spread=wilson_interval(value, n), where=f"after {epochs} short epochs",
         )  # fmt: skip
         return figure.to_json(), [path]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
@@ -36,6 +37,11 @@ class Taught:
     train: SignalCache
     validation: SignalCache
 
+    @property
+    def validation_decision(self) -> Tensor:
+        """The teacher's logits for every validation example."""
+        return self.validation.read(torch.arange(self.validation.split.count), 0).decision
+
 
 def open_teacher(
     recipe: Recipe,
@@ -44,12 +50,15 @@ def open_teacher(
     trust_code: bool,
     module: torch.nn.Module | None = None,
 ) -> Teacher:
-    """Load the recipe's teacher, or take `module` for it; raises `TeacherError`."""
+    """Load the recipe's teacher, or take `module` for it; raises `TeacherError`.
+
+    Where the material has no classes yet, it is asked how many it decides among.
+    """
     part = recipe.teacher
     teacher = load_teacher(
         module if module is not None else str(part.source),
         weights=None if part.weights is None else Path(part.weights),
-        classes=len(material.classes),
+        classes=len(material.classes or part.classes or ()) or None,
         image_shape=material.shape,
         example=material.train.batch(torch.arange(2), 0).inputs,
         trust_code=trust_code,
@@ -61,7 +70,7 @@ def open_teacher(
     )
     if part.mean is not None and part.std is not None:
         teacher = Renormalised(teacher, material.normalisation, part.mean, part.std)
-    if part.classes is not None:
+    if part.classes is not None and material.labelled is not None:
         teacher = Reordered(teacher, class_order(part.classes, material.classes))
     return teacher
 

@@ -39,7 +39,7 @@ def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | N
     """Return the section from the stages' results; None when neither has anything to show."""
     history = distilled.get("history") or {}
     found = Training(
-        curves=_curves(history, _teacher_line(teacher)),
+        curves=_curves(history, _teacher_line(teacher), str(distilled.get("metric", "accuracy"))),
         losses=_losses(distilled, history),
         facts=_facts(distilled, history),
         pairing=_heat(distilled.get("pairing") or {}),
@@ -55,7 +55,7 @@ def _teacher_line(teacher: dict[str, Any]) -> float | None:
     return next((m.value for m in found if m.name == "accuracy_validation"), None)
 
 
-def _curves(history: dict[str, Any], teacher: float | None) -> tuple[Chart, ...]:
+def _curves(history: dict[str, Any], teacher: float | None, metric: str) -> tuple[Chart, ...]:
     charts = []
     series = [_series("total", history.get("loss") or [])]
     parts = history.get("parts") or []
@@ -67,7 +67,8 @@ def _curves(history: dict[str, Any], teacher: float | None) -> tuple[Chart, ...]
         charts.append(loss_chart(tuple(series)))
     shown = _series("student", history.get("figure") or [])
     if shown.values:
-        charts.append(figure_chart(shown, teacher=teacher, best=history.get("best_epoch", -1)))
+        best = history.get("best_epoch", -1)
+        charts.append(figure_chart(shown, teacher=teacher, best=best, metric=metric))
     return tuple(charts)
 
 

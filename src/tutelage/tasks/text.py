@@ -15,13 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.splits import overlap, renumbered, set_aside
-from tutelage.tasks.text_files import Findings, TextSource, class_numbers, find_texts, rows
+from tutelage.tasks.text_files import (
+    ABSENT,
+    Findings,
+    TextSource,
+    class_numbers,
+    find_texts,
+    rows,
+)
+from tutelage.tasks.text_split import ReadTexts, TextPart, split_texts
 from tutelage.tasks.text_vocabulary import (
     Texts,
     Vocabulary,
@@ -34,11 +41,9 @@ from tutelage.tasks.text_vocabulary import (
     shorten,
     take_ids,
 )
+from tutelage.tasks.unlabelled import NO_LABELS, with_unlabelled
 from tutelage.types import Batch
 
-_TEST_SHARE = 0.2
-_MOST_OVERLAP = 0.01
-_SALT = {"test": 1, "validation": 2}
 _MOST_TOKENS = 256  # where data.length is silent
 _STEP, _COVERED = 16, 0.95  # lengths are multiples; share of the training texts that fit
 _SHOWN = 300  # characters
@@ -55,27 +60,14 @@ class TextData:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Read:
-    """What the first reading leaves of one source: ids, true counts of tokens, hashes, labels."""
-
-    source: TextSource
-    ids: Int[np.ndarray, " tokens"]
-    offsets: Int[np.ndarray, " n+1"]
-    counts: Int[np.ndarray, " n"]
-    keys: UInt64[np.ndarray, "n 2"]
-    labels: Int[np.ndarray, " n"]
-    classes: tuple[str, ...]
-
-
 _Packed = tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " n+1"]]
-_Part = tuple[_Read, Bool[np.ndarray, " n"]]  # a split: what was read, and which rows of it
 
 
 def load(
     train: str | Path,
     test: str | Path | None = None,
     *,
+    unlabelled: str | Path | None = None,
     validation_share: float = 0.1,
     seed: int = 0,
     format: str = "auto",
@@ -90,7 +82,9 @@ def load(
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
     `length`, in tokens, bounds a text in place of 256. The splits are stratified, and a pure
     function of the seed and of the texts: rows may be reordered, and equal texts fall on the same
-    side. Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
+    side. What `unlabelled` holds (its train part, if it has parts) is read without labels and joins
+    the training split, but for copies of validation or test texts. Raises `DataError` for data that
+    cannot be learned from, `RecipeError` for a bad option.
     """
     if tokenizer is None:
         raise DataError("texts need a tokenizer: give a model's folder (data.tokenizer: FOLDER)")
@@ -100,20 +94,26 @@ def load(
     most = _MOST_TOKENS if length is None else length
     if most <= whole.added:
         raise RecipeError(f"data.length is {length}: it must be above {whole.added} special tokens")
-    sources = _sources(train, test, format, text_column=text_column, label_column=label_column)
+    columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
+    columns["bare"] = label_column == NO_LABELS
+    sources = _sources(train, test, format, **columns)
+    if unlabelled is not None:
+        sources["unlabelled"] = find_texts(unlabelled, **{**columns, "bare": True}).train
     notes: list[str] = []
     read = {k: _first_reading(s, whole, most, notes) for k, s in sources.items()}
-    parts = _split(read, validation_share, seed, notes)
-    length = _chosen_length(parts["train"], most, notes)
+    parts = split_texts(read, validation_share, seed, notes)
+    length = _chosen_length(parts, most, notes)
     texts = _in_few_tokens(parts, whole, length, notes) if vocabulary == "pruned" else None
     if texts is None:
         short = {k: shorten(p[0].ids, p[0].offsets, length, whole.tail) for k, p in parts.items()}
         texts = {k: _texts(short[k], part, whole, length) for k, part in parts.items()}
+    if "unlabelled" in texts:
+        texts["train"] = _joined(texts["train"], texts.pop("unlabelled"))
     return TextData(**texts, notes=tuple(notes))
 
 
 def _sources(
-    train: str | Path, test: str | Path | None, format: str, **columns: str | None
+    train: str | Path, test: str | Path | None, format: str, **columns: Any
 ) -> dict[str, TextSource]:
     found = find_texts(train, format=format, **columns)
     sources = {"train": found.train, "validation": found.validation, "test": found.test}
@@ -126,7 +126,7 @@ def _sources(
 
 def _first_reading(
     source: TextSource, vocabulary: Vocabulary, most: int, notes: list[str]
-) -> _Read:
+) -> ReadTexts:
     findings, tokenizer = Findings(), vocabulary.tokenizer()
     counts, digests, codes = array("q"), bytearray(), array("q")
     labels: dict[tuple[str, Any], int] = {}
@@ -142,8 +142,13 @@ def _first_reading(
 
     ids, offsets = pack(tokens(), vocabulary)
     notes += findings.notes(source.name)
-    numbers, classes = class_numbers([label for _, label in labels], np.array(codes), source)
-    return _Read(
+    known = [label for _, label in labels]
+    numbers, classes = np.zeros(len(codes), np.int64), ()
+    if any(label is not ABSENT for label in known):
+        if ABSENT in known:
+            raise DataError(f"{source.name}: labels are missing in one place and there in another")
+        numbers, classes = class_numbers(known, np.array(codes), source)
+    return ReadTexts(
         source=source,
         ids=ids,
         offsets=offsets,
@@ -154,9 +159,14 @@ def _first_reading(
     )
 
 
-def _chosen_length(part: _Part, most: int, notes: list[str]) -> int:
+def _taught(parts: dict[str, TextPart]) -> list[TextPart]:
+    """Return the parts that the student is taught on."""
+    return [parts[name] for name in ("train", "unlabelled") if name in parts]
+
+
+def _chosen_length(parts: dict[str, TextPart], most: int, notes: list[str]) -> int:
     """Return in how many tokens most training texts fit, in steps of 16 and at most `most`."""
-    counts = part[0].counts[part[1]]
+    counts = np.concatenate([held.counts[rows] for held, rows in _taught(parts)])
     fits = int(np.quantile(counts, _COVERED, method="higher"))
     length = min(most, max(1, -(-fits // _STEP)) * _STEP)
     if long := int((counts > length).sum()):
@@ -164,96 +174,38 @@ def _chosen_length(part: _Part, most: int, notes: list[str]) -> int:
     return length
 
 
-def _split(read: dict[str, _Read], share: float, seed: int, notes: list[str]) -> dict[str, _Part]:
-    if not 0 < share < 1:
-        raise RecipeError(f"validation_share is {share}: it must lie between 0 and 1")
-    train = read["train"]
-    _check_learnable(train, least=max(2, 4 - len(read)))
-    parts = {
-        k: (_aligned(held, train), np.ones(len(held.labels), np.bool_)) for k, held in read.items()
-    }
-    for name, wanted in (("test", _TEST_SHARE), ("validation", share)):
-        left = parts["train"][1]
-        if name not in parts:
-            taken = _set_aside(train, left, wanted, seed, name)
-            parts |= {"train": (train, left & ~taken), name: (train, taken)}
-        _check_overlap(parts, name, "train", notes)
-    if "validation" in read:
-        _check_overlap(parts, "test", "validation", notes)
-    if np.bincount(train.labels[parts["train"][1]], minlength=len(train.classes)).min() == 0:
-        raise DataError(f"{train.source.name}: equal texts differ in label: give each text one")
-    return parts
-
-
-def _check_learnable(held: _Read, *, least: int) -> None:
-    counts = np.bincount(held.labels, minlength=len(held.classes))
-    if np.count_nonzero(counts) < 2:
-        only = held.classes[int(counts.argmax())]
-        raise DataError(
-            f"{held.source.name} has one class only ('{only}'): add texts of another class"
-        )
-    rare = int(counts.argmin())
-    if counts[rare] < least:
-        raise DataError(
-            f"{held.source.name} has {counts[rare]} texts of class '{held.classes[rare]}' where "
-            f"{least} are needed: add some, or give a test path"
-        )
-
-
-def _aligned(held: _Read, train: _Read) -> _Read:
-    labels = renumbered(
-        held.labels, held.classes, held.source.name, train.classes, train.source.name
-    )
-    return replace(held, labels=labels, classes=train.classes)
-
-
-def _set_aside(
-    held: _Read, free: Bool[np.ndarray, " n"], share: float, seed: int, split: str
-) -> Bool[np.ndarray, " n"]:
-    """Choose `share` of the free texts of each class by their hash, equal ones together."""
-    ranks = hash_keys(held.keys[:, 0], seed, _SALT[split])
-    _, group = np.unique(held.keys[:, 0], return_inverse=True)
-    lowest = np.full(int(group.max()) + 1, len(held.classes))
-    np.minimum.at(lowest, group, held.labels)  # equal texts with two labels count as the first
-    labels = np.where(free, lowest[group], -1)
-    taken = set_aside(ranks, labels, share, part_equal=False)
-    if not taken.any():
-        raise DataError(f"{held.source.name} has too few different texts: add some, or a {split}")
-    return taken
-
-
-def _check_overlap(parts: dict[str, _Part], one: str, other: str, notes: list[str]) -> None:
-    (a, mine), (b, yours) = parts[one], parts[other]
-    keys, known = a.keys[mine], b.keys[yours]
-    shared = int((np.isin(keys[:, 0], known[:, 0]) & np.isin(keys[:, 1], known[:, 1])).sum())
-    notes += overlap(
-        shared, len(keys), most=_MOST_OVERLAP, name=one, source=a.source.name,
-        other="training" if other == "train" else other, other_source=b.source.name, noun="texts",
-    )  # fmt: skip
-
-
 def _in_few_tokens(
-    parts: dict[str, _Part], whole: Vocabulary, length: int, notes: list[str]
+    parts: dict[str, TextPart], whole: Vocabulary, length: int, notes: list[str]
 ) -> dict[str, Texts] | None:
     """Prune the vocabulary to the training texts and read all texts anew; None where it fails."""
-    held, rows_ = parts["train"]
-    train = np.flatnonzero(rows_)
-    ids, offsets = take_ids(*shorten(held.ids, held.offsets, length, whole.tail), train)
+    taught = [
+        (
+            held.source.name,
+            np.flatnonzero(mask),
+            shorten(held.ids, held.offsets, length, whole.tail),
+        )
+        for held, mask in _taught(parts)
+    ]
     used = np.zeros(len(whole), np.bool_)
-    used[ids] = True
+    for _, index, packed in taught:
+        used[take_ids(*packed, index)[0]] = True
     pruned = prune(whole, used)
     if pruned is not None:
         sources = {part.source.name: part for part, _ in parts.values()}
         read = {k: _second_reading(part, pruned, length) for k, part in sources.items()}
-        new, ends = take_ids(*read[held.source.name], train)
-        if np.array_equal(ends, offsets) and np.array_equal(pruned.kept[new], ids):
+
+        def same(name: str, index: Int[np.ndarray, " n"], packed: _Packed) -> bool:
+            (new, ends), (ids, offsets) = take_ids(*read[name], index), take_ids(*packed, index)
+            return np.array_equal(ends, offsets) and np.array_equal(pruned.kept[new], ids)
+
+        if all(same(*one) for one in taught):
             notes.append(f"the vocabulary is pruned from {len(whole):,} to {len(pruned):,} tokens")
             return {k: _texts(read[p[0].source.name], p, pruned, length) for k, p in parts.items()}
     notes.append(f"the vocabulary is left whole ({len(whole):,} tokens): it cannot be pruned")
     return None
 
 
-def _second_reading(held: _Read, vocabulary: Vocabulary, length: int) -> _Packed:
+def _second_reading(held: ReadTexts, vocabulary: Vocabulary, length: int) -> _Packed:
     tokenizer = vocabulary.tokenizer(length)
     blocks = in_blocks(rows(held.source, Findings()))
     found = (ids for block in blocks for ids in encode(tokenizer, [text for text, _ in block]))
@@ -263,13 +215,22 @@ def _second_reading(held: _Read, vocabulary: Vocabulary, length: int) -> _Packed
     return ids, offsets
 
 
-def _texts(packed: _Packed, part: _Part, vocabulary: Vocabulary, length: int) -> Texts:
+def _texts(packed: _Packed, part: TextPart, vocabulary: Vocabulary, length: int) -> Texts:
     held, index = part[0], np.flatnonzero(part[1])
     ids, offsets = take_ids(*packed, index)
     return Texts(
-        ids=ids, offsets=offsets, labels=held.labels[index], classes=held.classes,
-        source=held.source.name, vocabulary=vocabulary, length=length,
+        ids=ids, offsets=offsets, labels=held.labels[index] if held.classes else None,
+        classes=held.classes, source=held.source.name, vocabulary=vocabulary, length=length,
     )  # fmt: skip
+
+
+def _joined(train: Texts, more: Texts) -> Texts:
+    return replace(
+        train,
+        ids=np.concatenate([train.ids, more.ids]),
+        offsets=np.concatenate([train.offsets, train.offsets[-1] + more.offsets[1:]]),
+        labels=with_unlabelled(train.labels, len(more)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +257,10 @@ class TextTask:
     decision: Literal["classes"] = "classes"
     metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("encoder", "textconv")
-    keys = frozenset({"format", "text_column", "label_column", "tokenizer", "length", "vocabulary"})
+    keys = frozenset(
+        {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",
+         "unlabelled"}
+    )  # fmt: skip
 
     def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> TextData:
         """Read, split and tokenise the data; options as in `load`."""
@@ -371,8 +335,10 @@ class TextTask:
             drawn = hash_keys(own + np.arange(ids.shape[1], dtype=np.uint64), seed, view)
             erased = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < augment.erase
             ids = np.where(erased & ~np.isin(ids, augment.kept), augment.blank, ids)
-        inputs, labels = torch.from_numpy(ids), torch.from_numpy(examples.labels[index])
-        return Batch(inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view)
+        labels = None if examples.labels is None else torch.from_numpy(examples.labels[index])
+        return Batch(
+            inputs=torch.from_numpy(ids), labels=labels, index=torch.from_numpy(index), view=view
+        )
 
 
 TASKS.add("text", TextTask())

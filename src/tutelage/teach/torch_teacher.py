@@ -31,14 +31,16 @@ class TorchTeacher:
     `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
     paths; found by themselves when None. `code` is source text that the fingerprint must follow.
     `example` is a batch of 2 for the first look, where noise would be no input (token ids).
-    Raises `TeacherError` when the module cannot read such images or has another class count.
+    `classes` None takes as many as the module has outputs; `names` are its attribute `labels`, if
+    it has one with as many. Raises `TeacherError` when the module cannot read such images or has
+    another class count.
     """
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        classes: int,
+        classes: int | None,
         image_shape: ImageShape,
         taps: Sequence[str] | None = None,
         channels: Channels = "keep",
@@ -48,7 +50,7 @@ class TorchTeacher:
         example: Tensor | None = None,
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
-        self.classes, self.bf16 = classes, bf16
+        self.bf16 = bf16
         self._device = torch.device(device)
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
@@ -59,7 +61,9 @@ class TorchTeacher:
         self.taps: tuple[Tap, ...] = self._find_taps(example, taps, image_shape)
         first = self._ask(example, False, False, "the first look")
         decision = as_decision(first.decision, len(example))
-        check_classes(decision, classes)
+        self.classes = decision.shape[1] if classes is None else classes
+        check_classes(decision, self.classes)
+        self.names = _names(module, self.classes)
         self._probabilities = says_probabilities(decision)
         self.notes = notes(self.repeats, self._probabilities)
         options = f"{channels} {bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
@@ -147,6 +151,7 @@ class Reordered:
 
     def __init__(self, teacher: Any, order: Sequence[int]) -> None:
         self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
+        self.names = tuple(teacher.names[i] for i in order) if teacher.names else ()
         self.parameters = teacher.parameters
         self.notes: tuple[str, ...] = (
             *teacher.notes,
@@ -173,7 +178,7 @@ class Renormalised:
 
     def __init__(self, teacher: Any, own: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
-        self.parameters = teacher.parameters
+        self.names, self.parameters = teacher.names, teacher.parameters
         self.notes = (*teacher.notes, f"inputs are normalised by its own mean {list(mean)}")
         self.fingerprint: str = hashlib.sha256(
             f"{teacher.fingerprint} {list(mean)} {list(std)}".encode()
@@ -193,6 +198,12 @@ class Renormalised:
     ) -> Reading:
         """Return what the teacher says of the converted inputs."""
         return self.teacher.read(inputs * self._scale + self._shift, features=features, maps=maps)
+
+
+def _names(module: nn.Module, classes: int) -> tuple[str, ...]:
+    found = getattr(module, "labels", ())
+    named = isinstance(found, tuple) and all(isinstance(name, str) for name in found)
+    return found if named and len(found) == classes else ()
 
 
 def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:
@@ -242,8 +253,9 @@ def check_classes(decision: Float[Tensor, "batch classes"], classes: int) -> Non
     """Raise `TeacherError` unless the teacher decides among the data's classes."""
     if decision.shape[1] != classes:
         raise TeacherError(
-            f"the teacher decides among {decision.shape[1]} classes and the data has {classes}. "
-            "Use a teacher trained on these classes, or the data that it was trained on"
+            f"the teacher decides among {decision.shape[1]} classes and the data (or "
+            f"teacher.classes) has {classes}. Use a teacher trained on these classes, or the data "
+            "that it was trained on"
         )
 
 

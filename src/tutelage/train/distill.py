@@ -26,7 +26,8 @@ class Distillation:
 
     `taps` are the student's; they are read only when a loss asks for them. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
-    fixed random order (short trials).
+    fixed random order (short trials). `validation_decision` is the teacher's; it stands in for
+    labels that validation has not.
     """
 
     def __init__(
@@ -111,8 +112,7 @@ class Distillation:
         inputs = _to(examples.inputs, device)
         if isinstance(self.signals, LiveSignals):
             teacher = self.signals.read(inputs)
-        labels = None if examples.labels is None else examples.labels.to(device)
-        value = self.objective(self.read(inputs), _reading_to(teacher, device), labels)
+        value = self.objective(self.read(inputs), _reading_to(teacher, device), examples.labels)
         return value.total, value.parts
 
     def read(self, inputs: Tensor) -> Reading:
