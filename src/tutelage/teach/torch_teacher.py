@@ -253,9 +253,9 @@ def check_classes(decision: Float[Tensor, "batch classes"], classes: int) -> Non
     """Raise `TeacherError` unless the teacher decides among the data's classes."""
     if decision.shape[1] != classes:
         raise TeacherError(
-            f"the teacher decides among {decision.shape[1]} classes and the data (or "
-            f"teacher.classes) has {classes}. Use a teacher trained on these classes, or the data "
-            "that it was trained on"
+            f"the teacher decides among {decision.shape[1]} classes and the data has {classes}. "
+            "Use a teacher trained on these classes, or the data that it was trained on; without "
+            "labels, teacher.classes names as many as it decides among"
         )
 
 
