@@ -177,7 +177,7 @@ def test_long_table(tmp_path):
         ("0,4:a", "0,4:1,2,3,4:a", "has 2 channels where the header says 1"),
         ("@data\n", "", "line 7: series begin before a line '@data'"),
         ("@classLabel true b a\n", "", "has no labels"),
-        ("@classLabel true b a", "@classLabel false", "there are no labels"),
+        ("@classLabel true b a", "@classLabel false", "'a' is not a number"),
         ("@classLabel true b a", "@classLabel true", "names no classes"),
         ("@classLabel true b a", "@targetLabel true", "regression, which is not supported yet"),
         ("@univariate true", "@univariate yes", "line 3: @univariate must say true or false"),
@@ -232,7 +232,6 @@ def test_bad_csv_is_refused_in_one_line(tmp_path, text, says):
 def test_bad_arrays_are_refused(tmp_path):
     x, y = some_values(6), np.arange(6) % 2
     for arrays, says in [
-        ({"x": x}, "has no labels"),
         ({"y": y}, "name the series x"),
         ({"x": x, "y": y[:5]}, "6 series but 5 labels"),
         ({"x": x, "y": y + 0.5}, "regression is not supported yet"),

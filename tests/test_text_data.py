@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, models
 from tutelage.errors import MissingExtra, RecipeError
 from tutelage.tasks import find_task
 from tutelage.tasks.text import Texts, load
-from tutelage.tasks.text_files import LONGEST_TEXT
+from tutelage.tasks.text_files import ABSENT, LONGEST_TEXT
 from tutelage.tasks.text_vocabulary import open_vocabulary, prune
 
 TASK: Any = find_task("text")
@@ -93,7 +93,7 @@ def test_columns_are_found_or_named(tmp_path):
     other = write_csv(tmp_path / "y.csv", ["one"], ["a"], ("words", "kind"))
     assert read(other, text_column="words", label_column="kind")[0] == [("one", "a")]
     refused("no column of texts among words, kind", read, other)
-    refused("no column of labels among words, kind", read, other, text_column="words")
+    assert read(other, text_column="words")[0] == [("one", ABSENT)]
     refused("no column 'sort' for the labels", read, other, text_column="words",
             label_column="sort")  # fmt: skip
     twice = write_csv(tmp_path / "z.csv", ["one"], ["a"], ("text", "text"))

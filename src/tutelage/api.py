@@ -25,6 +25,7 @@ from tutelage.measure.memory import measure_memory
 from tutelage.passes import Forward, call
 from tutelage.pipeline import Result, run_recipe, with_threads
 from tutelage.pipeline.checking import check_recipe
+from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.feasible import plan_recipe
 from tutelage.pipeline.given import is_loader, loader_material
 from tutelage.pipeline.learning import distill as _distill
@@ -36,7 +37,6 @@ from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students.spec import load
-from tutelage.tasks import wilson_interval
 
 Data = str | Path | tuple[np.ndarray | Sequence[str], Any]
 
@@ -58,8 +58,9 @@ def fit(
     `teacher` is `"fit"` (train one), a torch module, or a source as in the recipe. `data` is a path
     or, with labels `[n]`, `(images uint8 [n, h, w, c], labels)`; `(series float [n, c, t], labels)`
     with `task="series"`; `(texts, labels)` with `task="text"` and `data={"tokenizer": FOLDER}`.
-    `budget` has the recipe's keys, for instance `{"storage": "100 kB"}`; `parts` are other parts of
-    the recipe (`distill={"epochs": 20}`, and `teacher` and `data` too: `data={"validation": 0.2}`).
+    Where labels is None, figures are agreement with the teacher. `budget` has the recipe's keys,
+    for instance `{"storage": "100 kB"}`; `parts` are other parts of the recipe
+    (`distill={"epochs": 20}`, and `teacher` and `data` too: `data={"validation": 0.2}`).
     Raises a `TutelageError`; a missed limit is told by `Result.met`.
     """
     if is_loader(data):
@@ -83,7 +84,8 @@ def fit(
 class Distilled:
     """A taught student. `history` holds losses and validation figures, epoch by epoch.
 
-    `validation` is accuracy, or agreement with the teacher where there are no labels.
+    `validation` is the recipe's metric (`accuracy_validation`), or `agreement_validation` (with the
+    teacher) for data without labels.
     """
 
     student: nn.Module
@@ -144,6 +146,7 @@ def distill(
             material = _material(recipe, data)
         for note in material.notes:
             said.say(f"data: {note}")
+        material = with_classes(recipe, material, trust_code=trust_code, module=module)
         check_recipe(recipe, material)
         taught = teach(
             recipe, material, held, said, trust_code=trust_code, module=module, forward=forwards[0]
@@ -155,13 +158,11 @@ def distill(
         learned = _distill(recipe, material, taught, chosen, held, said)
     result, n = learned.result, material.validation.count
     best = result["history"]["figure"][result["history"]["best_epoch"]]
-    figure = "agreement" if material.data.validation.labels is None else recipe.metric
     return Distilled(
         student=learned.network,
         validation=Measurement(
-            name=f"{figure}_validation", value=best, unit="1", kind="measured", n=n,
-            spread=wilson_interval(best, n) if figure in ("accuracy", "agreement") else None,
-            where="the network in torch, validation split",
+            name=f"{material.metric}_validation", value=best, unit="1", kind="measured", n=n,
+            spread=material.interval(best, n), where="the network in torch, validation split",
         ),
         history=result["history"],
         weights=result["weights"],

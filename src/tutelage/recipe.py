@@ -274,7 +274,7 @@ class Recipe(Part):
             "data": data.model_copy(
                 update={
                     k: _absolute(getattr(data, k), folder)
-                    for k in ("train", "test", "labels", "test_labels", "tokenizer")
+                    for k in ("train", "test", "unlabelled", "labels", "test_labels", "tokenizer")
                 }
             ),
             "teacher": teacher.model_copy(

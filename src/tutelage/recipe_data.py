@@ -38,13 +38,18 @@ class DataPart(Part):
     test: Text | None = Field(
         None, description="held-out examples; without it a fifth is set aside"
     )
+    unlabelled: Text | None = Field(
+        None, description="more examples to teach on; their labels, if any, are not read"
+    )
     labels: Text | None = Field(None, description="IDX labels file, when it is not found by name")
     test_labels: Text | None = Field(None, description="the same for the test examples")
     format: Literal[
         "auto", "idx", "folder", "npz", "parquet", "csv", "jsonl", "ts", "saved_dataset", "digits"
     ] = Field("auto", description="how to read it; told from the path when auto")
     image_column: str | None = Field(None, description="of a table; found when unset")
-    label_column: str | None = Field(None, description="of a table; found when unset")
+    label_column: str | None = Field(
+        None, description="of a table; found when unset; none: labels are not read"
+    )
     size: Size | None = Field(None, description="[height, width] to resize every image to")
     text_column: str | None = Field(None, description="of a table of texts; found when unset")
     tokenizer: Text | None = Field(

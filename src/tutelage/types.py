@@ -17,8 +17,9 @@ class Batch:
     """Examples as the network sees them; `index` names them in the data set.
 
     `inputs` is a tensor `[batch, ...]`, or a dict or tuple of such, nested where need be. `labels`
-    is None for data without labels. `view` is the augmentation view they were drawn from. `keep` is
-    true where an input's position counts (a token that is no pad); None where all do.
+    is None for data without labels, and -1 for an example without one. `view` is the augmentation
+    view they were drawn from. `keep` is true where an input's position counts (a token that is no
+    pad); None where all do.
     """
 
     inputs: Inputs

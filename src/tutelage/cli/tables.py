@@ -38,7 +38,14 @@ def show_result(answer: dict[str, Any]) -> None:
         )
     out.print(table)
     chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
-    if student["value"] is not None and teacher["value"]:
+    if student["metric"] == "agreement" and student["value"] is not None:
+        low, high = student["spread"]
+        out.print(
+            f"test agreement with the teacher: {student['value']:.2%} (95 % interval {low:.2%} to "
+            f"{high:.2%}), measured on the {chosen['precision']} file; the data has no labels",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    elif student["value"] is not None and teacher["value"]:
         kept = student["value"] / teacher["value"]
         name = student["metric"].replace("_", " ")
         out.print(

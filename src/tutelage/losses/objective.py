@@ -1,6 +1,7 @@
 """The objective: the weighted sum of losses on one batch of signals.
 
-It alone masks, averages over examples and pairs, weights, and applies T^2.
+It alone masks, averages over examples and pairs, weights, and applies T^2. A loss that reads labels
+is averaged over the examples that have one (a label of -1 is none), all else over all.
 
 Automatic balance, for a term whose weight is None. Let v_i(k) be term i's value (averaged, T^2
 included, not weighted) in training step k, and m_i the mean of |v_i| over steps 1..k, the present
@@ -11,7 +12,8 @@ is not 0 (else the first whose weight is not 0); its own weight is the given one
 
 so that the term weighs, on average, `share` times what the reference weighs. The mean stops growing
 after `balance_steps` steps, and the weights are frozen from there. A step is a forward pass in
-training mode; one with a value that is not finite, or with no example left, does not count.
+training mode; one with a value that is not finite, or with no example left for a loss, does not
+count.
 """
 
 from __future__ import annotations
@@ -147,6 +149,7 @@ class Objective(nn.Module):
     ) -> ObjectiveValue:
         """Return the total over the examples where `mask` is true; 0 when there is none.
 
+        `labels` is -1 for an example without one; on the CPU, asking which are costs no wait.
         Raises `RecipeError` when a loss lacks what it reads, `TeacherError` when student and
         teacher decide among different numbers of classes.
         """
@@ -157,15 +160,16 @@ class Objective(nn.Module):
                 # Cut out, not zeroed: relations between examples must not see the masked ones.
                 student = _selected(student, mask)
                 teacher = None if teacher is None else _selected(teacher, mask)
-                labels = None if labels is None else labels[mask]
+                labels = None if labels is None else labels[mask.to(labels.device)]
             if student.decision.shape[0] == 0:
                 zero = student.decision.float().sum()
                 parts = {term.name: torch.zeros_like(zero).detach() for term in self.terms}
                 return ObjectiveValue(total=zero, parts=parts)
-            values = torch.stack(
-                [self._value(i, student, teacher, labels) for i in range(len(self.terms))]
-            )
-            self._observe(values.detach())
+            every, labelled = (student, teacher, labels), _labelled(student, teacher, labels)
+            read = [labelled if reads_labels(entry) else every for entry in self.losses]
+            values = torch.stack([self._value(i, *given) for i, given in enumerate(read)])
+            if all(len(given[0].decision) for given in read):
+                self._observe(values.detach())
             total = (self._weights() * values).sum()
         parts = {t.name: v for t, v in zip(self.terms, values.detach(), strict=True)}
         return ObjectiveValue(total=total, parts=parts)
@@ -173,7 +177,9 @@ class Objective(nn.Module):
     def _value(
         self, i: int, student: Reading, teacher: Reading | None, labels: Tensor | None
     ) -> Tensor:
-        """Return term i's mean over examples and pairs (or branches), times T^2."""
+        """Return term i's mean over examples and pairs (or branches), times T^2; 0 without any."""
+        if len(student.decision) == 0:
+            return student.decision.float().sum()
         entry, options = self.losses[i], self.terms[i].options
         calls = _calls(entry, self.pairs, student, teacher, labels)
         if entry.projector:
@@ -204,10 +210,24 @@ class Objective(nn.Module):
         return torch.where(self.automatic, self.share * self._reference_weight * ratio, self.fixed)
 
 
-def check_terms(terms: tuple[Term, ...]) -> None:
-    """Raise `RecipeError` on a wrong name, option or weight, before anything is built."""
+def check_terms(terms: tuple[Term, ...], *, labelled: bool = True) -> None:
+    """Raise `RecipeError` on a wrong name, option or weight, before anything is built.
+
+    So does a loss that reads labels, unless some examples are `labelled`.
+    """
     checked = _checked_terms(terms)
     _reference(checked, tuple(LOSSES[term.name] for term in checked))
+    for term in checked:
+        if not labelled and reads_labels(LOSSES[term.name]):
+            raise RecipeError(
+                f"loss '{term.name}' reads labels, but the data has none: add labels, or use "
+                "losses that ask the teacher alone (dist, kl)"
+            )
+
+
+def reads_labels(entry: Loss) -> bool:
+    """Say whether a loss is called with labels."""
+    return "labels" in _WANTS[entry.reads][0]
 
 
 def _checked_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:
@@ -320,6 +340,21 @@ def _check_classes(student: Reading, teacher: Reading) -> None:
             f"the student decides among {mine} classes but the teacher among {theirs}: "
             "give the student the teacher's classes, in the same order"
         )
+
+
+def _labelled(
+    student: Reading, teacher: Reading | None, labels: Tensor | None
+) -> tuple[Reading, Reading | None, Tensor | None]:
+    """Cut to the examples that have a label, and put labels beside the student's decision."""
+    if labels is None:
+        return student, teacher, None
+    device = student.decision.device
+    known = labels >= 0
+    if labels.is_floating_point() or bool(known.all()):  # values have no number for 'none'
+        return student, teacher, labels.to(device)
+    mask = known.to(device)
+    cut = None if teacher is None else _selected(teacher, mask)
+    return _selected(student, mask), cut, labels[known].to(device)
 
 
 def _selected(reading: Reading, mask: Tensor) -> Reading:

@@ -15,6 +15,7 @@ from tutelage.devices import Device, load_device
 from tutelage.errors import BudgetMissedError
 from tutelage.files import hash_json, write_atomically
 from tutelage.pipeline.checking import check_recipe
+from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.material import Material, read_material
@@ -79,11 +80,12 @@ def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
 
     def metric(who: str) -> dict[str, Any]:
         rows = {row["name"]: row for row in proof["figures"][who]}
-        row = rows.get(f"{named}_test") or rows.get(f"{named}_validation")
+        names = (f"{named}_test", f"{named}_validation", "agreement_test")
+        row = next((rows[name] for name in names if name in rows), None)
         if row is None:
             return {"metric": "agreement", "value": None}
-        return {"metric": named, "value": row["value"], "kind": row["kind"], "n": row["n"],
-                "spread": row["spread"], "where": row["where"]}  # fmt: skip
+        keys = ("value", "kind", "n", "spread", "where")
+        return {"metric": row["name"].rpartition("_")[0], **{key: row[key] for key in keys}}
 
     return {
         "status": proof["status"],
@@ -145,6 +147,7 @@ def run_recipe(
         interval = parse_quantity(recipe.distill.checkpoint, "s")
         progress = Timekeeper(progress, run, max(interval, _SHORTEST_S))
         material = material or read_material(recipe, progress)
+        material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
         run.stage("data", hash_json(found), lambda: (found, []))

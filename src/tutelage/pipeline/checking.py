@@ -14,9 +14,15 @@ from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
-    """Raise `RecipeError` for losses, or a fixed student, that could never be used."""
+    """Raise `RecipeError` for losses, a limit, or a fixed student that could never be used."""
+    labelled = material.labelled is not None
+    if not labelled and recipe.budget.accuracy is not None:
+        raise RecipeError(
+            f"budget.accuracy cannot be judged, since {recipe.data.train} has no labels: remove "
+            "it, or add labels"
+        )
     try:
-        check_terms(terms_of(recipe.distill))
+        check_terms(terms_of(recipe.distill), labelled=labelled)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
     if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tutelage.devices import load_device
 from tutelage.pipeline.checking import check_recipe, fixed_spec
+from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
@@ -35,7 +36,8 @@ def plan_recipe(
     """
     started = time.monotonic()
     progress = progress or Silent()
-    material, device = read_material(recipe, progress), load_device(recipe.device)
+    read = read_material(recipe, progress)
+    material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
     check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)

@@ -1,4 +1,7 @@
-"""The stage `fit`: a teacher is trained on the labels, from nothing or from an encoder on disk."""
+"""The stage `fit`: a teacher is trained on the labels, from nothing or from an encoder on disk.
+
+Examples without a label are left out here.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.spec import StudentSpec
+from tutelage.teach.signals import Split
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import History, Trainer
 from tutelage.train.schedule import Schedule
@@ -51,7 +55,7 @@ def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress
     if recipe.teacher.fit in ("head", "all"):
         return _fit_encoder(recipe, material, run, progress, recipe.teacher.fit)
     spec = built_in_spec(recipe, material)
-    count = material.train.count
+    count = _labelled(material).count
     batch = min(128, max(8, count // 8))
     usual = max(8, min(60, -(-_FIT_STEPS * 128 // count)))
     epochs = recipe.teacher.epochs or max(usual, -(-_FEWEST_FIT_STEPS * batch // count))
@@ -114,6 +118,11 @@ def _fit_encoder(
     return network.eval().requires_grad_(False)
 
 
+def _labelled(material: Material) -> Split:
+    assert material.labelled is not None  # with_classes refuses to fit where it is
+    return material.labelled
+
+
 def _train(
     recipe: Recipe, material: Material, run: Run, progress: Progress, network: nn.Module, *,
     batch: int, smoothing: float, schedule: dict[str, Any],
@@ -122,7 +131,7 @@ def _train(
     lesson = Distillation(
         network,
         Objective((Term(name="cross_entropy", weight=1.0, options=options),)),
-        material.train,
+        _labelled(material),
         material.validation,
         classes=len(material.classes),
         views=1_000_000,  # nothing is cached here, so every epoch may see a new view

@@ -9,6 +9,7 @@ from typing import Any
 
 from tutelage.devices import load_device
 from tutelage.devices.profile import device_limits
+from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.teaching import open_teacher
 from tutelage.recipe import Recipe
@@ -19,6 +20,7 @@ _OWN_MEAN = [
     "  # std: [0.5]",
 ]
 _VIEWS = "  # views: 4             # variants of each; the teacher is asked about each once\n"
+_ACCURACY = "  # accuracy: {limit: 95 %, hard: false}\n"
 _AUGMENT = {
     "vision": _VIEWS
     + "  flip: false            # true where left and right do not matter; never for letters\n",
@@ -44,7 +46,7 @@ def initial_recipe(
     given = {"task": task, "data": {"train": _full(data)}, "teacher": part, "device": device}
     recipe = Recipe.parse(given)
     profile = load_device(device)
-    material = read_material(recipe)
+    material = with_classes(recipe, read_material(recipe), trust_code=trust_code)
     said = "trained on the data before anything else"
     if not fit:
         loaded = open_teacher(recipe, material, trust_code=trust_code)
@@ -59,6 +61,7 @@ def initial_recipe(
         f"  train: {_near(data, folder)}",
         "  validation: 0.1        # share of the training examples to choose by",
         "  # test: path           # unset: a fifth is set aside, and read once at the end",
+        "  # unlabelled: path     # more examples to teach on, without labels",
         f"teacher:                 # {said}",
     ]
     lines += (
@@ -73,8 +76,7 @@ def initial_recipe(
   # memory: 64 kB
   # latency: 2 ms
   # energy: 5 mJ
-  # accuracy: {{limit: 95 %, hard: false}}
-augment:
+{_ACCURACY if material.metric == "accuracy" else ""}augment:
 {_AUGMENT.get(task, _VIEWS)}student:
   candidates: 4          # how many structures are compared by a short distillation
 distill:
@@ -82,7 +84,7 @@ distill:
     dist: 1.0
   # epochs: {30 if material.train.count > 20_000 else 60}
 export:
-  largest_loss: 0.01     # accuracy that int8 may cost on validation
+  largest_loss: 0.01     # {material.metric} that int8 may cost on validation
 """
     text = "\n".join(lines) + "\n" + tail
     return text

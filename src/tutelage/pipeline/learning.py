@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
@@ -112,7 +112,7 @@ def build_lesson(
         material.train,
         material.validation,
         signals=tokens.signals if tokens else taught.train,
-        validation_decision=_held_decision(material, taught),
+        validation_decision=taught.validation_decision,
         taps=paired.taps,
         inside=tokens.student if tokens else Inside(),
         classes=len(material.classes),
@@ -164,7 +164,7 @@ def distill(
             "parameters": chosen.parameters,
             "epochs": epochs,
             "seed": recipe.seed,
-            "metric": recipe.metric,
+            "metric": material.metric,
             "history": history,
             "weights": lesson.objective.weights(),
             "confidence_scale": _as_sure(network, material, taught, chosen.forward),
@@ -234,18 +234,12 @@ def _as_sure(
     network: nn.Module, material: Material, taught: Taught, forward: Forward = call
 ) -> float:
     """Scale the student's logits to the teacher's confidence on validation; return by what."""
-    scale = fit_scale(
-        decisions(network, material.validation, forward), _held_decision(material, taught)
-    )
+    scale = fit_scale(decisions(network, material.validation, forward), taught.validation_decision)
     device = next(network.parameters()).device
     index = torch.arange(min(8, material.validation.count))
     inputs = material.validation.batch(index, 0).inputs
     example = mapped(inputs, lambda x: x.to(device))
     return scale if scale_logits(network, scale, example, forward) else 1.0
-
-
-def _held_decision(material: Material, taught: Taught) -> Tensor:
-    return taught.validation.read(torch.arange(material.validation.count), 0).decision
 
 
 def _width(tap: Tap) -> int:

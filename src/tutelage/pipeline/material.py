@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
@@ -14,7 +16,7 @@ from tutelage.pipeline.lessons import SMALL
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import SideFile
-from tutelage.tasks import Task, find_task
+from tutelage.tasks import Task, find_task, wilson_interval
 from tutelage.tasks.splits import rare_classes
 from tutelage.teach.signals import Split
 from tutelage.types import Batch
@@ -24,7 +26,10 @@ from tutelage.types import Batch
 class Material:
     """What was read: the task's own data, its splits, how inputs are scaled and varied.
 
-    `live`: training examples never look the same twice, so the teacher is asked as they come.
+    `labelled` are the training examples with a label (all of `train` where all have one), None
+    where the data has no labels; then `classes` are the teacher's. `chosen_by` is the recipe's
+    metric. `live`: training examples never look the same twice, so the teacher is asked as they
+    come.
     """
 
     task: Task
@@ -36,10 +41,21 @@ class Material:
     views: int
     knobs: dict[str, Any]
     train: Split
+    labelled: Split | None
     validation: Split
     test: Split
     notes: tuple[str, ...]
+    chosen_by: str = "accuracy"
     live: bool = False
+
+    @property
+    def metric(self) -> str:
+        """What decisions are judged by: the recipe's, or the teacher where there are no labels."""
+        return "agreement" if self.labelled is None else self.chosen_by
+
+    def interval(self, value: float, n: int) -> tuple[float, float] | None:
+        """Return the 95 % interval of a share of `n` decisions; None for what is no such share."""
+        return wilson_interval(value, n) if self.metric in ("accuracy", "agreement") else None
 
     @property
     def content(self) -> str:
@@ -99,6 +115,18 @@ def options_of(recipe: Recipe, task: Task) -> dict[str, Any]:
     return options
 
 
+def _labelled(
+    examples: Any, whole: Split, split: Callable[..., Split]
+) -> Split | None:  # fmt: skip
+    """Return the split of the examples that have a label: the whole one where all have."""
+    if examples.labels is None:
+        return None
+    known = np.flatnonzero(examples.labels >= 0)
+    return (
+        whole if len(known) == len(examples) else split("train", examples.take(known), varied=True)
+    )
+
+
 def _views(recipe: Recipe, augment: Any, count: int) -> int:
     """Return how many variants of each example are asked about: more where they cost little."""
     if not augment:
@@ -128,6 +156,7 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         content = hash_json({"examples": examples.fingerprint, **transform})
         return Split(name=name, count=len(examples), content=content, batch=batch)
 
+    train = split("train", data.train, varied=True)
     if len(data.train) < 2:
         raise DataError(f"{recipe.data.train} leaves fewer than 2 examples to train on; add more")
     return Material(
@@ -139,8 +168,10 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         augment=augment,
         views=_views(recipe, augment, len(data.train)),
         knobs={**task.knobs(data.train), "classes": len(data.train.classes)},
-        train=split("train", data.train, varied=True),
+        train=train,
+        labelled=_labelled(data.train, train, split),
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),
+        chosen_by=recipe.metric,
         notes=(*data.notes, *rare_classes(data.train.labels, data.train.classes, recipe.metric)),
     )

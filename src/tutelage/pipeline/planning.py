@@ -41,7 +41,6 @@ from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
-from tutelage.tasks import wilson_interval
 from tutelage.teach.teachers import from_function
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
@@ -239,6 +238,7 @@ def _trial(
             material.train,
             material.validation,
             signals=taught.train,
+            validation_decision=taught.validation_decision,
             classes=len(material.classes),
             views=material.views,
             batch=batch_for(recipe, material.train.count),
@@ -261,10 +261,9 @@ def _trial(
         history = trainer.train()
         write_tensors(path, network.state_dict())
         value, n = max(history.figure), material.validation.count
-        spread = wilson_interval(value, n) if recipe.metric == "accuracy" else None
         figure = Measurement(
-            name=f"{recipe.metric}_validation", value=value, unit="1", kind="measured", n=n,
-            spread=spread, where=f"after {epochs} short epochs",
+            name=f"{material.metric}_validation", value=value, unit="1", kind="measured", n=n,
+            spread=material.interval(value, n), where=f"after {epochs} short epochs",
         )  # fmt: skip
         return figure.to_json(), [path]
 

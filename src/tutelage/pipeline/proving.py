@@ -31,6 +31,7 @@ from tutelage.measure.memory import measure_memory
 from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
+from tutelage.pipeline.scoring import score
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
 from tutelage.pipeline.teaching import Taught, signals_of_test
 from tutelage.plan.refusal import what_would_do
@@ -38,7 +39,6 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit, Measurement, Verdict
 from tutelage.run import Run
-from tutelage.tasks import accuracy
 from tutelage.teach.onnx_teacher import OnnxTeacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher
 
@@ -108,10 +108,11 @@ def _proof(
     limits: tuple[Limit, ...], run: Run, progress: Progress, teacher_test: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
     labels = material.data.test.labels
+    said = {"validation": taught.validation_decision.numpy(), "test": teacher_test}
     progress.start("Proving the artifacts", len(shipped.artifacts) + 2)
     weighed = []
     for artifact in shipped.artifacts:
-        weighed.append(_weigh(artifact, material, device, limits, run))
+        weighed.append(_weigh(artifact, material, said, device, limits, run))
         progress.advance(1, artifact.precision)
     chosen = _metered(recipe, _choose(recipe, weighed, device), limits, run)
     where = f"{chosen.artifact.path} in onnxruntime, test split"
@@ -173,20 +174,18 @@ def _metered(recipe: Recipe, chosen: Weighed, limits: tuple[Limit, ...], run: Ru
 
 
 def _weigh(
-    artifact: Artifact, material: Material, device: Device, limits: tuple[Limit, ...], run: Run
-) -> Weighed:
+    artifact: Artifact, material: Material, said: dict[str, np.ndarray], device: Device,
+    limits: tuple[Limit, ...], run: Run,
+) -> Weighed:  # fmt: skip
+    """Measure one artifact; `said` are the teacher's logits by split."""
     path = run.file(artifact.path)
     figures: list[Measurement] = []
     logits = {}
     for name in ("validation", "test"):
         examples = getattr(material, name)
         logits[name] = artifact_decisions(path, examples)
-        labels = getattr(material.data, name).labels
-        if labels is not None:
-            figure = accuracy(
-                logits[name].argmax(1), labels, where=f"{artifact.path}, {name} split"
-            )
-            figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
+        labels, where = getattr(material.data, name).labels, f"{artifact.path}, {name} split"
+        figures.append(score(logits[name], labels, said[name], split=name, where=where))
     if material.data.test.labels is not None:
         figures += _by_class(logits["test"], material, f"{artifact.path}, test split")
     on_host = _host_figures(path)
@@ -289,12 +288,13 @@ def _teacher_figures(
     recipe: Recipe, material: Material, taught: Taught, device: Device, test: np.ndarray
 ) -> list[Measurement]:
     figures: list[Measurement] = []
-    held = taught.validation.read(torch.arange(material.validation.count), 0).decision.numpy()
+    held = taught.validation_decision.numpy()
     for name, logits in (("validation", held), ("test", test)):
         labels = getattr(material.data, name).labels
-        if labels is not None:
-            figure = accuracy(logits.argmax(1), labels, where=f"teacher, {name} split")
-            figures.append(dataclasses.replace(figure, name=f"accuracy_{name}"))
+        if labels is not None:  # with itself it always agrees
+            figures.append(
+                score(logits, labels, logits, split=name, where=f"teacher, {name} split")
+            )
     if material.data.test.labels is not None:
         figures += _by_class(test, material, "teacher, test split")
     figures.append(_parameters(taught.teacher.parameters, "teacher"))

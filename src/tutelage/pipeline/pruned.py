@@ -59,9 +59,10 @@ def pruning_loss(
 
 def _right(texts: Texts, changed: Changed, mine: np.ndarray, theirs: np.ndarray) -> str:
     """Say how many of the changed decisions were right before, and are now."""
-    wanted, turned = texts.labels[changed.index], mine != theirs
-    if not turned.any():
+    turned = mine != theirs
+    if texts.labels is None or not turned.any():
         return ""
+    wanted = texts.labels[changed.index]
     before, now = (int((d == wanted)[turned].sum()) for d in (theirs, mine))
     return f" ({before:,} of them were right before, {now:,} are now)"
 

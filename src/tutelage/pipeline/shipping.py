@@ -151,12 +151,11 @@ def _int8(
     if outcome.method != "minmax":
         remarks.append(f"int8 ranges were set by {outcome.method}, which lost least")
     if outcome.kept_float:
-        remarks.append(f"left in float to keep accuracy: {', '.join(outcome.kept_float)}")
+        remarks.append(f"left in float to keep {material.metric}: {', '.join(outcome.kept_float)}")
     if outcome.loss <= recipe.export.largest_loss:
         return path, remarks
-    progress.say(
-        f"export: int8 loses {outcome.loss:.3f} of {check.name}; teaching on with rounding"
-    )
+    what = material.metric.replace("_", " ")
+    progress.say(f"export: int8 loses {outcome.loss:.3f} of {what}; teaching on with rounding")
     retaught = _retaught(recipe, material, taught, network, run, progress)
     again = run.file("artifacts/.retaught-float32.onnx")
     export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
@@ -167,7 +166,7 @@ def _int8(
     if second.loss > recipe.export.largest_loss:
         path.unlink(missing_ok=True)
         raise ExportError(
-            f"int8 loses {second.loss:.3f} of the {check.name} on validation, over "
+            f"int8 loses {second.loss:.3f} of the {what} on validation, over "
             f"export.largest_loss ({recipe.export.largest_loss}), after every repair; raise it, or "
             "set export.precision: float32"
         )
@@ -203,7 +202,7 @@ def artifact_decisions(path: Path, split: Split) -> np.ndarray:
 
 
 class _Check:
-    """What an int8 file loses of the recipe's metric against float32, on validation."""
+    """What an int8 file loses of the metric (or agreement) against float32, on validation."""
 
     def __init__(
         self, recipe: Recipe, material: Material, taught: Taught, float_path: Path
@@ -211,8 +210,7 @@ class _Check:
         self.split, self.metric = material.validation, recipe.metric
         wanted = material.data.validation.labels
         if wanted is None:
-            index = torch.arange(material.validation.count)
-            wanted = taught.validation.read(index, 0).decision.argmax(-1).numpy()
+            wanted = taught.validation_decision.argmax(-1).numpy()
             self.metric = "accuracy"  # of agreement with the teacher
         self.wanted = wanted
         self.base = self._score(float_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
@@ -44,6 +45,11 @@ class Taught:
     train: SignalCache | LiveSignals
     validation: SignalCache
 
+    @property
+    def validation_decision(self) -> Tensor:
+        """The teacher's logits for every validation example."""
+        return self.validation.read(torch.arange(self.validation.split.count), 0).decision
+
 
 def open_teacher(
     recipe: Recipe,
@@ -53,12 +59,15 @@ def open_teacher(
     module: torch.nn.Module | None = None,
     forward: Forward = call,
 ) -> Teacher:
-    """Load the recipe's teacher, or take `module` for it; raises `TeacherError`."""
+    """Load the recipe's teacher, or take `module` for it; raises `TeacherError`.
+
+    Where the material has no classes yet, it is asked how many it decides among.
+    """
     part = recipe.teacher
     teacher = load_teacher(
         module if module is not None else str(part.source),
         weights=None if part.weights is None else Path(part.weights),
-        classes=len(material.classes),
+        classes=len(material.classes or part.classes or ()) or None,
         image_shape=material.shape,
         example=material.train.batch(torch.arange(2), 0).inputs,
         trust_code=trust_code,
@@ -69,12 +78,15 @@ def open_teacher(
         tokens=material.task.tokens(material.data.train),
         forward=forward,
     )
-    order = None if part.classes is None else class_order(part.classes, material.classes)
+    order, known = None, material.labelled is not None  # else the classes are the teacher's own
+    if part.classes is not None and known:
+        order = class_order(part.classes, material.classes)
     mean, std = part.mean, part.std
     came = getattr(teacher, "module", None)
     if isinstance(came, HfClassifier):
         mean, std = _normalised_by(came, part)
-        order = order_by_name(came.labels, material.classes) if order is None else order
+        if order is None and known:
+            order = order_by_name(came.labels, material.classes)
     if mean is not None and std is not None:
         own = material.normalisation
         if part.channels == "repeat" and len(own.mean) == 1 and len(mean) == 3:

@@ -36,9 +36,13 @@ class CandidateRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """The table, its columns in words, the chart, limits as (name, words, source), the reason."""
+    """The table, its columns in words, the chart, limits as (name, words, source), the reason.
+
+    `metric` is what the trials measured: accuracy or agreement.
+    """
 
     columns: tuple[str, ...]
+    metric: str
     rows: tuple[CandidateRow, ...]
     chart: Chart | None
     limits: tuple[tuple[str, str, str], ...]
@@ -56,12 +60,18 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
     rows = [_row(c, f, columns) for c, f in zip(given, figures, strict=True)]
     return Candidates(
         columns=tuple(_COLUMNS[name] for name in columns),
+        metric=_metric(given).capitalize(),
         rows=tuple(rows),
         chart=_chart(plan, given, figures),
         limits=tuple(_limit(given) for given in plan.get("limits") or []),
         why=str(plan.get("why", "")),
         space=str(plan.get("space", "")),
     )
+
+
+def _metric(given: list[dict[str, Any]]) -> str:
+    names = (c["trial"]["name"] for c in given if c["trial"] is not None)
+    return next(names, "accuracy").removesuffix("_validation")
 
 
 def _row(
@@ -112,6 +122,7 @@ def _chart(
     }
     return scatter_chart(
         tuple(points),
+        metric=_metric(given),
         storage=limits.get("storage_bytes"),
         storage_text=named.get("storage_bytes", ""),
         floor=limits.get("accuracy"),

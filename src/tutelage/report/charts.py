@@ -62,13 +62,14 @@ class Cell:
 def scatter_chart(
     points: tuple[Point, ...],
     *,
+    metric: str,
     storage: float | None,
     storage_text: str,
     floor: float | None,
     floor_text: str,
     bytes_kind: Kind,
 ) -> Chart:
-    """Draw accuracy against bytes, with the limits as lines."""
+    """Draw `metric` (accuracy or agreement) against bytes, with the limits as lines."""
     import altair as alt
 
     largest = max(p.x for p in points)
@@ -78,7 +79,7 @@ def scatter_chart(
     heights = [p.y for p in points] + ([floor] if floor else [])
     room = max(0.01, 0.12 * (max(heights) - min(heights)))
     span = [max(0.0, min(heights) - room), min(1.0, max(heights) + room)]
-    y = alt.Y("y:Q", title="Validation accuracy", scale=alt.Scale(domain=span, nice=False))
+    y = alt.Y("y:Q", title=f"Validation {metric}", scale=alt.Scale(domain=span, nice=False))
     y = y.axis(format=percent_format(span[1] - span[0]), tickCount=6)
     layers: list[alt.Chart] = []
     if near and storage:
@@ -90,7 +91,9 @@ def scatter_chart(
     chosen = next((p.text for p in points if p.state == "chosen"), "none is chosen")
     listed = f"{len(points)} candidates; chosen: {chosen}"
     chart = finish(alt.layer(*layers, _candidate_marks(points).encode(x=x, y=y)))
-    title: tuple[tuple[str, Kind], ...] = (("Accuracy", "measured"), ("against bytes", bytes_kind))
+    title: tuple[tuple[str, Kind], ...] = (
+        (metric.capitalize(), "measured"), ("against bytes", bytes_kind)
+    )  # fmt: skip
     return Chart(svg=chart, title=title, alt=f"{listed}. {storage_text}".strip())
 
 

@@ -11,6 +11,8 @@ from tutelage.report.figures import Figure, label, measurement, points, ratio, s
 _ORDER = (
     "accuracy_validation",
     "accuracy_test",
+    "agreement_validation",
+    "agreement_test",
     "macro_f1_test",
     "balanced_accuracy_test",
     "storage_bytes",

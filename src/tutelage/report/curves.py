@@ -1,4 +1,4 @@
-"""The learning curves: loss and validation accuracy by epoch."""
+"""The learning curves: loss and validation figure (accuracy or agreement) by epoch."""
 
 from __future__ import annotations
 
@@ -61,14 +61,12 @@ def loss_chart(series: tuple[Series, ...]) -> Chart:
     return Chart(svg=finish(chart), title=(("Loss by epoch", "measured"),), alt=text)
 
 
-def figure_chart(
-    student: Series, *, teacher: float | None, best: int, metric: str = "accuracy"
-) -> Chart:
-    """Draw the student's validation metric by epoch, with the teacher's as a line."""
+def figure_chart(student: Series, *, teacher: float | None, best: int, metric: str) -> Chart:
+    """Draw the student's validation `metric` by epoch, with the teacher's as a line."""
     import altair as alt
 
     rows = [
-        {"x": e, "y": v, "text": f"epoch {e}: {quantity('accuracy', v, '1')}"}
+        {"x": e, "y": v, "text": f"epoch {e}: {quantity(metric, v, '1')}"}
         for e, v in student.values
     ]
     values = [row["y"] for row in rows] + ([teacher] if teacher is not None else [])
@@ -79,7 +77,7 @@ def figure_chart(
     base = data(rows).encode(x=_epoch_axis(rows), y=y)
     layers: list[alt.Chart] = []
     if teacher is not None:
-        layers += line(teacher, f"teacher {quantity('accuracy', teacher, '1')}", y=y, color=TEACHER)
+        layers += line(teacher, f"teacher {quantity(metric, teacher, '1')}", y=y, color=TEACHER)
     layers.append(base.mark_line(stroke=STUDENT, strokeWidth=2, aria=False))
     dots = base.mark_circle(color=STUDENT, opacity=1, size=22).encode(description="text:N")
     layers.append(dots)
@@ -87,9 +85,9 @@ def figure_chart(
     marked = next((row for row in rows if row["x"] == best + 1), top)
     ring = data([marked]).mark_point(stroke=STUDENT, size=150, strokeWidth=2, opacity=1)
     layers.append(ring.encode(x=_epoch_axis(rows), y=y, description="text:N"))
-    text = f"Best at epoch {marked['x']}: {quantity('accuracy', marked['y'], '1')}"
+    text = f"Best at epoch {marked['x']}: {quantity(metric, marked['y'], '1')}"
     if teacher is not None:
-        text += f"; the teacher has {quantity('accuracy', teacher, '1')}"
+        text += f"; the teacher has {quantity(metric, teacher, '1')}"
     title = f"Validation {name} by epoch"
     return Chart(svg=finish(alt.layer(*layers)), title=((title, "measured"),), alt=text)
 

@@ -13,6 +13,11 @@ from tutelage.report.charts import Bin, reliability_chart
 from tutelage.report.figures import Figure, label, made, points, read_figure
 
 _IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+\Z")
+_FIDELITY = (
+    "Fidelity is not accuracy: a student can be right where the teacher is wrong, and the other "
+    "way round."
+)
+_UNLABELLED = "The test examples have no labels, so nothing here says how often either is right."
 _PNG = "data:image/png;base64,"
 
 
@@ -52,9 +57,10 @@ class Example:
 class Fidelity:
     """Named figures, the reliability chart, the table by class and the differing examples.
 
-    `unseen` are classes without test examples.
+    `lead` says what the figures mean; `unseen` are classes without test examples.
     """
 
+    lead: str
     figures: tuple[tuple[str, Figure], ...]
     chart: Chart | None
     classes: tuple[ClassRow, ...]
@@ -68,6 +74,7 @@ def fidelity(proof: dict[str, Any]) -> Fidelity:
     seen = [c for c in given if c["teacher"] is not None and c["student"] is not None]
     seen.sort(key=lambda c: c["student"] - c["teacher"])
     return Fidelity(
+        lead=_FIDELITY if given else _UNLABELLED,
         figures=tuple((label(m["name"]), read_figure(m)) for m in proof.get("fidelity") or []),
         chart=_reliability(proof.get("reliability") or {}),
         classes=tuple(_class(c) for c in seen),

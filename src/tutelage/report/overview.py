@@ -95,6 +95,10 @@ def _kept(proof: dict[str, Any]) -> Words:
     for data in proof.get("fidelity") or []:
         if data["name"] == "kept":
             return (" keeps ", show(measurement(data)), " of the teacher’s test accuracy")
+    for data in (proof.get("figures") or {}).get("student") or []:
+        if data["name"] == "agreement_test":
+            same = show(measurement(data))
+            return (" decides as its teacher on ", same, " of the test examples")
     return (" is measured",)
 
 
@@ -162,6 +166,7 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
     metric = proof.get("metric", "accuracy")
     for names, title in (
         ((f"{metric}_test",), f"Test {label(metric).lower().replace('f1', 'F1')}"),
+        (("agreement_test",), "Agreement with the teacher"),
         (("storage_bytes",), "Storage"),
         # The named device's own figure, where its profile has one, before that of this machine.
         (("latency_s", "latency_p50_s"), "Latency"),

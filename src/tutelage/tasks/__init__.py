@@ -24,7 +24,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> Int[np.ndarray, " n"] | None:
-        """Class numbers, or None."""
+        """Class numbers, -1 where an example has none; None where all have none."""
         ...
 
     @property

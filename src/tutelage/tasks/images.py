@@ -43,13 +43,14 @@ def read_splits(
     image_column: str | None = None,
     label_column: str | None = None,
     size: tuple[int, int] | None = None,
+    bare: bool = False,
 ) -> Splits:
     """Read all the splits that `path` holds, keeping the names train, validation and test.
 
     `path` is a file, a folder, or `digits` (scikit-learn's; a folder of that name is `./digits`).
     `labels` is the labels file of IDX images when its name does not follow. `size` is (height,
-    width) in pixels, to which every image is brought. Raises `DataError` in one line for whatever
-    cannot be read.
+    width) in pixels, to which every image is brought. `bare`: labels are not read. Raises
+    `DataError` in one line for whatever cannot be read.
     """
     if size is not None and not all(1 <= side <= 16384 for side in size):
         raise DataError(f"data.size: {list(size)} is not a size: write [height, width] in pixels")
@@ -65,7 +66,7 @@ def read_splits(
         kind = "file" if where.is_file() else "folder"
         raise DataError(f"{path} is a {kind}, which '{chosen}' cannot be: correct data.format")
     options = ReadOptions(
-        labels=labels, image_column=image_column, label_column=label_column, size=size
+        labels=labels, image_column=image_column, label_column=label_column, size=size, bare=bare
     )
     try:
         return _READERS[chosen](where, options)

@@ -22,8 +22,8 @@ _MOST_CLASSES = 65536
 class Images:
     """Images as bytes, channels last, with class numbers and class names.
 
-    `labels` is None, and `classes` empty, for images without labels. `source` names the place they
-    came from, for messages.
+    `labels` is None, and `classes` empty, for images without labels; where some have none, theirs
+    is -1. `source` names the place they came from, for messages.
     """
 
     pixels: UInt8[np.ndarray, "n h w c"]
@@ -69,12 +69,16 @@ class Splits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How to read: labels file (IDX, npz), columns (tables), and (height, width) to resize to."""
+    """How to read: labels file (IDX, npz), columns (tables), and (height, width) to resize to.
+
+    `bare`: labels are not read, whether there are any or not.
+    """
 
     labels: Path | None = None
     image_column: str | None = None
     label_column: str | None = None
     size: tuple[int, int] | None = None
+    bare: bool = False
 
 
 _SPLIT_NAMES = {

@@ -42,7 +42,8 @@ def read_digits(path: Path, options: ReadOptions) -> Splits:
     names = tuple(str(i) for i in range(10))
     return Splits(
         train=make_images(
-            pixels, digits.target, classes=names, source="digits", size=options.size
+            pixels, None if options.bare else digits.target, classes=names, source="digits",
+            size=options.size,
         )
     )  # fmt: skip
 
@@ -101,7 +102,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _idx_pair(images: Path, labels: Path | None, options: ReadOptions) -> Images:
-    labels = labels or _labels_beside(images)
+    labels = None if options.bare else labels or _labels_beside(images)
     pixels = _idx_array(images)
     if pixels.ndim not in (3, 4):
         raise DataError(
@@ -200,14 +201,15 @@ def _npz_part(
             f"{path} has the arrays {', '.join(sorted(arrays)) or '(none)'}: "
             "name the images x and the labels y"
         )
-    labels = None if y is None else arrays[y]
+    labels = None if y is None or options.bare else arrays[y]
     return make_images(arrays[x], labels, source=f"{path}:{x}", size=options.size)
 
 
 def read_folder(path: Path, options: ReadOptions) -> Splits:
     """Read a folder with one folder a class, or with `train` and `test` folders of those.
 
-    The class names are the folder names, in the order of their code points.
+    The class names are the folder names, in the order of their code points. A folder of images
+    alone has no labels.
     """
     folders = _folders(path)
     splits = {name: split_name(name) for name in folders}
@@ -227,10 +229,8 @@ def _folders(path: Path) -> list[str]:
 
 def _class_folders(path: Path, options: ReadOptions) -> Images:
     names = tuple(_folders(path))
-    if not names:
-        loose = any(f.suffix.lower() in IMAGE_SUFFIXES for f in path.iterdir())
-        why = "holds images but no class folders" if loose else "holds no images"
-        raise DataError(f"{path} {why}: put the images of each class in a folder named after it")
+    if options.bare or not names:
+        return _without_classes(path, options)
     files: list[Path] = []
     labels: list[int] = []
     for number, name in enumerate(names):
@@ -242,9 +242,22 @@ def _class_folders(path: Path, options: ReadOptions) -> Images:
             )
         files += inside
         labels += [number] * len(inside)
-    items = ((str(file.relative_to(path)), file) for file in files)
-    pixels = decode_images(items, len(files), size=options.size, source=str(path))
+    pixels = _decoded(path, files, options)
     return make_images(pixels, np.array(labels), classes=names, source=str(path))
+
+
+def _without_classes(path: Path, options: ReadOptions) -> Images:
+    files = _image_files(path)
+    if not files:
+        raise DataError(
+            f"{path} holds no images: put the images of each class in a folder named after it"
+        )
+    return make_images(_decoded(path, files, options), None, source=str(path))
+
+
+def _decoded(path: Path, files: list[Path], options: ReadOptions) -> np.ndarray:
+    items = ((str(file.relative_to(path)), file) for file in files)
+    return decode_images(items, len(files), size=options.size, source=str(path))
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -142,7 +142,7 @@ def _typed(cells: list[str]) -> list[Any]:
 
 
 def _images(table: _Table, options: ReadOptions) -> Images:
-    label = _label_column(table, options.label_column)
+    label = None if options.bare else _label_column(table, options.label_column)
     labels = None if label is None else table.column(label)
     classes = None if label is None else table.classes.get(label)
     pixel_columns = [name for name in table.columns if _PIXEL.match(name)]

@@ -30,6 +30,15 @@ from tutelage.tasks.series_base import (
 )
 from tutelage.tasks.series_files import read_series
 from tutelage.tasks.splits import overlap, renumbered, set_aside
+from tutelage.tasks.unlabelled import (
+    NO_LABELS,
+    check_enough,
+    fresh,
+    no_labels,
+    some_labels,
+    strata,
+    with_unlabelled,
+)
 from tutelage.types import Batch
 
 _TEST_SHARE = 0.2
@@ -58,6 +67,7 @@ def load(
     train: str | Path | tuple[Any, Any],
     test: str | Path | None = None,
     *,
+    unlabelled: str | Path | None = None,
     validation_share: float = 0.1,
     seed: int = 0,
     format: str = "auto",
@@ -71,15 +81,20 @@ def load(
     """Read, check and split series; paths as `read_series` takes them, or (series, labels).
 
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
-    Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
+    What `unlabelled` holds (its train part, if it has parts) is read without labels. Raises
+    `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
     """
     options = SeriesOptions(
-        label_column=label_column, series_column=series_column, time_column=time_column
-    )
+        label_column=label_column, series_column=series_column, time_column=time_column,
+        bare=label_column == NO_LABELS,
+    )  # fmt: skip
     if isinstance(train, tuple):
         found = SeriesParts(train=make_series(*train, source="the series given"))
     else:
         found = read_series(train, format=format, options=options)
+    more = None
+    if unlabelled is not None:
+        more = read_series(unlabelled, options=replace(options, bare=True)).train
     if test is not None:
         alike = isinstance(train, tuple) or Path(test).suffix == Path(train).suffix
         other = read_series(test, format=format if alike else "auto", options=options)
@@ -90,6 +105,7 @@ def load(
         found.train,
         test=found.test,
         validation=found.validation,
+        unlabelled=more,
         validation_share=validation_share,
         seed=seed,
         length=length,
@@ -103,6 +119,7 @@ def arrange(
     *,
     test: Series | None = None,
     validation: Series | None = None,
+    unlabelled: Series | None = None,
     validation_share: float = 0.1,
     seed: int = 0,
     length: int | None = None,
@@ -113,20 +130,27 @@ def arrange(
 
     The length is `length`, in steps, or that of the longest in `train`. The splits are stratified,
     and a pure function of the seed and of the values: series may be reordered, and equal ones fall
-    on the same side.
+    on the same side. Then `unlabelled` series join the training split, but for copies of validation
+    or test series.
     """
     _check_options(validation_share, length, hop)
     steps = int(train.lengths.max()) if length is None else length
     if steps < 2:
         raise DataError(f"{train.source}: no series has more than one step: give longer ones")
-    whole = {"training": train, "test": test, "validation": validation}
+    whole = {
+        "training": train, "test": test, "validation": validation, "unlabelled": unlabelled
+    }  # fmt: skip
     notes = _shape_notes(train, length)
+    if train.labels is None:
+        notes += (no_labels(train.source),)
     for name, part in whole.items():
         if part is not None:
             notes += _length_notes(part, name, steps, "data.length" if length else train.source)
-            part = part if part is train else aligned(part, train)
-            whole[name] = fitted(part, steps)
+            _check_channels(part, train)
+            own = part is train or part is unlabelled  # their labels are not to be matched
+            whole[name] = fitted(part if own else aligned(part, train), steps)
     train, test, validation = fitted(train, steps), whole["test"], whole["validation"]
+    unlabelled = whole["unlabelled"]
     taken = 1 + (test is None) + (validation is None)
     check_learnable(train, least=max(2, taken))
     if test is None:
@@ -137,6 +161,9 @@ def arrange(
     else:
         notes += _overlap_notes(validation, "validation", train)
         notes += _overlap_notes(test, "test", validation, "validation")
+    if unlabelled is not None:
+        train, joining = _joined(train, unlabelled, validation, test)
+        notes += joining
     return SeriesData(
         train=train, validation=validation, test=test, notes=notes, hop=hop or steps, rate=rate
     )  # fmt: skip
@@ -179,7 +206,12 @@ def _length_notes(series: Series, name: str, steps: int, by: str) -> tuple[str, 
 
 
 def check_learnable(series: Series, *, least: int) -> None:
-    """Raise `DataError` unless there are two classes, each with `least` examples."""
+    """Raise `DataError` unless there are two classes, each with `least` examples.
+
+    Series without labels must be so many in all.
+    """
+    if series.labels is None:
+        return check_enough(len(series), least=least, source=series.source, noun="series")
     counts = np.bincount(series.labels, minlength=len(series.classes))
     if np.count_nonzero(counts) < 2:
         only = series.classes[int(counts.argmax())]
@@ -196,15 +228,40 @@ def check_learnable(series: Series, *, least: int) -> None:
 
 def aligned(series: Series, train: Series) -> Series:
     """Return `series` with the class numbers of `train`, matched by name; raises `DataError`."""
+    if series.labels is None and train.labels is None:
+        return series
+    if series.labels is None:
+        raise DataError(f"{series.source} has no labels, which it needs to be tested on: add them")
+    if train.labels is None:
+        raise some_labels(series.source, train.source)
+    if series.classes == train.classes:
+        return series
+    labels = renumbered(series.labels, series.classes, series.source, train.classes, train.source)
+    return replace(series, labels=labels, classes=train.classes)
+
+
+def _check_channels(series: Series, train: Series) -> None:
     if series.shape[0] != train.shape[0]:
         raise DataError(
             f"series of {train.source} have {train.shape[0]} channels and of {series.source} "
             f"{series.shape[0]}: give both the same channels"
         )
-    if series.classes == train.classes:
-        return series
-    labels = renumbered(series.labels, series.classes, series.source, train.classes, train.source)
-    return replace(series, labels=labels, classes=train.classes)
+
+
+def _joined(
+    train: Series, unlabelled: Series, validation: Series, test: Series
+) -> tuple[Series, tuple[str, ...]]:
+    """Return `train` with the unlabelled series behind it, and what to say of them."""
+    held = np.concatenate([content_keys(part) for part in (validation, test)])
+    keys = content_keys(unlabelled)
+    kept, notes = fresh(keys, held, source=unlabelled.source, noun="series")
+    more = unlabelled.take(np.flatnonzero(kept))
+    return replace(
+        train,
+        values=np.concatenate([train.values, more.values]),
+        lengths=np.concatenate([train.lengths, more.lengths]),
+        labels=with_unlabelled(train.labels, len(more)),
+    ), notes
 
 
 def take_out(
@@ -212,7 +269,7 @@ def take_out(
 ) -> tuple[Series, Series]:
     """Return what stays and what is taken: `share` of each class, at least one, never all."""
     ranks = hash_keys(content_keys(series)[:, 0], seed, _SALT[split])
-    taken = set_aside(ranks, series.labels, share)
+    taken = set_aside(ranks, strata(series.labels, len(series)), share)
     return series.take(np.flatnonzero(~taken)), series.take(np.flatnonzero(taken))
 
 
@@ -263,8 +320,9 @@ class SeriesTask:
     metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet1d", "gru")
     keys = frozenset(
-        {"format", "label_column", "series_column", "time_column", "length", "hop", "rate"}
-    )
+        {"format", "label_column", "series_column", "time_column", "length", "hop", "rate",
+         "unlabelled"}
+    )  # fmt: skip
 
     def load(self, train: Any, test: str | Path | None = None, **options: Any) -> SeriesData:
         """Read, check and split the data; options as in `load`."""
@@ -336,7 +394,7 @@ class SeriesTask:
             config=augment,
             normalisation=normalisation,
         )
-        labels = torch.from_numpy(examples.labels[index])
+        labels = None if examples.labels is None else torch.from_numpy(examples.labels[index])
         return Batch(inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view)
 
 

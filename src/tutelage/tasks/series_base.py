@@ -1,4 +1,4 @@
-"""A set of labelled series in memory, and the careful ways from foreign arrays to it."""
+"""A set of series in memory, and the careful ways from foreign arrays to it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ class Series:
     """Series of equal shape, channels before steps, with class numbers and class names.
 
     NaN in `values` stands for a missing value or for padding. `lengths` counts the steps of each
-    up to the last that any channel has a value for. `source` names the place they came from.
+    up to the last that any channel has a value for. `labels` is None, and `classes` empty, without
+    labels; where some have none, theirs is -1. `source` names the place they came from.
     """
 
     values: Float[np.ndarray, "n c t"]
     lengths: Int[np.ndarray, " n"]
-    labels: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"] | None
     classes: tuple[str, ...]
     source: str
 
@@ -61,7 +62,8 @@ class Series:
         names = "".join(f"{len(name)}:{name}" for name in self.classes)
         digest = hashlib.sha256(f"{self.values.shape}|{names}|".encode())
         digest.update(np.ascontiguousarray(self.values, dtype="<f4").data)
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         return digest.hexdigest()
 
     def take(self, index: Int[np.ndarray, " m"]) -> Series:
@@ -70,7 +72,7 @@ class Series:
             self,
             values=self.values[index],
             lengths=self.lengths[index],
-            labels=self.labels[index],
+            labels=None if self.labels is None else self.labels[index],
         )
 
 
@@ -85,11 +87,15 @@ class SeriesParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesOptions:
-    """Columns of tables: the class, which rows are one series (long form), and their time."""
+    """Columns of tables: the class, which rows are one series (long form), and their time.
+
+    `bare`: labels are not read, whether there are any or not.
+    """
 
     label_column: str | None = None
     series_column: str | None = None
     time_column: str | None = None
+    bare: bool = False
 
 
 def gather_parts(found: dict[str, Series], source: str) -> SeriesParts:
@@ -124,10 +130,10 @@ def make_series(
         raise DataError(f"{source} holds no series: check that the path is the right one")
     called = [f"series {i}" for i in range(len(items))] if names is None else names
     values = _stacked(items, source, called)
-    if labels is None:
-        raise DataError(f"{source} has no labels: add one class a series (data.label_column)")
-    numbers, known = as_classes(labels, classes, source, called)
-    if len(numbers) != len(values):
+    numbers, known = None, ()
+    if labels is not None:
+        numbers, known = as_classes(labels, classes, source, called)
+    if numbers is not None and len(numbers) != len(values):
         raise DataError(
             f"{source} has {len(values)} series but {len(numbers)} labels: "
             "give labels that belong to these series"
@@ -356,8 +362,11 @@ def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
     found: dict[str, Series] = {}
     for part, (x_keys, y_keys) in _NPZ_PARTS.items():
         if any(key in arrays for key in x_keys):
-            found[part] = _npz_part(path, arrays, x_keys, y_keys)
-    return gather_parts(found or {"train": _npz_part(path, arrays, _X_KEYS, _Y_KEYS)}, str(path))
+            found[part] = _npz_part(path, arrays, x_keys, () if options.bare else y_keys)
+    if not found:
+        keys = () if options.bare else _Y_KEYS
+        found["train"] = _npz_part(path, arrays, _X_KEYS, keys)
+    return gather_parts(found, str(path))
 
 
 def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -384,11 +393,9 @@ def _npz_part(
             f"{path} has the arrays {', '.join(sorted(arrays)) or '(none)'}: "
             "name the series x and the labels y"
         )
-    if y is None:
-        raise DataError(f"{path} has no labels: save them as {y_keys[0]}")
     if arrays[x].ndim == 0:
         raise DataError(f"{path}: {x} is a single number: save series as [n, channels, steps]")
-    return make_series(arrays[x], arrays[y], source=f"{path}:{x}")
+    return make_series(arrays[x], None if y is None else arrays[y], source=f"{path}:{x}")
 
 
 def one_line(error: BaseException) -> str:

@@ -1,25 +1,20 @@
-"""Series from `.ts` text, `.npz` archives, tables of windows or of rows, and folders of those."""
+"""Series from `.ts` text, `.npz` archives, tables, and folders of those: the one door to them."""
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tutelage.errors import DataError, MissingExtra
+from tutelage.errors import DataError
 from tutelage.registry import near_matches
 from tutelage.tasks.images_base import split_name
 from tutelage.tasks.series_base import (
-    MISSING,
-    Series,
     SeriesOptions,
     SeriesParts,
-    as_number,
     as_numbers,
     check_ascending,
     gather_parts,
@@ -27,9 +22,8 @@ from tutelage.tasks.series_base import (
     one_line,
     read_npz,
 )
-from tutelage.tasks.several import parts_among, refuse_lists, several_labels
+from tutelage.tasks.series_tables import read_csv, read_parquet
 
-_LABEL_COLUMNS = ("label", "class", "target", "y")
 _STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
 _STAMPED_LINE = re.compile(r"\s*\([^()]*\)(\s*,\s*\([^()]*\))*\s*")
 _OUTSIDE = re.compile(r":(?![^(]*\))")
@@ -104,9 +98,13 @@ def _only(folder: Path, files: list[Path]) -> Path:
 
 @dataclass(slots=True, kw_only=True)
 class _Header:
-    """What the lines before @data say; None where they are silent."""
+    """What the lines before @data say; None where they are silent.
+
+    `classes` is empty where there are no labels; `bare` says that they are not read.
+    """
 
     path: Path
+    bare: bool
     classes: tuple[str, ...] | None = None
     univariate: bool | None = None
     equal: bool | None = None
@@ -125,7 +123,7 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
         raise DataError(
             f"{path} is not readable text ({one_line(error)}): check the file"
         ) from None
-    held = _Header(path=path)
+    held = _Header(path=path, bare=options.bare)
     data = False
     for number, line in enumerate(lines, 1):
         line = line.strip()
@@ -144,9 +142,8 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
         raise DataError(f"{path} has no line '@data': is it a .ts file, and whole?")
     if held.items:
         _ts_agrees(held)
-    made = make_series(
-        held.items, held.labels, classes=held.classes, source=str(path), names=held.names
-    )
+    labels = None if options.bare or not held.classes else held.labels
+    made = make_series(held.items, labels, classes=held.classes, source=str(path), names=held.names)
     return SeriesParts(train=made)
 
 
@@ -157,7 +154,9 @@ def _ts_header(held: _Header, line: str, number: int) -> bool:
     where = f"{held.path}, line {number}"
     if key == "data":
         if held.classes is None:
-            raise DataError(f"{held.path} has no labels: add a line '@classLabel true NAMES'")
+            raise DataError(
+                f"{held.path} has no labels: add a line '@classLabel true NAMES' (false, if so)"
+            )
         return True
     if key == "classlabel":
         held.classes = _class_names(values, word, where)
@@ -179,7 +178,7 @@ def _ts_header(held: _Header, line: str, number: int) -> bool:
 
 def _class_names(values: list[str], word: str, where: str) -> tuple[str, ...]:
     if not _truth(values, word, where):
-        raise DataError(f"{where}: @classLabel is false, so there are no labels: add them")
+        return ()
     if len(values) < 2:
         raise DataError(f"{where}: @classLabel names no classes: write them after 'true'")
     return tuple(dict.fromkeys(values[1:]))
@@ -203,24 +202,31 @@ def _count(values: list[str], word: str, where: str) -> int:
 def _ts_series(held: _Header, line: str, number: int) -> None:
     where = f"{held.path}, line {number}"
     stamped = "(" in line
-    *dimensions, label = _OUTSIDE.split(line) if stamped else line.split(":")
-    if parts_among(label, held.classes or ()):
-        raise several_labels(where, label.strip())
-    if not dimensions or "," in label:
-        raise DataError(f"{where} does not end in ':' and a class: add the label")
-    if label.strip() not in (held.classes or ()):
-        raise DataError(
-            f"{where}: label '{label.strip()[:40]}' is not one of the {len(held.classes or ())} "
-            "classes of the header: correct either"
-        )
+    dimensions = _OUTSIDE.split(line) if stamped else line.split(":")
+    if held.classes:
+        held.labels.append(_ts_label(held, dimensions, where))
     parse = _stamped if stamped else _plain
     rows = [parse(part, where) for part in dimensions]
     item = np.full((len(rows), max(map(len, rows))), np.nan)
     for row, values in zip(item, rows, strict=True):
         row[: len(values)] = values
     held.items.append(item)
-    held.labels.append(label.strip())
     held.names.append(f"the series of line {number}")
+
+
+def _ts_label(held: _Header, parts: list[str], where: str) -> str:
+    """Take the label from behind the dimensions of a line and return it."""
+    label = parts.pop()
+    if parts_among(label, held.classes or ()):
+        raise several_labels(where, label.strip())
+    if not parts or "," in label:
+        raise DataError(f"{where} does not end in ':' and a class: add the label")
+    if not held.bare and label.strip() not in (held.classes or ()):
+        raise DataError(
+            f"{where}: label '{label.strip()[:40]}' is not one of the {len(held.classes or ())} "
+            "classes of the header: correct either"
+        )
+    return label.strip()
 
 
 def _plain(part: str, where: str) -> np.ndarray:
@@ -252,142 +258,6 @@ def _ts_agrees(held: _Header) -> None:
                 f"{held.path}: {name} has {steps} steps where the header says {length}: correct "
                 "the line, or write @equalLength false"
             )
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-def read_csv(path: Path, options: SeriesOptions) -> SeriesParts:
-    """Read a CSV: one row a series, or one row a step where `series_column` is given."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable CSV ({one_line(error)})") from None
-    if header and not any(map(_is_text, header)):
-        raise DataError(f"{path}: its first line is all numbers: add a header that names columns")
-    for number, row in rows:
-        if len(row) != len(header):
-            raise DataError(
-                f"{path}, line {number}: {len(row)} cells where the header has {len(header)}: "
-                "mend the row"
-            )
-    columns = list(zip(*(row for _, row in rows), strict=True)) or [()] * len(header)
-    lines = [f"line {number}" for number, _ in rows]
-    return SeriesParts(train=_table(path, header, columns, lines, options))
-
-
-def read_parquet(path: Path, options: SeriesOptions) -> SeriesParts:
-    """Read a Parquet file; its rows are as those of a CSV. Raises `MissingExtra`."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingExtra("Reading Parquet", "parquet") from None
-    try:
-        table = pq.read_table(path)
-        table.validate(full=True)
-        columns = [column.to_pylist() for column in table.columns]
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not readable Parquet ({one_line(error)})") from None
-    rows = [f"row {i}" for i in range(table.num_rows)]
-    return SeriesParts(train=_table(path, table.column_names, columns, rows, options))
-
-
-def _table(
-    path: Path,
-    header: list[str],
-    columns: Sequence[Sequence[Any]],
-    rows: list[str],
-    options: SeriesOptions,
-) -> Series:
-    table = dict(zip(header, columns, strict=True))
-    if len(table) < len(header) or "" in table:
-        raise DataError(f"{path}: two columns have the same name, or one has none: rename them")
-    if not rows:
-        raise DataError(f"{path} holds no series: check that the path is the right one")
-    ids = _wanted(path, table, options.series_column, "series")
-    times = _wanted(path, table, options.time_column, "time")
-    label = _label(path, table, options.label_column, {ids, times})
-    if times is not None and ids is None:
-        raise DataError(f"{path}: data.time_column is for the long form: give data.series_column")
-    refuse_lists(table[label], lambda i: f"{path}, {rows[i]}")
-    steps = [name for name in header if name not in (ids, times, label)]
-    if not steps:
-        raise DataError(f"{path} has no columns of values beside '{label}': check the file")
-    values = np.stack([_values(path, table[name], name, rows) for name in steps], axis=1)
-    if ids is None:
-        return make_series(values, table[label], source=str(path), names=rows)
-    return _joined(path, values, table[ids], table[label], table[times] if times else None)
-
-
-def _joined(
-    path: Path,
-    values: np.ndarray,
-    ids: Sequence[Any],
-    cells: Sequence[Any],
-    times: Sequence[Any] | None,
-) -> Series:
-    groups: dict[Any, list[int]] = {}
-    for i, key in enumerate(ids):
-        if str(key).strip().lower() in MISSING:
-            raise DataError(f"{path}: data row {i} does not say which series it is of: fill it in")
-        groups.setdefault(key, []).append(i)
-    labels = []
-    for key, at in groups.items():
-        where = f"{path}, series '{key}'"
-        if times is not None:
-            check_ascending([times[i] for i in at], where)
-        known = {cells[i] for i in at}
-        if len(known) > 1:
-            raise DataError(f"{where} has several labels: give it one")
-        labels.append(known.pop())
-    items = [values[at].T for at in groups.values()]
-    names = [f"series '{key}'" for key in groups]
-    return make_series(items, labels, source=str(path), names=names)
-
-
-def _values(path: Path, cells: Sequence[Any], name: str, rows: list[str]) -> np.ndarray:
-    try:
-        return np.array(cells, np.float64)
-    except (TypeError, ValueError):
-        numbers = [
-            as_number(cell, f"{path}, {row}, column '{name}'")
-            for cell, row in zip(cells, rows, strict=True)
-        ]
-        return np.array(numbers, np.float64)
-
-
-def _wanted(path: Path, table: dict[str, Any], name: str | None, kind: str) -> str | None:
-    if name is not None and name not in table:
-        raise DataError(f"{path} has no {kind} column '{name}'. {near_matches(name, list(table))}")
-    return name
-
-
-def _label(path: Path, table: dict[str, Any], name: str | None, taken: set[str | None]) -> str:
-    if name is not None:
-        return str(_wanted(path, table, name, "label"))
-    free = [column for column in table if column not in taken]
-    by_name = {column.lower(): column for column in reversed(free)}
-    if "x" in by_name:  # beside an x, y is an axis
-        by_name.pop("y", None)
-    found = [by_name[usual] for usual in _LABEL_COLUMNS if usual in by_name]
-    found += [column for column in reversed(free) if any(map(_is_text, table[column]))]
-    if not found:
-        raise DataError(f"{path} has no column of labels: name it with data.label_column")
-    return found[0]
-
-
-def _is_text(cell: Any) -> bool:
-    if not isinstance(cell, str) or cell.strip().lower() in MISSING:
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return True
-    return False
 
 
 _READERS: dict[str, Callable[[Path, SeriesOptions], SeriesParts]] = {

@@ -15,17 +15,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.progress import Progress, Silent
 from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.tasks.text_encoding import encode_starts
-from tutelage.tasks.text_files import Findings, TextParts, TextSource, class_numbers, find_texts
+from tutelage.tasks.text_files import (
+    ABSENT,
+    Findings,
+    TextParts,
+    TextSource,
+    class_numbers,
+    find_texts,
+)
 from tutelage.tasks.text_given import given_texts
-from tutelage.tasks.text_reading import Part, Read, as_texts, in_few_tokens, read_rows
+from tutelage.tasks.text_reading import as_texts, in_few_tokens, read_rows
+from tutelage.tasks.text_split import ReadTexts, TextPart, split_texts
 from tutelage.tasks.text_vocabulary import (
     Texts,
     Vocabulary,
@@ -35,11 +42,9 @@ from tutelage.tasks.text_vocabulary import (
     pack,
     shorten,
 )
+from tutelage.tasks.unlabelled import NO_LABELS, with_unlabelled
 from tutelage.types import Batch
 
-_TEST_SHARE = 0.2
-_MOST_OVERLAP = 0.01
-_SALT = {"test": 1, "validation": 2}
 _MOST_TOKENS = 256  # where data.length is silent
 _STEP, _COVERED = 16, 0.95  # lengths are multiples; share of the training texts that fit
 _SHOWN = 300  # characters
@@ -60,6 +65,7 @@ def load(
     train: str | Path | tuple[Any, Any],
     test: str | Path | None = None,
     *,
+    unlabelled: str | Path | None = None,
     validation_share: float = 0.1,
     seed: int = 0,
     format: str = "auto",
@@ -75,7 +81,9 @@ def load(
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
     `length`, in tokens, bounds a text in place of 256. The splits are stratified, and a pure
     function of the seed and of the texts: rows may be reordered, and equal texts fall on the same
-    side. Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
+    side. What `unlabelled` holds (its train part, if it has parts) is read without labels and joins
+    the training split, but for copies of validation or test texts. Raises `DataError` for data that
+    cannot be learned from, `RecipeError` for a bad option.
     """
     progress = progress or Silent()
     if tokenizer is None:
@@ -86,24 +94,29 @@ def load(
     most = _MOST_TOKENS if length is None else length
     if most <= whole.added:
         raise RecipeError(f"data.length is {length}: it must be above {whole.added} special tokens")
-    sources = _sources(train, test, format, text_column=text_column, label_column=label_column)
+    columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column}
+    columns["bare"] = label_column == NO_LABELS
+    sources = _sources(train, test, format, **columns)
+    if unlabelled is not None:
+        sources["unlabelled"] = find_texts(unlabelled, **{**columns, "bare": True}).train
     notes: list[str] = []
     read = {k: _first_reading(s, whole, most, notes, progress) for k, s in sources.items()}
-    parts = _split(read, validation_share, seed, notes)
-    length = _chosen_length(parts["train"], most, notes)
+    parts = split_texts(read, validation_share, seed, notes)
+    length = _chosen_length(parts, most, notes)
     texts = None
     if vocabulary == "pruned":
         texts = in_few_tokens(parts, whole, length, notes, progress)
     if texts is None:
         short = {k: shorten(p[0].ids, p[0].offsets, length, whole.tail) for k, p in parts.items()}
         texts = {k: as_texts(short[k], part, whole, length) for k, part in parts.items()}
+    if "unlabelled" in texts:
+        texts["train"] = _joined(texts["train"], texts.pop("unlabelled"))
     return TextData(**texts, notes=tuple(notes))
 
 
 def _sources(
-    train: str | Path | tuple[Any, Any], test: str | Path | None, format: str,
-    **columns: str | None,
-) -> dict[str, TextSource]:  # fmt: skip
+    train: str | Path | tuple[Any, Any], test: str | Path | None, format: str, **columns: Any
+) -> dict[str, TextSource]:
     given = isinstance(train, tuple)
     if given:
         found = TextParts(train=given_texts(*train))
@@ -120,7 +133,7 @@ def _sources(
 def _first_reading(
     source: TextSource, vocabulary: Vocabulary, most: int, notes: list[str],
     progress: Progress,
-) -> Read:  # fmt: skip
+) -> ReadTexts:  # fmt: skip
     findings, tokenizer = Findings(), vocabulary.tokenizer()
     counts, characters, digests, codes = array("q"), array("q"), bytearray(), array("q")
     labels: dict[tuple[str, Any], int] = {}
@@ -137,8 +150,13 @@ def _first_reading(
 
     ids, offsets = pack(tokens(), vocabulary)
     notes += findings.notes(source.name)
-    numbers, classes = class_numbers([label for _, label in labels], np.array(codes), source)
-    return Read(
+    known = [label for _, label in labels]
+    numbers, classes = np.zeros(len(codes), np.int64), ()
+    if any(label is not ABSENT for label in known):
+        if ABSENT in known:
+            raise DataError(f"{source.name}: labels are missing in one place and there in another")
+        numbers, classes = class_numbers(known, np.array(codes), source)
+    return ReadTexts(
         source=source,
         ids=ids,
         offsets=offsets,
@@ -150,9 +168,9 @@ def _first_reading(
     )
 
 
-def _chosen_length(part: Part, most: int, notes: list[str]) -> int:
+def _chosen_length(parts: dict[str, TextPart], most: int, notes: list[str]) -> int:
     """Return in how many tokens most training texts fit, in steps of 16 and at most `most`."""
-    counts = part[0].counts[part[1]]
+    counts = np.concatenate([held.counts[rows] for held, rows in taught_parts(parts)])
     fits = int(np.quantile(counts, _COVERED, method="higher"))
     length = min(most, max(1, -(-fits // _STEP)) * _STEP)
     if long := int((counts > length).sum()):
@@ -160,72 +178,13 @@ def _chosen_length(part: Part, most: int, notes: list[str]) -> int:
     return length
 
 
-def _split(read: dict[str, Read], share: float, seed: int, notes: list[str]) -> dict[str, Part]:
-    if not 0 < share < 1:
-        raise RecipeError(f"validation_share is {share}: it must lie between 0 and 1")
-    train = read["train"]
-    _check_learnable(train, least=max(2, 4 - len(read)))
-    parts = {
-        k: (_aligned(held, train), np.ones(len(held.labels), np.bool_)) for k, held in read.items()
-    }
-    for name, wanted in (("test", _TEST_SHARE), ("validation", share)):
-        left = parts["train"][1]
-        if name not in parts:
-            taken = _set_aside(train, left, wanted, seed, name)
-            parts |= {"train": (train, left & ~taken), name: (train, taken)}
-        _check_overlap(parts, name, "train", notes)
-    if "validation" in read:
-        _check_overlap(parts, "test", "validation", notes)
-    if np.bincount(train.labels[parts["train"][1]], minlength=len(train.classes)).min() == 0:
-        raise DataError(f"{train.source.name}: equal texts differ in label: give each text one")
-    return parts
-
-
-def _check_learnable(held: Read, *, least: int) -> None:
-    counts = np.bincount(held.labels, minlength=len(held.classes))
-    if np.count_nonzero(counts) < 2:
-        only = held.classes[int(counts.argmax())]
-        raise DataError(
-            f"{held.source.name} has one class only ('{only}'): add texts of another class"
-        )
-    rare = int(counts.argmin())
-    if counts[rare] < least:
-        raise DataError(
-            f"{held.source.name} has {counts[rare]} texts of class '{held.classes[rare]}' where "
-            f"{least} are needed: add some, or give a test path"
-        )
-
-
-def _aligned(held: Read, train: Read) -> Read:
-    labels = renumbered(
-        held.labels, held.classes, held.source.name, train.classes, train.source.name
+def _joined(train: Texts, more: Texts) -> Texts:
+    return replace(
+        train,
+        ids=np.concatenate([train.ids, more.ids]),
+        offsets=np.concatenate([train.offsets, train.offsets[-1] + more.offsets[1:]]),
+        labels=with_unlabelled(train.labels, len(more)),
     )
-    return replace(held, labels=labels, classes=train.classes)
-
-
-def _set_aside(
-    held: Read, free: Bool[np.ndarray, " n"], share: float, seed: int, split: str
-) -> Bool[np.ndarray, " n"]:
-    """Choose `share` of the free texts of each class by their hash, equal ones together."""
-    ranks = hash_keys(held.keys[:, 0], seed, _SALT[split])
-    _, group = np.unique(held.keys[:, 0], return_inverse=True)
-    lowest = np.full(int(group.max()) + 1, len(held.classes))
-    np.minimum.at(lowest, group, held.labels)  # equal texts with two labels count as the first
-    labels = np.where(free, lowest[group], -1)
-    taken = set_aside(ranks, labels, share, part_equal=False)
-    if not taken.any():
-        raise DataError(f"{held.source.name} has too few different texts: add some, or a {split}")
-    return taken
-
-
-def _check_overlap(parts: dict[str, Part], one: str, other: str, notes: list[str]) -> None:
-    (a, mine), (b, yours) = parts[one], parts[other]
-    keys, known = a.keys[mine], b.keys[yours]
-    shared = int((np.isin(keys[:, 0], known[:, 0]) & np.isin(keys[:, 1], known[:, 1])).sum())
-    notes += overlap(
-        shared, len(keys), most=_MOST_OVERLAP, name=one, source=a.source.name,
-        other="training" if other == "train" else other, other_source=b.source.name, noun="texts",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +211,10 @@ class TextTask:
     decision: Literal["classes"] = "classes"
     metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("encoder", "textconv")
-    keys = frozenset({"format", "text_column", "label_column", "tokenizer", "length", "vocabulary"})
+    keys = frozenset(
+        {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",
+         "unlabelled"}
+    )  # fmt: skip
 
     def load(self, train: Any, test: str | Path | None = None, **options: Any) -> TextData:
         """Read, split and tokenise the data; options as in `load`."""
@@ -326,7 +288,8 @@ class TextTask:
             drawn = hash_keys(own + np.arange(ids.shape[1], dtype=np.uint64), seed, view)
             erased = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53 < augment.erase
             ids = np.where(erased & ~np.isin(ids, augment.kept), augment.blank, ids)
-        inputs, labels = torch.from_numpy(ids), torch.from_numpy(examples.labels[index])
+        inputs = torch.from_numpy(ids)
+        labels = None if examples.labels is None else torch.from_numpy(examples.labels[index])
         keep = inputs.ne(examples.vocabulary.pad)
         return Batch(
             inputs=inputs, labels=labels, index=torch.from_numpy(index), view=view, keep=keep

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
 from tutelage.tasks.images_base import as_labels, split_name
+from tutelage.tasks.series_base import one_line as _line
 from tutelage.tasks.several import refuse_joined, several_labels
 
 LONGEST_TEXT = 100_000  # characters; what lies beyond is cut
@@ -26,23 +27,26 @@ _MOST_EMPTY = 0.01
 _AT_ONCE = 256
 _TEXT_COLUMNS = ("text", "sentence", "content", "body", "review", "message")
 _LABEL_COLUMNS = ("label", "class", "category", "target")
-_FORMS = {
-    ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
-    ".pq": "parquet",
-}  # fmt: skip
+_FORMS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+          ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
+ABSENT = object()  # the label of a row where no column holds labels
 _WHOLE = re.compile(r"-?\d{1,18}(\.0*)?")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSource:
-    """The files of one part (shards in order), their form, and the columns if they are given."""
+    """The files of one part (shards in order), their form, and the columns if they are given.
+
+    `bare`: labels are not read, whether there are any or not.
+    """
 
     files: tuple[Path, ...]
     form: str
     name: str
     text_column: str | None = None
     label_column: str | None = None
+    bare: bool = False
 
     def cells(self, file: Path) -> Iterator[tuple[str, Any, Any]]:
         """Yield place, text and label of each row of a file, as they stand there."""
@@ -91,6 +95,7 @@ def find_texts(
     format: str = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
+    bare: bool = False,
 ) -> TextParts:
     """Find the parts that a file or folder holds; raises `DataError` in one line.
 
@@ -112,7 +117,7 @@ def find_texts(
         name = str(files[0]) + (f" (and {len(files) - 1} more)" if len(files) > 1 else "")
         return TextSource(
             files=tuple(files), form=forms.pop(), name=name, text_column=text_column,
-            label_column=label_column,
+            label_column=label_column, bare=bare,
         )  # fmt: skip
 
     if not where.is_dir():
@@ -163,8 +168,9 @@ def _files(folder: Path, wanted: str | None) -> dict[str, list[Path]]:
 def rows(source: TextSource, findings: Findings) -> Iterator[tuple[str, Any]]:
     """Read text and label of each row that has a text; `findings` counts what was met.
 
-    NUL bytes are removed, halves of surrogate pairs replaced, and long texts cut. Raises
-    `DataError` for a file, row or column that cannot be read, `MissingExtra` for Parquet.
+    The label is `ABSENT` where no column holds labels, or they are not read. NUL bytes are removed,
+    halves of surrogate pairs replaced, and long texts cut. Raises `DataError` for a file, row or
+    column that cannot be read, `MissingExtra` for Parquet.
     """
     for file in source.files:
         try:
@@ -193,6 +199,8 @@ def _cleaned(text: Any, label: Any, where: str, findings: Findings) -> tuple[str
         findings.empty += 1
         findings.first_empty = findings.first_empty or where
         return None
+    if label is ABSENT:
+        return _sound(text), label
     if isinstance(label, (list, tuple, dict)):
         raise several_labels(where, label)
     if label is None or label == "" or (isinstance(label, float) and label != label):
@@ -221,11 +229,12 @@ def _csv(path: Path, source: TextSource) -> _Cells:
             file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ","
         )
         header = [name.strip() for name in next(_csv_rows(path, reader, 1), ["", []])[1]]
-        text, label = (header.index(name) for name in _columns(path, header, source))
+        name, label = _columns(path, header, source)
+        text, at = header.index(name), None if label is None else header.index(label)
         while block := list(_csv_rows(path, reader, _AT_ONCE)):
             for line, row in block:
                 if len(row) == len(header):
-                    yield f"line {line}", row[text], row[label].strip()
+                    yield f"line {line}", row[text], ABSENT if at is None else row[at].strip()
                 elif row:
                     raise DataError(
                         f"{path}, line {line}: {len(row)} cells where the header has "
@@ -250,7 +259,7 @@ def _csv_rows(path: Path, reader: Any, count: int) -> Iterator[tuple[int, list[s
 
 def _jsonl(path: Path, source: TextSource) -> _Cells:
     _check_encoding(path)
-    names: tuple[str, str] | None = None
+    names: tuple[str, str | None] = ("", None)
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(_LONGEST_LINE):
@@ -258,14 +267,11 @@ def _jsonl(path: Path, source: TextSource) -> _Cells:
             if not raw.strip():
                 continue
             item = _object(path, raw, number, file)
-            if names is None:
-                names = _columns(path, list(item), source)
-            label = item.get(names[1])
-            yield (
-                f"line {number}",
-                item.get(names[0]),
-                (label.strip() if isinstance(label, str) else label),
-            )
+            if not names[0] or (names[1] is None and not source.bare and names[0] in item):
+                names = _columns(path, list(item), source)  # labels may begin later
+            label = ABSENT if names[1] is None else item.get(names[1])
+            label = label.strip() if isinstance(label, str) else label
+            yield f"line {number}", item.get(names[0]), label
 
 
 def _object(path: Path, raw: bytes, number: int, file: IO[bytes]) -> dict[str, Any]:
@@ -295,11 +301,11 @@ def _parquet(path: Path, source: TextSource) -> _Cells:
                     "data.text_column"
                 )
             row = 0
-            for batch in file.iter_batches(batch_size=_AT_ONCE, columns=[text, label]):
+            names = [text] if label is None else [text, label]
+            for batch in file.iter_batches(batch_size=_AT_ONCE, columns=names):
                 batch.validate(full=True)
-                cells = (batch.column(name).to_pylist() for name in (text, label))
-                for pair in zip(*cells, strict=True):
-                    yield f"row {row}", *pair
+                for cells in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
+                    yield f"row {row}", cells[0], ABSENT if label is None else cells[1]
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not readable Parquet ({_line(error)})") from None
@@ -312,17 +318,19 @@ _READERS: dict[str, Callable[[Path, TextSource], _Cells]] = {
 }
 
 
-def _columns(path: Path, header: list[str], source: TextSource) -> tuple[str, str]:
-    """Return the text's column and the label's: as given, else the first usual name there is."""
+def _columns(path: Path, header: list[str], source: TextSource) -> tuple[str, str | None]:
+    """Return the text's column and the label's (or None): as given, else the first usual name."""
     there = ", ".join(map(str, header[:12])) or "(none)"
     twice = sorted({name for name in header if header.count(name) > 1})
-    found = []
+    found: list[Any] = []
     for kind, wanted, usual in (
         ("text", source.text_column, _TEXT_COLUMNS),
         ("label", source.label_column, _LABEL_COLUMNS),
     ):
         by_name = {name.lower(): name for name in reversed(header)}
         name = wanted or next((by_name[name] for name in usual if name in by_name), None)
+        if kind == "label" and (source.bare or name is None):
+            return found[0], None
         if name is None or name not in header:
             missing = f"'{wanted}' for the {kind}s" if wanted else f"of {kind}s"
             raise DataError(
@@ -396,7 +404,3 @@ def _pyarrow() -> tuple[Any, Any]:
     except ImportError:
         raise MissingExtra("Reading Parquet", "parquet") from None
     return pa, pq
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

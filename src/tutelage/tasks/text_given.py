@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
-from tutelage.tasks.text_files import TextSource
+from tutelage.tasks.text_files import ABSENT, TextSource
 
 _NAME = "the texts given"
 
@@ -28,6 +28,8 @@ class GivenTexts(TextSource):
 
 def given_texts(texts: Any, labels: Any) -> GivenTexts:
     """Take texts and one label each; raises `DataError` where they do not belong together."""
+    if labels is None:
+        labels = [ABSENT] * len(texts)
     held = [value.tolist() if hasattr(value, "tolist") else value for value in (texts, labels)]
     for value, what in zip(held, ("texts", "labels"), strict=True):
         if isinstance(value, str) or not isinstance(value, Sequence):

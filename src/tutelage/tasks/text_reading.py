@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Int
 
 from tutelage.errors import DataError
 from tutelage.progress import Progress, track
 from tutelage.tasks.text_encoding import encode
 from tutelage.tasks.text_files import Findings, TextSource, rows
+from tutelage.tasks.text_split import ReadTexts, TextPart
 from tutelage.tasks.text_vocabulary import (
     Changed,
     Texts,
@@ -27,26 +28,7 @@ from tutelage.tasks.text_vocabulary import (
 _MANY = 2_000  # texts; fewer are read at once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Read:
-    """What the first reading leaves of one source.
-
-    Ids, how many tokens each text has (where they are too many, some number above what is wanted),
-    in how many of its characters, hashes and labels.
-    """
-
-    source: TextSource
-    ids: Int[np.ndarray, " tokens"]
-    offsets: Int[np.ndarray, " n+1"]
-    counts: Int[np.ndarray, " n"]
-    characters: Int[np.ndarray, " n"]
-    keys: UInt64[np.ndarray, "n 2"]
-    labels: Int[np.ndarray, " n"]
-    classes: tuple[str, ...]
-
-
 Packed = tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " n+1"]]
-Part = tuple[Read, Bool[np.ndarray, " n"]]  # a split: what was read, and which rows of it
 
 
 def read_rows(
@@ -83,21 +65,36 @@ def _expected(source: TextSource) -> int:
     return count
 
 
+def taught_parts(parts: dict[str, TextPart]) -> list[TextPart]:
+    """Return the parts that the student is taught on."""
+    return [parts[name] for name in ("train", "unlabelled") if name in parts]
+
+
 def in_few_tokens(
-    parts: dict[str, Part], whole: Vocabulary, length: int, notes: list[str], progress: Progress
+    parts: dict[str, TextPart], whole: Vocabulary, length: int, notes: list[str], progress: Progress
 ) -> dict[str, Texts] | None:
     """Prune the vocabulary to the training texts and read all texts anew; None where it fails."""
-    held, rows_ = parts["train"]
-    train = np.flatnonzero(rows_)
-    ids, offsets = take_ids(*shorten(held.ids, held.offsets, length, whole.tail), train)
+    taught = [
+        (
+            held.source.name,
+            np.flatnonzero(mask),
+            shorten(held.ids, held.offsets, length, whole.tail),
+        )
+        for held, mask in taught_parts(parts)
+    ]
     used = np.zeros(len(whole), np.bool_)
-    used[ids] = True
+    for _, index, packed in taught:
+        used[take_ids(*packed, index)[0]] = True
     pruned = prune(whole, used)
     if pruned is not None:
         sources = {part.source.name: part for part, _ in parts.values()}
         read = {k: _second_reading(p, pruned, length, progress) for k, p in sources.items()}
-        new, ends = take_ids(*read[held.source.name], train)
-        if np.array_equal(ends, offsets) and np.array_equal(pruned.kept[new], ids):
+
+        def same(name: str, index: Int[np.ndarray, " n"], packed: Packed) -> bool:
+            (new, ends), (ids, offsets) = take_ids(*read[name], index), take_ids(*packed, index)
+            return np.array_equal(ends, offsets) and np.array_equal(pruned.kept[new], ids)
+
+        if all(same(*one) for one in taught):
             notes.append(f"the vocabulary is pruned from {len(whole):,} to {len(pruned):,} tokens")
             texts = {
                 k: as_texts(read[p[0].source.name], p, pruned, length) for k, p in parts.items()
@@ -108,7 +105,9 @@ def in_few_tokens(
     return None
 
 
-def _second_reading(held: Read, vocabulary: Vocabulary, length: int, progress: Progress) -> Packed:
+def _second_reading(
+    held: ReadTexts, vocabulary: Vocabulary, length: int, progress: Progress
+) -> Packed:
     tokenizer, sizes = vocabulary.tokenizer(length), iter(held.characters.tolist())
 
     def tokens() -> Iterator[Int[np.ndarray, " t"]]:
@@ -122,17 +121,17 @@ def _second_reading(held: Read, vocabulary: Vocabulary, length: int, progress: P
     return ids, offsets
 
 
-def as_texts(packed: Packed, part: Part, vocabulary: Vocabulary, length: int) -> Texts:
+def as_texts(packed: Packed, part: TextPart, vocabulary: Vocabulary, length: int) -> Texts:
     """Return one split of what was read."""
     held, index = part[0], np.flatnonzero(part[1])
     ids, offsets = take_ids(*packed, index)
     return Texts(
-        ids=ids, offsets=offsets, labels=held.labels[index], classes=held.classes,
-        source=held.source.name, vocabulary=vocabulary, length=length,
+        ids=ids, offsets=offsets, labels=held.labels[index] if held.classes else None,
+        classes=held.classes, source=held.source.name, vocabulary=vocabulary, length=length,
     )  # fmt: skip
 
 
-def _compared(texts: Texts, part: Part, whole: Vocabulary) -> Texts:
+def _compared(texts: Texts, part: TextPart, whole: Vocabulary) -> Texts:
     """Return a split of pruned tokens with what the whole vocabulary says where it differs."""
     short = shorten(part[0].ids, part[0].offsets, texts.length, whole.tail)
     before, kept = as_texts(short, part, whole, texts.length), texts.vocabulary.kept

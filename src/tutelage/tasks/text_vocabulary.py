@@ -76,13 +76,14 @@ class Vocabulary:
 class Texts:
     """Texts as token ids, one after the other in `ids`, text `i` from `offsets[i]` on.
 
-    A text has at most `length` tokens, special ones included. `source` names the place they came
-    from, for messages. `changed` is known of validation texts in a pruned vocabulary.
+    A text has at most `length` tokens, special ones included. `labels` is None, and `classes`
+    empty, without labels; where some have none, theirs is -1. `source` is for messages. `changed`
+    is known of validation texts in a pruned vocabulary.
     """
 
     ids: Int[np.ndarray, " tokens"]
     offsets: Int[np.ndarray, " n+1"]
-    labels: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"] | None
     classes: tuple[str, ...]
     source: str
     vocabulary: Vocabulary
@@ -90,7 +91,7 @@ class Texts:
     changed: Changed | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @property
     def shape(self) -> tuple[int]:
@@ -102,7 +103,8 @@ class Texts:
         """SHA-256 over ids, labels, classes and tokenizer: content only (read anew each time)."""
         names = "".join(f"{len(name)}:{name}" for name in self.classes)
         digest = hashlib.sha256(f"{self.length}|{len(self)}|{names}|".encode())
-        for part in (self.ids, self.offsets, self.labels, self.vocabulary.kept):
+        labels = () if self.labels is None else (self.labels,)
+        for part in (self.ids, self.offsets, *labels, self.vocabulary.kept):
             digest.update(np.ascontiguousarray(part, dtype="<i8").data)
         digest.update(self.vocabulary.json)
         return digest.hexdigest()
@@ -114,7 +116,8 @@ class Texts:
     def take(self, index: Int[np.ndarray, " m"]) -> Texts:
         """Return the texts named by `index`, in that order."""
         ids, offsets = take_ids(self.ids, self.offsets, index)
-        return replace(self, ids=ids, offsets=offsets, labels=self.labels[index], changed=None)
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, ids=ids, offsets=offsets, labels=labels, changed=None)
 
     def padded(self, index: Int[np.ndarray, " b"]) -> Int[np.ndarray, "b t"]:
         """Return the ids of some texts, filled up with pads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,15 @@ from tutelage.tasks.augment import (
 from tutelage.tasks.images import Images, Splits, read_splits
 from tutelage.tasks.images_base import make_images
 from tutelage.tasks.splits import overlap, renumbered, set_aside
+from tutelage.tasks.unlabelled import (
+    NO_LABELS,
+    check_enough,
+    fresh,
+    no_labels,
+    some_labels,
+    strata,
+    with_unlabelled,
+)
 from tutelage.types import Batch
 
 _TEST_SHARE = 0.2
@@ -48,6 +57,7 @@ def load(
     train: str | Path | tuple[Any, Any],
     test: str | Path | None = None,
     *,
+    unlabelled: str | Path | None = None,
     validation_share: float = 0.1,
     seed: int = 0,
     format: str = "auto",
@@ -60,22 +70,30 @@ def load(
     """Read, check and split images; paths as `read_splits` takes them, or (images, labels).
 
     A `test` path wins over a test part inside `train`; with neither, a fifth is taken out first.
-    Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad share.
+    What `unlabelled` holds (its train part, if it has parts) is read without labels. Raises
+    `DataError` for data that cannot be learned from, `RecipeError` for a bad share.
     """
     where: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    bare = label_column == NO_LABELS
     if isinstance(train, tuple):
         found = Splits(train=make_images(*train, source="the images given", size=size))
     else:
-        found = read_splits(train, labels=train_labels, format=format, size=size, **where)
+        found = read_splits(
+            train, labels=train_labels, format=format, size=size, bare=bare, **where
+        )
     if test is not None:
-        other = read_splits(test, labels=test_labels, size=size, **where)
+        other = read_splits(test, labels=test_labels, size=size, bare=bare, **where)
         found = Splits(
             train=found.train, validation=found.validation, test=other.test or other.train
         )
+    more = None
+    if unlabelled is not None:
+        more = read_splits(unlabelled, size=size, bare=True, **where).train
     return arrange(
         found.train,
         test=found.test,
         validation=found.validation,
+        unlabelled=more,
         validation_share=validation_share,
         seed=seed,
     )
@@ -86,13 +104,15 @@ def arrange(
     *,
     test: Images | None = None,
     validation: Images | None = None,
+    unlabelled: Images | None = None,
     validation_share: float = 0.1,
     seed: int = 0,
 ) -> VisionData:
     """Check images in memory and take out the splits that are missing.
 
     The splits are stratified, and a pure function of the seed and of what each image shows: files
-    may be renamed or reordered, and equal images fall on the same side.
+    may be renamed or reordered, and equal images fall on the same side. Then `unlabelled` images
+    join the training split, but for copies of validation or test images.
     """
     if not 0 < validation_share < 1:
         raise RecipeError(f"validation_share is {validation_share}: it must lie between 0 and 1")
@@ -103,21 +123,26 @@ def arrange(
     if test is None:
         train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
     notes = _overlap_notes(test, "test", train)
+    if train.labels is None:
+        notes = (no_labels(train.source), *notes)
     if validation is None:
         train, validation = take_out(train, validation_share, seed=seed, split="validation")
     else:
         notes += _overlap_notes(validation, "validation", train)
         notes += _overlap_notes(test, "test", validation, "validation")
+    if unlabelled is not None:
+        train, joining = _joined(train, unlabelled, validation, test)
+        notes += joining
     return VisionData(train=train, validation=validation, test=test, notes=notes)
 
 
 def check_learnable(images: Images, *, least: int) -> None:
-    """Raise `DataError` unless there are two classes, each with `least` examples."""
+    """Raise `DataError` unless there are two classes, each with `least` examples.
+
+    Images without labels must be so many in all.
+    """
     if images.labels is None:
-        raise DataError(
-            f"{images.source} has no labels: give the labels file or column "
-            "(data.labels, data.label_column)"
-        )
+        return check_enough(len(images), least=least, source=images.source, noun="images")
     counts = np.bincount(images.labels, minlength=len(images.classes))
     if np.count_nonzero(counts) < 2:
         only = images.classes[int(counts.argmax())]
@@ -141,27 +166,48 @@ def check_learnable(images: Images, *, least: int) -> None:
 
 def aligned(images: Images, train: Images) -> Images:
     """Return `images` with the class numbers of `train`, matched by name; raises `DataError`."""
-    if images.shape != train.shape:
-        raise DataError(
-            f"images of {train.source} are {_by(train.shape)} and of {images.source} "
-            f"{_by(images.shape)} (height x width x channels): make them alike, or write "
-            "data.size: [H, W]"
-        )
+    _check_shape(images, train)
+    if images.labels is None and train.labels is None:
+        return images
     if images.labels is None:
         raise DataError(f"{images.source} has no labels, which it needs to be tested on: add them")
+    if train.labels is None:
+        raise some_labels(images.source, train.source)
     if images.classes == train.classes:
         return images
     labels = renumbered(images.labels, images.classes, images.source, train.classes, train.source)
     return Images(pixels=images.pixels, labels=labels, classes=train.classes, source=images.source)
 
 
+def _check_shape(images: Images, train: Images) -> None:
+    if images.shape != train.shape:
+        raise DataError(
+            f"images of {train.source} are {_by(train.shape)} and of {images.source} "
+            f"{_by(images.shape)} (height x width x channels): make them alike, or write "
+            "data.size: [H, W]"
+        )
+
+
+def _joined(
+    train: Images, unlabelled: Images, validation: Images, test: Images
+) -> tuple[Images, tuple[str, ...]]:
+    """Return `train` with the unlabelled images behind it, and what to say of them."""
+    _check_shape(unlabelled, train)
+    held = np.concatenate([content_keys(part) for part in (validation, test)])
+    keys = content_keys(unlabelled)
+    kept, notes = fresh(keys, held, source=unlabelled.source, noun="images")
+    more = unlabelled.take(np.flatnonzero(kept))
+    pixels = np.concatenate([train.pixels, more.pixels])
+    labels = with_unlabelled(train.labels, len(more))
+    return replace(train, pixels=pixels, labels=labels), notes
+
+
 def take_out(
     images: Images, share: float, *, seed: int, split: Literal["test", "validation"]
 ) -> tuple[Images, Images]:
     """Return what stays and what is taken: `share` of each class, at least one, never all."""
-    assert images.labels is not None
     ranks = hash_keys(content_keys(images)[:, 0], seed, _SALT[split])
-    taken = set_aside(ranks, images.labels, share)
+    taken = set_aside(ranks, strata(images.labels, len(images)), share)
     return images.take(np.flatnonzero(~taken)), images.take(np.flatnonzero(taken))
 
 
@@ -194,7 +240,9 @@ class VisionTask:
     decision: Literal["classes"] = "classes"
     metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet",)
-    keys = frozenset({"format", "labels", "test_labels", "image_column", "label_column", "size"})
+    keys = frozenset(
+        {"format", "labels", "test_labels", "image_column", "label_column", "size", "unlabelled"}
+    )
 
     def load(self, train: Any, test: str | Path | None = None, **options: Any) -> VisionData:
         """Read, check and split the data; options as in `load`."""

@@ -94,7 +94,7 @@ class HfEncoder(nn.Module):
 
 def from_hf_folder(
     path: Path,
-    classes: int,
+    classes: int | None,
     *,
     kept: Int[np.ndarray, " v"] | None = None,
     pad: int = 0,
@@ -103,9 +103,10 @@ def from_hf_folder(
 ) -> HfEncoder:
     """Load an encoder from `config.json` and safetensors in `path`, in evaluation mode.
 
-    A classifier of `classes` classes is taken whole; any other encoder gets a head with new weights
-    (from torch's global random state) if `fresh_head`. `kept` are the original ids of the tokens in
-    use: its embedding is cut to these rows, and ids, `pad` among them, count them. Raises
+    A classifier of `classes` classes (None: of any number) is taken whole; any other encoder gets a
+    head with new weights (from torch's global random state) if `fresh_head`. `kept` are the
+    original ids of the tokens in use: its embedding is cut to these rows, and ids, `pad` among
+    them, count them. Raises
     `TeacherError` for a folder that is incomplete, needs pickle or foreign code (unless
     `trust_code`), is no encoder, or has other classes; `MissingExtra` without transformers.
     """
@@ -121,7 +122,7 @@ def from_hf_folder(
     with quiet(transformers), torch.random.fork_rng(devices=[]):
         known = checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
         _check_kind(path, known, trust_code and "auto_map" in config)
-        whole = whole and known.num_labels == classes
+        whole = whole and classes in (None, known.num_labels)
         if not whole and not fresh_head:
             raise TeacherError(_no_classifier(path, config, known, classes))
         kind = "AutoModelForSequenceClassification" if whole else "AutoModel"
@@ -129,7 +130,7 @@ def from_hf_folder(
     if not whole and getattr(body, "pooler", None) is not None:
         body.pooler = None  # it may have no weights, and nobody reads it
     _check_tokens(path, body, kept, pad)
-    head = None if whole else _new_head(known, classes)
+    head = None if whole else _new_head(known, classes or known.num_labels)
     return _cut(path, HfEncoder(body, pad=pad, head=head).eval(), kept)
 
 
@@ -168,7 +169,7 @@ def _is_classifier(config: dict[str, Any]) -> bool:
     return any(str(name).endswith("ForSequenceClassification") for name in named)
 
 
-def _no_classifier(path: Path, config: dict[str, Any], known: Any, classes: int) -> str:
+def _no_classifier(path: Path, config: dict[str, Any], known: Any, classes: int | None) -> str:
     if _is_classifier(config):
         return (
             f"the teacher '{path}' decides among {known.num_labels} classes and the data has "

@@ -73,9 +73,9 @@ class HfClassifier(nn.Module):
 
 
 def from_vision_folder(
-    path: Path, classes: int, size: tuple[int, int], *, trust_code: bool = False
+    path: Path, classes: int | None, size: tuple[int, int], *, trust_code: bool = False
 ) -> HfClassifier:
-    """Load a classifier of `classes` classes from `path` in evaluation mode.
+    """Load a classifier of `classes` classes (any number when None) from `path` in evaluation mode.
 
     `size` is the (height, width) of the images it will be asked about. Raises `TeacherError` for a
     folder that is incomplete, needs pickle or foreign code (unless `trust_code`), is no classifier
@@ -176,7 +176,7 @@ def _damaged(file: Path, what: str) -> TeacherError:
     )
 
 
-def _check_kind(path: Path, config: dict[str, Any], known: Any, classes: int) -> None:
+def _check_kind(path: Path, config: dict[str, Any], known: Any, classes: int | None) -> None:
     named = config.get("architectures")
     named = [str(name) for name in named] if isinstance(named, list) else []
     if not any("ForImageClassification" in name for name in named):
@@ -190,7 +190,7 @@ def _check_kind(path: Path, config: dict[str, Any], known: Any, classes: int) ->
             f"the teacher '{path}' was made for {known.problem_type}, and an image has one class "
             "here. Use a classifier of single labels"
         )
-    if known.num_labels != classes:
+    if classes is not None and known.num_labels != classes:
         raise TeacherError(
             f"the teacher '{path}' decides among {known.num_labels} classes and the data has "
             f"{classes}. Use a teacher trained on these classes, or train this one on them first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class OnnxTeacher:
     """A classifier in an ONNX file, run by onnxruntime on the CPU; its taps are ().
 
     `image_shape` is (channels, height, width) of the data; a fixed batch size in the file is kept
-    by cutting and filling up. Raises `TeacherError` when the file cannot be read, does not take one
+    by cutting and filling up. `classes` None takes those of the file, and `names` are those that
+    its metadata lists. Raises `TeacherError` when the file cannot be read, does not take one
     batch of such images, or has another class count.
     """
 
@@ -30,11 +32,11 @@ class OnnxTeacher:
         self,
         path: Path,
         *,
-        classes: int,
+        classes: int | None,
         image_shape: checks.ImageShape,
         channels: checks.Channels = "keep",
     ) -> None:
-        self.path, self.classes = path, classes
+        self.path, self.classes = path, classes or 0
         self.taps: tuple[Tap, ...] = ()
         self._session = _open(path)
         self._repeat = checks.repeats(channels, image_shape)
@@ -43,7 +45,9 @@ class OnnxTeacher:
         self._input, self._dtype, self._fixed = self._check_input(image_shape)
         self._output = self._choose_output()
         decision = self._decide(checks.probe(image_shape), "the first look")
-        checks.check_classes(decision, classes)
+        self.classes = decision.shape[1] if classes is None else classes
+        checks.check_classes(decision, self.classes)
+        self.names = _names(self._session, self.classes)
         self._probabilities = checks.says_probabilities(decision)
         self.notes = checks.notes(self._repeat, self._probabilities)
         self.fingerprint: str = _fingerprint(path, f"{channels} {self._probabilities}")
@@ -96,7 +100,7 @@ class OnnxTeacher:
         """Return the first float output that ends in the classes, else the first one."""
         outputs = self._session.get_outputs()
         floats = [o for o in outputs if o.type in _FLOATS]
-        fitting = [o for o in floats if len(o.shape) == 2 and o.shape[-1] == self.classes]
+        fitting = [o for o in floats if len(o.shape) == 2 and self.classes in (0, o.shape[-1])]
         if not floats:
             raise TeacherError(
                 f"the ONNX teacher '{self.path}' has no float output. Export its logits"
@@ -123,6 +127,16 @@ class OnnxTeacher:
                 f"the ONNX teacher '{self.path}' fails at {when}, inputs of "
                 f"{_by(images.shape)}: {reason(cause)}. Give it images of the size it was made for"
             ) from cause
+
+
+def _names(session: Any, classes: int) -> tuple[str, ...]:
+    """Return the classes that the file's metadata lists, as our own artifacts do, else ()."""
+    try:
+        found = json.loads(session.get_modelmeta().custom_metadata_map.get("classes", ""))
+    except ValueError:
+        return ()
+    whole = isinstance(found, list) and len(found) == classes
+    return tuple(found) if whole and all(isinstance(name, str) for name in found) else ()
 
 
 def _count_parameters(path: Path) -> int:

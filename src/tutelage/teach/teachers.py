@@ -37,12 +37,13 @@ _FORMS = (
 class Teacher(Protocol):
     """Anything that can be asked for signals.
 
-    `fingerprint` changes with whatever changes what it says; `notes` is what the report must say
-    of how it was asked.
+    `names` are those of its classes, if any came with it. `fingerprint` changes with whatever
+    changes what it says; `notes` is what the report must say of how it was asked.
     """
 
     taps: tuple[Tap, ...]
     classes: int
+    names: tuple[str, ...]
     fingerprint: str
     notes: tuple[str, ...]
     parameters: int
@@ -59,7 +60,7 @@ def load_teacher(
     source: str | nn.Module,
     *,
     weights: Path | None = None,
-    classes: int,
+    classes: int | None,
     image_shape: ImageShape,
     trust_code: bool = False,
     taps: Sequence[str] | None = None,
@@ -78,7 +79,8 @@ def load_teacher(
     a folder with `spec.json` (opened by `open_folder`), a Hugging Face folder of an encoder or an
     image classifier, or a module. `tokens` are the original ids of the tokens in use, and the pad.
     `weights` is a safetensors file, or a `.pt`/`.pth` state dict that needs no pickle. Nothing is
-    downloaded. The rest is as in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises
+    downloaded. `classes` is how many the data has; None takes as many as the teacher has outputs.
+    The rest is as in `TorchTeacher`; an ONNX file takes no bf16 and no device. Raises
     `TeacherError`, or `MissingExtra` for timm and torchvision.
     """
     if isinstance(source, str) and Path(source).suffix.lower() == ".onnx":
@@ -97,7 +99,7 @@ def load_teacher(
         module, code = from_function(Path(match["file"]), match["name"], classes, trust_code)
     elif source.startswith(("timm:", "torchvision:")):
         planes = 3 if channels == "repeat" else image_shape[0]
-        module = _from_library(source, weights, classes, planes)
+        module = _from_library(source, weights, _counted(source, classes), planes)
     else:
         module = _from_folder(source, open_folder, classes, image_shape, tokens, trust_code)
     if weights is not None:
@@ -139,7 +141,7 @@ def _existing(path: Path, what: str) -> Path:
 def from_function(
     path: Path,
     name: str,
-    classes: int,
+    classes: int | None,
     trust_code: bool,
     *,
     who: str = "teacher",
@@ -161,7 +163,8 @@ def from_function(
         module = _import(path, code)
         made = getattr(module, name, None)
         if made is not None and not isinstance(made, nn.Module):
-            made = made(**({"classes": classes} if _takes_classes(made) else {}))
+            takes = _takes_classes(made)
+            made = made(**({"classes": _counted(name, classes)} if takes else {}))
     if name not in vars(module):
         here = module.__name__
         own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == here]
@@ -172,6 +175,15 @@ def from_function(
             f"'{path.name}:{name}' returned a {type(made).__name__}. It must return an nn.Module"
         )
     return made, code
+
+
+def _counted(name: str, classes: int | None) -> int:
+    if classes is None:
+        raise TeacherError(
+            f"the data has no labels, so it is not known how many classes '{name}' is to be built "
+            "for: name them in teacher.classes"
+        )
+    return classes
 
 
 def _import(path: Path, code: bytes) -> Any:
@@ -274,7 +286,7 @@ def _few(name: str, known: Sequence[str]) -> str:
 
 
 def _from_folder(
-    source: str, open_folder: Callable[[Path], nn.Module] | None, classes: int,
+    source: str, open_folder: Callable[[Path], nn.Module] | None, classes: int | None,
     image_shape: ImageShape, tokens: tuple[Any, int] | None, trust_code: bool,
 ) -> nn.Module:  # fmt: skip
     path = Path(source)

@@ -33,15 +33,16 @@ class TorchTeacher:
     `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
     paths; found by themselves when None. `code` is source text that the fingerprint must follow.
     `example` is a batch of 2 for the first look, where noise would be no input (token ids).
-    `forward` is how the module is called; given one, inputs keep their type. Raises `TeacherError`
-    when the module cannot read such inputs or has another class count.
+    `forward` is how the module is called; given one, inputs keep their type. `classes` None takes
+    as many as the module has outputs; `names` are its attribute `labels`, if it has one with as
+    many. Raises `TeacherError` when the module cannot read such inputs or has another class count.
     """
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        classes: int,
+        classes: int | None,
         image_shape: ImageShape,
         taps: Sequence[str] | None = None,
         channels: Channels = "keep",
@@ -52,7 +53,7 @@ class TorchTeacher:
         forward: Forward = call,
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
-        self.classes, self.bf16 = classes, bf16
+        self.bf16 = bf16
         self._device, self._forward = torch.device(device), forward
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
@@ -63,7 +64,9 @@ class TorchTeacher:
         self.taps: tuple[Tap, ...] = self._find_taps(seen, taps, image_shape)
         first = self._ask(seen, False, False, "the first look")
         decision = as_decision(first.decision, count_of(seen))
-        check_classes(decision, classes)
+        self.classes = decision.shape[1] if classes is None else classes
+        check_classes(decision, self.classes)
+        self.names = _names(module, self.classes)
         self._probabilities = says_probabilities(decision)
         self.notes = notes(self.repeats, self._probabilities)
         options = f"{channels} {bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
@@ -164,6 +167,7 @@ class Reordered:
 
     def __init__(self, teacher: Any, order: Sequence[int]) -> None:
         self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
+        self.names = tuple(teacher.names[i] for i in order) if teacher.names else ()
         self.parameters = teacher.parameters
         self.notes: tuple[str, ...] = (
             *teacher.notes,
@@ -190,7 +194,7 @@ class Renormalised:
 
     def __init__(self, teacher: Any, own: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
-        self.parameters = teacher.parameters
+        self.names, self.parameters = teacher.names, teacher.parameters
         self.notes = (*teacher.notes, f"inputs are normalised by its own mean {list(mean)}")
         self.fingerprint: str = hashlib.sha256(
             f"{teacher.fingerprint} {list(mean)} {list(std)}".encode()
@@ -212,6 +216,12 @@ class Renormalised:
         """Return what the teacher says of the converted inputs."""
         converted = mapped(inputs, lambda images: images * self._scale + self._shift)
         return self.teacher.read(converted, features=features, maps=maps, keep=keep)
+
+
+def _names(module: nn.Module, classes: int) -> tuple[str, ...]:
+    found = getattr(module, "labels", ())
+    named = isinstance(found, tuple) and all(isinstance(name, str) for name in found)
+    return found if named and len(found) == classes else ()
 
 
 def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:
@@ -266,7 +276,8 @@ def check_classes(decision: Float[Tensor, "batch classes"], classes: int) -> Non
     if decision.shape[1] != classes:
         raise TeacherError(
             f"the teacher decides among {decision.shape[1]} classes and the data has {classes}. "
-            "Use a teacher trained on these classes, or the data that it was trained on"
+            "Use a teacher trained on these classes, or the data that it was trained on; without "
+            "labels, teacher.classes names as many as it decides among"
         )
 
 

@@ -32,7 +32,8 @@ class Distillation:
     is read token by token. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
     fixed random order (short trials). `metric` is what validation is judged by, `forward` how the
-    student is called.
+    student is called. `validation_decision` is the teacher's; it stands in for labels that
+    validation has not.
     """
 
     def __init__(
@@ -132,8 +133,8 @@ class Distillation:
         keep = None if examples.keep is None else examples.keep.to(device)
         if isinstance(self.signals, LiveSignals):
             teacher = self.signals.read(inputs, keep)
-        labels = None if examples.labels is None else examples.labels.to(device)
-        value = self.objective(self.read(inputs, keep), _reading_to(teacher, device), labels)
+        said = _reading_to(teacher, device)
+        value = self.objective(self.read(inputs, keep), said, examples.labels)
         return value.total, value.parts
 
     def read(self, inputs: Inputs, keep: Tensor | None = None) -> Reading:
