@@ -23,6 +23,7 @@ from tutelage.tasks.series_base import (
     read_npz,
 )
 from tutelage.tasks.series_tables import read_csv, read_parquet
+from tutelage.tasks.several import parts_among, several_labels
 
 _STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
 _STAMPED_LINE = re.compile(r"\s*\([^()]*\)(\s*,\s*\([^()]*\))*\s*")

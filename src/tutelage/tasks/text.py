@@ -31,7 +31,7 @@ from tutelage.tasks.text_files import (
     find_texts,
 )
 from tutelage.tasks.text_given import given_texts
-from tutelage.tasks.text_reading import as_texts, in_few_tokens, read_rows
+from tutelage.tasks.text_reading import as_texts, in_few_tokens, read_rows, taught_parts
 from tutelage.tasks.text_split import ReadTexts, TextPart, split_texts
 from tutelage.tasks.text_vocabulary import (
     Texts,
