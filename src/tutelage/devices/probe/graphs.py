@@ -13,6 +13,7 @@ from typing import Any
 
 from .onnx_bytes import FLOAT, Net
 
+
 def _size(chance: random.Random, low: int, high: int) -> int:
     return round(low * (high / low) ** chance.random())
 
@@ -29,29 +30,42 @@ def _kernel(net: Net, side: int) -> tuple[int, int]:
     return height, width
 
 
-def _alone(chance: random.Random, form: str, what: str) -> Net:
-    """One class of operators, one to four times in a row."""
-    if what in ("linear", "function"):
-        rows = 1 if chance.random() < 0.4 else _size(chance, 4, 128)
-        width = _size(chance, 8, 512 if rows == 1 else 160)
-        net = Net(form, (1, width) if rows == 1 and what == "linear" else (1, rows, width))
-    else:
-        net = Net(form, _map(chance))
+def _maps(chance: random.Random, form: str, what: str) -> Net:
+    """Convolutions or depthwise ones over a map, one to four in a row."""
+    net = Net(form, _map(chance))
+    for _ in range(chance.randint(1, 4)):
+        if what == "conv":
+            kernel = _kernel(net, chance.choice((1, 1, 3, 3, 5)))
+            net.conv(_size(chance, 2, 128), kernel, relu=chance.random() < 0.7)
+        else:
+            net.conv(net.shape[1], _kernel(net, chance.choice((3, 3, 5, 7))), depthwise=True)
+    return net
+
+
+def _vectors(chance: random.Random, form: str, what: str) -> Net:
+    """Matrix products, or functions, over one vector or a row for each token."""
+    rows = 1 if chance.random() < 0.4 else _size(chance, 4, 128)
+    most = 512 if rows == 1 else 160
+    flat = rows == 1 and what == "linear"
+    net = Net(form, (1, _size(chance, 8, most)) if flat else (1, rows, _size(chance, 8, most)))
+    functions = (net.norm, net.gelu, lambda: net.node("Softmax", net.at, axis=-1))
+    for _ in range(chance.randint(1, 4)):
+        if what == "linear":
+            net.linear(_size(chance, 8, most))
+        else:
+            chance.choice(functions)()
+    return net
+
+
+def _moves(chance: random.Random, form: str, what: str) -> Net:
+    """Pools, sums, or changes of axes over a map."""
+    net = Net(form, _map(chance))
     if form == "int8":
         net.to_int8()
     start = net.at
     for _ in range(chance.randint(1, 4)):
-        if what == "conv":
-            net.conv(_size(chance, 2, 128), _kernel(net, chance.choice((1, 1, 3, 3, 5))),
-                     relu=chance.random() < 0.7)  # fmt: skip
-        elif what == "depthwise":
-            net.conv(net.shape[1], _kernel(net, chance.choice((3, 3, 5, 7))), depthwise=True)
-        elif what == "linear":
-            net.linear(_size(chance, 8, 512 if len(net.shape) == 2 else 160))
-        elif what == "add":
+        if what == "add":
             net.add(start)
-        elif what == "function":
-            chance.choice((net.norm, net.gelu, lambda: net.node("Softmax", net.at, axis=-1)))()
         elif what == "pool" and net.shape[3] > 3:
             net.pool("MaxPool" if form == "int8" else chance.choice(("MaxPool", "AveragePool")))
         elif what == "other":
@@ -125,14 +139,15 @@ def _decide(net: Net) -> Net:
     return net
 
 
+_BOTH = ("float32", "int8")
 _KINDS: tuple[tuple[Callable[[random.Random, str, Any], Net], str, Any], ...] = (
-    *((_alone, "float32", what) for what in ("conv", "linear", "depthwise", "pool", "function")),
-    *((_alone, "int8", what) for what in ("conv", "linear", "depthwise", "pool")),
-    *((_alone, form, what) for what in ("add", "other") for form in ("float32", "int8")),
-    *((_convolutional, form, flat) for flat in (False, True, False) for form in ("float32", "int8")),
-    (_alone, "mixed", "linear"), (_recurrent, "float32", False), (_recurrent, "int8", True),
-    (_recurrent, "float32", True), (_textual, "float32", True), (_textual, "mixed", True),
-    (_textual, "mixed", False),
+    *((_maps, form, what) for what in ("conv", "depthwise") for form in _BOTH),
+    *((_vectors, form, "linear") for form in ("float32", "mixed", "int8")),
+    (_vectors, "float32", "function"),
+    *((_moves, form, what) for what in ("pool", "add", "other") for form in _BOTH),
+    *((_convolutional, form, series) for series in (False, True, False) for form in _BOTH),
+    (_recurrent, "float32", False), (_recurrent, "int8", True), (_recurrent, "float32", True),
+    (_textual, "float32", True), (_textual, "mixed", True), (_textual, "mixed", False),
 )  # fmt: skip
 
 
@@ -140,4 +155,4 @@ def graph(number: int) -> tuple[str, bytes]:
     """Return graph `number` of the endless list: its name, with a hash, and the ONNX file."""
     make, form, what = _KINDS[number % len(_KINDS)]
     model = make(random.Random(number), form, what).model()
-    return "%d-%s" % (number, hashlib.sha256(model).hexdigest()[:12]), model
+    return f"{number}-{hashlib.sha256(model).hexdigest()[:12]}", model

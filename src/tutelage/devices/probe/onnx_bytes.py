@@ -66,8 +66,10 @@ class Net:
     def model(self) -> bytes:
         """Return the ONNX file's bytes."""
         self.to_float()
-        graph = _field(1, self.nodes) + _field(2, "probe") + _field(
-            5, [body + _field(8, name) for body, name in self.stored.items()]
+        graph = (
+            _field(1, self.nodes)
+            + _field(2, "probe")
+            + _field(5, [body + _field(8, name) for body, name in self.stored.items()])
         )
         graph += _field(11, _value("x", INT64 if self.vocabulary else FLOAT, self.input))
         graph += _field(12, _value(self.at, FLOAT, self.shape))
@@ -75,7 +77,7 @@ class Net:
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add an operator over `inputs`; its output, named here, is where the network goes on."""
-        self.at = "t%d" % len(self.nodes)
+        self.at = f"t{len(self.nodes)}"
         made = _field(1, list(inputs)) + _field(2, self.at) + _field(3, self.at) + _field(4, kind)
         made += _field(5, [_attribute(key, value) for key, value in attributes.items()])
         self.nodes.append(made)
@@ -98,7 +100,7 @@ class Net:
 
         data = np.asarray(numbers).astype(_TYPES[kind]).tobytes()
         body = _field(1, list(shape)) + _field(2, kind) + _field(9, data)
-        return self.stored.setdefault(body, "c%d" % len(self.stored))
+        return self.stored.setdefault(body, f"c{len(self.stored)}")
 
     def scale(self) -> tuple[str, str]:
         """Return scale and zero point of an int8 activation."""

@@ -70,10 +70,9 @@ class Probe:
                 gone = self.clock() - begin
                 if rounds >= _ROUNDS and gone >= seconds:
                     return
-                done = max(gone / seconds, (rounds + place / count) / 1e4)
-                left = max(seconds - gone, gone / (rounds + (place + 1) / count) * _ROUNDS - gone)
-                say("probe: round %d, %3.0f %%, %s left" % (
-                    rounds + 1, 100 * min(done, gone / (gone + left)), _minutes(left)))  # fmt: skip
+                past = rounds + (place + 1) / count
+                left = max(seconds - gone, gone * (_ROUNDS / past - 1), 0.0)
+                say(f"probe: round {rounds + 1}, {_minutes(left)} left")
             rounds += 1
 
     def _read(self, call: Callable[[], object], into: list[float]) -> None:
@@ -144,8 +143,8 @@ def _reading(name: str, times: list[float]) -> dict[str, Any]:
     low, _, high = quantiles(times, n=4)
     return {
         "graph": name,
-        "time_s": float("%.5g" % median(times)),
-        "quartiles_s": [float("%.4g" % low), float("%.4g" % high)],
+        "time_s": _short(median(times)),
+        "quartiles_s": [_short(low), _short(high)],
         "blocks": len(times),
     }
 
@@ -178,7 +177,7 @@ def _bandwidth(clock: Clock) -> float:
         start = clock()
         np.copyto(target, source)
         times.append(clock() - start)
-    return float("%.4g" % (2 * source.nbytes / max(median(times), 1e-9)))
+    return _short(2 * source.nbytes / max(median(times), 1e-9))
 
 
 def _power(work: Callable[[], object]) -> float | None:
@@ -188,7 +187,7 @@ def _power(work: Callable[[], object]) -> float | None:
     after, gone = _joules(), time.perf_counter() - begin
     if before is None or after is None or after <= before:  # unreadable, or wrapped
         return None
-    return float("%.4g" % ((after - before) / gone))
+    return _short((after - before) / gone)
 
 
 def _joules() -> float | None:
@@ -238,7 +237,12 @@ def _load() -> float | None:
 
 
 def _minutes(seconds: float) -> str:
-    return "%d:%02d" % divmod(math.ceil(seconds), 60)
+    return f"{math.ceil(seconds) // 60}:{math.ceil(seconds) % 60:02d}"
+
+
+def _short(value: float) -> float:
+    """Return five significant digits: readings tell no more."""
+    return float(f"{value:.5g}")
 
 
 def write(found: dict[str, Any]) -> str:
@@ -248,7 +252,7 @@ def write(found: dict[str, Any]) -> str:
         if key == "readings":
             lines += ["readings:"] + ["- " + json.dumps(reading) for reading in value]
         else:
-            lines.append("%s: %s" % (key, json.dumps(value)))
+            lines.append(f"{key}: {json.dumps(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -268,7 +272,7 @@ def main() -> None:
         import numpy  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        parser.error("%s; install them with: pip install onnxruntime numpy" % error)
+        parser.error(f"{error}; install what is missing: pip install onnxruntime numpy")
     said = [0.0]
 
     def say(line: str) -> None:
@@ -280,8 +284,9 @@ def main() -> None:
 
     found = measure(options.minutes, options.threads, options.graphs, say)
     options.out.write_text(write(found), encoding="utf-8")
-    sys.stderr.write("\nwrote %s; drift %.0f %%, noise %.1f %%\n" % (
-        options.out, 100 * found["drift"], 100 * found["noise_floor"]))  # fmt: skip
+    sys.stderr.write(
+        f"\nwrote {options.out}; drift {found['drift']:.0%}, noise {found['noise_floor']:.1%}\n"
+    )
 
 
 if __name__ == "__main__":
