@@ -19,10 +19,14 @@ from tutelage.devices.figures import Figure, Strict, figure_in
 from tutelage.errors import DeviceError
 from tutelage.records import OpCost
 
-Timed = Literal["conv", "depthwise", "linear", "recurrent", "pool", "add", "function", "other"]
+Timed = Literal[
+    "conv", "depthwise", "linear", "product", "recurrent", "pool", "add", "function", "other"
+]  # product: a matrix product of two activations
 Width = Literal["float32", "int8", "mixed"]  # mixed: int8 weights, float arithmetic
 Triple = tuple[float, float, float]  # low, typical, high
 
+FIGURES = ("mac", "byte", "element", "step", "tap", "rest_mac", "rest_element")
+_VECTOR = 16  # channels that a vector unit takes at once
 _FUNCTIONS = {
     "Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "Erf", "Gelu", "Tanh",
     "Sigmoid", "HardSigmoid", "HardSwish", "Exp", "Log", "Pow", "Sqrt", "Softplus", "Elu", "Selu",
@@ -39,22 +43,31 @@ _Share = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 class OpTime(Strict):
     """Seconds of one class of operators at one width; a figure that is left out is 0.
 
-    `blocks` are the channels, read and written, that a kernel takes at once.
+    They are of a multiply-accumulate, a byte moved, an output element, a step (1 but for recurrent
+    operators), a tap of the kernel at a position, and of the channels that fill no vector of 16:
+    what each of them multiplies with one channel read, and its output elements. `blocks` are the
+    channels, read and written, that a kernel takes at once. Where `even` is not 0, an operator is
+    of the rest wholly, or, when the channels it writes are a multiple of it, not at all.
     """
 
     mac: _Time | None = None
     byte: _Time | None = None
     element: _Time | None = None
     step: _Time | None = None
+    tap: _Time | None = None
+    rest_mac: _Time | None = None
+    rest_element: _Time | None = None
     roofline: bool = False
     blocks: Annotated[tuple[int, int], Field(strict=False)] = (1, 1)
+    even: Annotated[int, Field(ge=0, le=256)] = 0
 
     def seconds(self, op: OpCost, scale: float = 1.0) -> float:
         """Return the seconds of one operator whose bytes are `scale` times what it says."""
-        macs, moved, elements, steps = features(op, self.blocks)
-        work, traffic = _of(self.mac) * macs, _of(self.byte) * moved * scale
-        both = max(work, traffic) if self.roofline else work + traffic
-        return both + _of(self.element) * elements + _of(self.step) * steps
+        counts = features(op, self.blocks, self.even)
+        prices = (getattr(self, name) for name in FIGURES)
+        work, traffic, *others = (_of(p) * c for p, c in zip(prices, counts, strict=True))
+        both = max(work, traffic * scale) if self.roofline else work + traffic * scale
+        return both + sum(others)
 
 
 class Calibration(Strict):
@@ -65,6 +78,7 @@ class Calibration(Strict):
     """
 
     call: _Time | None = None
+    call_int8: _Time | None = None
     times: dict[Timed, dict[Width, OpTime]] = Field(min_length=1)
     interval: _Interval
     noise_floor: _Share
@@ -77,9 +91,10 @@ class Calibration(Strict):
 
         Raises `DeviceError` for a class of operators that was not probed at any width.
         """
-        total = _of(self.call)
+        total, quantized = _of(self.call), False
         for op in costs:
             group, width = group_of(op, bits)
+            quantized = quantized or width == "int8"
             known = self.times.get(group, {})
             found = next((known[w] for w in _STAND_INS[width] if w in known), None)
             if found is None:
@@ -88,6 +103,7 @@ class Calibration(Strict):
                     "probe the device again with 'tutelage probe'"
                 )
             total += found.seconds(op, (bits or op.bits) / op.bits)
+        total += _of(self.call_int8) if quantized else 0.0
         low, high = self.interval.bounds
         return total * low, total, total * high
 
@@ -97,6 +113,8 @@ def group_of(op: OpCost, bits: int | None = None) -> tuple[Timed, Width]:
     group: Timed = "other"
     if op.steps > 1:
         group = "recurrent"
+    elif op.op == "linear" and not op.weight_bytes:
+        group = "product"
     elif op.op == "other" and op.kind in _FUNCTIONS:
         group = "function"
     elif op.op in ("conv", "depthwise", "linear", "pool", "add"):
@@ -106,15 +124,21 @@ def group_of(op: OpCost, bits: int | None = None) -> tuple[Timed, Width]:
     return group, "mixed" if bits is None and op.weight_bits == 8 else "float32"
 
 
-def features(op: OpCost, blocks: tuple[int, int] = (1, 1)) -> tuple[float, int, int, int]:
-    """Return multiply-accumulates in whole blocks of channels, bytes, output elements, steps."""
+def features(op: OpCost, blocks: tuple[int, int] = (1, 1), even: int = 0) -> tuple[float, ...]:
+    """Return what an operator has of each of `FIGURES`, by the form of an `OpTime`."""
     read, written = op.channels
     fill = _filled(written, blocks[1]) / written
     if read >= blocks[0]:  # fewer are read one by one
         fill *= _filled(read, blocks[0]) / read
     # A table that is looked up is not read whole.
-    weights = op.weight_bytes if op.macs else 0
-    return op.macs * fill, weights + op.read_bytes + op.write_bytes, op.output_elements, op.steps
+    moved = (op.weight_bytes if op.macs else 0) + op.read_bytes + op.write_bytes
+    rest = float(written % even > 0) if even else (written % _VECTOR) / written
+    rest = rest if op.macs else 0.0
+    work = op.macs / read
+    return (
+        op.macs * fill, moved, op.output_elements, op.steps, work / written, work * rest,
+        op.output_elements * rest,
+    )  # fmt: skip
 
 
 def _filled(channels: int, block: int) -> int:

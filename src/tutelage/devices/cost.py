@@ -55,6 +55,7 @@ def _calibrated(
     costs: Iterable[OpCost], device: Device, calibration: Calibration, bits: int | None
 ) -> Measurement:
     low, typical, high = calibration.seconds(costs, bits)
+    warned = "".join(f"; {note.partition(':')[0]}" for note in calibration.notes)
     return Measurement(
         name="latency",
         value=typical,
@@ -62,7 +63,7 @@ def _calibrated(
         kind="predicted",
         n=calibration.graphs,
         spread=(low, high),
-        where=f"{device.name}, {device.runtime}: {calibration.interval.source}",
+        where=f"{device.name}, {device.runtime}: {calibration.interval.source}{warned}",
     )
 
 

@@ -179,32 +179,37 @@ def cpu_name() -> str:
 
 
 def _read(path: Path) -> Device:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DeviceError(f"no device file at '{path}': check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeviceError(f"device file '{path}' cannot be read: {error}") from None
-    raw = load_yaml(text, f"device file '{path}'", DeviceError)
-    if not isinstance(raw, dict):
-        raise DeviceError(f"device file '{path}' holds no keys: start from a shipped profile")
+    what = f"device file '{path}'"
+    raw = read_keys(path, what, "start from a shipped profile")
     if raw.setdefault("name", path.stem) != path.stem:
-        raise DeviceError(
-            f"device file '{path}', key name: the file's name is the device's; leave the key out"
-        )
+        raise DeviceError(f"{what}, key name: the file's name is the device's; leave the key out")
     try:
         return Device.model_validate(raw)
     except ValidationError as error:
-        raise DeviceError(f"device file '{path}', {_explain(error)}") from None
+        raise DeviceError(f"{what}, {explain(error, _known_keys())}") from None
 
 
-def _explain(error: ValidationError) -> str:
-    """Say in one line which key is wrong, and why."""
+def read_keys(path: Path, what: str, cure: str) -> dict[str, Any]:
+    """Read a YAML file of keys; raises `DeviceError` naming it as `what`, with a `cure`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DeviceError(f"no {what.partition(' ')[0]} file at '{path}': check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeviceError(f"{what} cannot be read: {error}") from None
+    raw = load_yaml(text, what, DeviceError)
+    if not isinstance(raw, dict):
+        raise DeviceError(f"{what} holds no keys: {cure}")
+    return raw
+
+
+def explain(error: ValidationError, known: set[str]) -> str:
+    """Say in one line which key is wrong, and why; `known` are the keys that there are."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"] if part != "[key]"]
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], sorted(_known_keys()), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(parts[-1], sorted(known), n=1, cutoff=0.5)
         return f"unknown key {key}: " + (f"did you mean '{near[0]}'?" if near else "remove it")
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "missing":

@@ -11,42 +11,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import nnls
 
-from tutelage.devices.calibration import Timed, Width, features, group_of
+from tutelage.devices.calibration import FIGURES, Timed, Width, features, group_of
 from tutelage.records import OpCost
 
 Group = tuple[Timed, Width]
 Costs = tuple[OpCost, ...]
-_PRODUCTS = ("conv", "depthwise", "linear", "recurrent")
-_BLOCKS = ((1, 1), (1, 4), (1, 8), (1, 16), (8, 8), (16, 16))
+_PRODUCTS = ("conv", "depthwise", "linear", "product", "recurrent")
+_CHANGES: tuple[dict[str, Any], ...] = (  # tried in turn
+    *({"blocks": b} for b in ((1, 4), (1, 8), (1, 16), (8, 8), (16, 16))),
+    {"even": 4}, {"even": 8}, {"even": 16}, {"roofline": True},
+)  # fmt: skip
 _FOLDS = 5
 _GAIN = 0.99  # another form is taken where it lowers the error to this share
+_CALLS = 2  # a call, and what int8 adds to it
 _TURNS = 4  # of assigning operators to a side of the roofline
-_FIGURES = 4  # mac, byte, element, step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How one class is priced: blocks of channels, and whether the larger of two times counts."""
+    """How one class is priced, as an `OpTime` has it."""
 
     blocks: tuple[int, int] = (1, 1)
+    even: int = 0
     roofline: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Seconds a call, and for each class (a mac, a byte, an element, a step), with its form.
+    """Seconds a call, what int8 adds to it, and the figures and the form of each class.
 
-    `ratios` are measured / predicted of each graph, predicted by a fit that had not seen it.
+    Figures are in the order of `FIGURES`. `ratios` are measured / predicted of each graph, by
+    a fit that had not seen it.
     """
 
     call_s: float
-    seconds: dict[Group, tuple[float, float, float, float]]
+    call_int8_s: float
+    seconds: dict[Group, tuple[float, ...]]
     forms: dict[Group, Form]
     ratios: tuple[float, ...]
 
@@ -64,8 +71,8 @@ def fit_times(graphs: Sequence[Costs], times_s: Sequence[float]) -> Fit:
     for group in table.groups:
         if group[0] not in _PRODUCTS:
             continue
-        for form in _forms(group):
-            tried = {**forms, group: form}
+        for change in _CHANGES:
+            tried = {**forms, group: replace(forms[group], **change)}
             found = _error(table.left_out(tried))
             if found < _GAIN * error:
                 forms, error = tried, found
@@ -73,6 +80,7 @@ def fit_times(graphs: Sequence[Costs], times_s: Sequence[float]) -> Fit:
     weights = table.solve(forms, everything)
     return Fit(
         call_s=float(weights[0]),
+        call_int8_s=float(weights[1]),
         seconds=dict(zip(table.groups, _by_group(weights), strict=True)),
         forms=forms,
         ratios=tuple(float(r) for r in table.left_out(forms)),
@@ -90,19 +98,13 @@ def conformal(ratios: Sequence[float], cover: float = 0.95) -> tuple[float, floa
     return ranked[n - rank], ranked[rank - 1]
 
 
-def _forms(group: Group) -> list[Form]:
-    blocks = _BLOCKS if group[0] != "recurrent" else _BLOCKS[:1]
-    return [Form(blocks=b, roofline=r) for b in blocks for r in (False, True)]
-
-
 def _error(ratios: np.ndarray) -> float:
     """Mean error of the predictions, relative to what was measured."""
     return float(np.abs(1 / ratios - 1).mean())
 
 
-def _by_group(weights: np.ndarray) -> list[tuple[float, float, float, float]]:
-    rows = weights[1:].reshape(-1, _FIGURES)
-    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in rows]
+def _by_group(weights: np.ndarray) -> list[tuple[float, ...]]:
+    return [tuple(map(float, row)) for row in weights[_CALLS:].reshape(-1, len(FIGURES))]
 
 
 class _Table:
@@ -115,8 +117,12 @@ class _Table:
             for op in costs:
                 self.ops.setdefault(group_of(op), []).append((number, op))
         self.groups = sorted(self.ops)
-        self.known: dict[tuple[Group, tuple[int, int]], tuple[np.ndarray, np.ndarray]] = {}
-        self.summed: dict[tuple[Group, tuple[int, int]], np.ndarray] = {}
+        self.quantized = np.zeros(self.count)
+        for (_, width), ops in self.ops.items():
+            if width == "int8":
+                self.quantized[[number for number, _ in ops]] = 1.0
+        self.known: dict[tuple[Group, tuple[int, int], int], tuple[np.ndarray, np.ndarray]] = {}
+        self.summed: dict[tuple[Group, tuple[int, int], int], np.ndarray] = {}
         order = np.random.default_rng(0).permutation(self.count)
         self.folds = [order[i::_FOLDS] for i in range(_FOLDS)]
 
@@ -148,41 +154,45 @@ class _Table:
         return self._matrix(forms, weights) @ weights
 
     def _matrix(self, forms: dict[Group, Form], weights: np.ndarray | None) -> np.ndarray:
-        """Return a row a graph: 1, then macs, bytes, elements and steps of each class.
+        """Return a row a graph: 1, whether it has int8 operators, then the `FIGURES` of each class.
 
         Where the roofline holds, an operator counts on the side that `weights` makes the larger.
         """
-        matrix = np.ones((self.count, 1 + _FIGURES * len(self.groups)))
+        matrix = np.ones((self.count, _CALLS + len(FIGURES) * len(self.groups)))
+        matrix[:, 1] = self.quantized
         for place, group in enumerate(self.groups):
-            form, first = forms[group], 1 + _FIGURES * place
-            own = slice(first, first + _FIGURES)
+            form, first = forms[group], _CALLS + len(FIGURES) * place
+            own = slice(first, first + len(FIGURES))
             sides = weights[first : first + 2] if form.roofline and weights is not None else None
-            matrix[:, own] = self._sums(group, form.blocks, sides)
+            matrix[:, own] = self._sums(group, form, sides)
         return matrix
 
     def _sums(
-        self, group: Group, blocks: tuple[int, int], sides: np.ndarray | None
+        self, group: Group, form: Form, sides: np.ndarray | None
     ) -> Float[np.ndarray, "graphs figures"]:
         """Add up what each graph has of a class; `sides` are the weights of macs and bytes."""
         plain = sides is None or not sides.all()
-        key = (group, blocks)
+        key = (group, form.blocks, form.even)
         if plain and key in self.summed:
             return self.summed[key]
-        where, rows = self._features(group, blocks)
+        where, rows = self._features(group, form)
         if not plain:
             rows, larger = rows.copy(), (rows[:, :2] * sides).argmax(1)
             rows[np.arange(len(rows)), 1 - larger] = 0.0
-        sums = np.zeros((self.count, _FIGURES))
+        sums = np.zeros((self.count, len(FIGURES)))
         np.add.at(sums, where, rows)
         if plain:
             self.summed[key] = sums
         return sums
 
-    def _features(self, group: Group, blocks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return of each operator of a class its graph, and its macs, bytes, elements, steps."""
-        key = (group, blocks)
+    def _features(self, group: Group, form: Form) -> tuple[np.ndarray, np.ndarray]:
+        """Return of each operator of a class its graph, and its features."""
+        key = (group, form.blocks, form.even)
         if key not in self.known:
             where = np.array([number for number, _ in self.ops[group]])
-            rows = np.array([features(op, blocks) for _, op in self.ops[group]], dtype=np.float64)
+            rows = np.array(
+                [features(op, form.blocks, form.even) for _, op in self.ops[group]],
+                dtype=np.float64,
+            )
             self.known[key] = (where, rows)
         return self.known[key]

@@ -61,7 +61,8 @@ class Net:
         self.form, self.input, self.vocabulary = form, tuple(shape), vocabulary
         self.nodes: list[bytes] = []
         self.stored: dict[bytes, str] = {}
-        self.at, self.shape, self.real = "x", tuple(shape), True
+        self.at, self.real = "x", True
+        self.shape: tuple[int, ...] = tuple(shape)
 
     def model(self) -> bytes:
         """Return the ONNX file's bytes."""

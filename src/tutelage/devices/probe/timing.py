@@ -118,6 +118,7 @@ def measure(
         "idle_power_w": idle,
         "active_power_w": active,
         "readings": [_reading(name, times) for name, times in named if len(times) >= 2],
+        "whole": True,  # the last line: without it, the file was cut off
     }
 
 
@@ -258,16 +259,16 @@ def write(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the arguments, take the readings, write them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--graphs", type=int, default=160, help="how many, 30 to 500")
+    parser.add_argument("--graphs", type=int, default=200, help="how many; 50 to 500")
     parser.add_argument("--out", type=Path, default=Path("readings.yaml"))
     options = parser.parse_args()
     if not (0 < options.minutes <= 600 and 1 <= options.threads <= 1024):
         parser.error("--minutes goes from above 0 to 600, --threads from 1 to 1024")
     if not 1 <= options.graphs <= 500:
-        parser.error("--graphs goes from 1 to 500")
+        parser.error("--graphs goes from 1 to 500; fewer than 50 calibrate nothing")
     try:
         import numpy  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -285,7 +286,7 @@ def main() -> None:
     found = measure(options.minutes, options.threads, options.graphs, say)
     options.out.write_text(write(found), encoding="utf-8")
     sys.stderr.write(
-        f"\nwrote {options.out}; drift {found['drift']:.0%}, noise {found['noise_floor']:.1%}\n"
+        f"\nwrote {options.out.name}; drift {found['drift']:.0%}, noise {found['noise_floor']:.1%}\n"
     )
 
 
