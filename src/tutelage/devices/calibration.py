@@ -44,10 +44,10 @@ class OpTime(Strict):
     """Seconds of one class of operators at one width; a figure that is left out is 0.
 
     They are of a multiply-accumulate, a byte moved, an output element, a step (1 but for recurrent
-    operators), a tap of the kernel at a position, and of the channels that fill no vector of 16:
-    what each of them multiplies with one channel read, and its output elements. `blocks` are the
-    channels, read and written, that a kernel takes at once. Where `even` is not 0, an operator is
-    of the rest wholly, or, when the channels it writes are a multiple of it, not at all.
+    operators), and for convolutions of a tap of the kernel at a position, and of the channels that
+    fill no vector of 16: what they multiply with one channel read, and their elements. `blocks`
+    are the channels, read and written, that a kernel takes at once. Where `even` is not 0, an
+    operator is of the rest wholly, or, when the channels it writes are a multiple of it, not.
     """
 
     mac: _Time | None = None
@@ -113,7 +113,7 @@ def group_of(op: OpCost, bits: int | None = None) -> tuple[Timed, Width]:
     group: Timed = "other"
     if op.steps > 1:
         group = "recurrent"
-    elif op.op == "linear" and not op.weight_bytes:
+    elif op.op == "linear" and not op.weight_bits:
         group = "product"
     elif op.op == "other" and op.kind in _FUNCTIONS:
         group = "function"
@@ -132,13 +132,12 @@ def features(op: OpCost, blocks: tuple[int, int] = (1, 1), even: int = 0) -> tup
         fill *= _filled(read, blocks[0]) / read
     # A table that is looked up is not read whole.
     moved = (op.weight_bytes if op.macs else 0) + op.read_bytes + op.write_bytes
+    plain = (op.macs * fill, moved, op.output_elements, op.steps)
+    if op.op not in ("conv", "depthwise"):
+        return (*plain, 0.0, 0.0, 0.0)
     rest = float(written % even > 0) if even else (written % _VECTOR) / written
-    rest = rest if op.macs else 0.0
     work = op.macs / read
-    return (
-        op.macs * fill, moved, op.output_elements, op.steps, work / written, work * rest,
-        op.output_elements * rest,
-    )  # fmt: skip
+    return (*plain, work / written, work * rest, op.output_elements * rest)
 
 
 def _filled(channels: int, block: int) -> int:

@@ -23,6 +23,7 @@ from tutelage.records import OpCost
 
 Group = tuple[Timed, Width]
 Costs = tuple[OpCost, ...]
+_CONVOLUTIONS = ("conv", "depthwise")
 _PRODUCTS = ("conv", "depthwise", "linear", "product", "recurrent")
 _CHANGES: tuple[dict[str, Any], ...] = (  # tried in turn
     *({"blocks": b} for b in ((1, 4), (1, 8), (1, 16), (8, 8), (16, 16))),
@@ -72,6 +73,8 @@ def fit_times(graphs: Sequence[Costs], times_s: Sequence[float]) -> Fit:
         if group[0] not in _PRODUCTS:
             continue
         for change in _CHANGES:
+            if "even" in change and group[0] not in _CONVOLUTIONS:
+                continue
             tried = {**forms, group: replace(forms[group], **change)}
             found = _error(table.left_out(tried))
             if found < _GAIN * error:

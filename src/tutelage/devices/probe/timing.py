@@ -285,9 +285,8 @@ def main() -> None:
 
     found = measure(options.minutes, options.threads, options.graphs, say)
     options.out.write_text(write(found), encoding="utf-8")
-    sys.stderr.write(
-        f"\nwrote {options.out.name}; drift {found['drift']:.0%}, noise {found['noise_floor']:.1%}\n"
-    )
+    drifted, noise = found["drift"], found["noise_floor"]
+    sys.stderr.write(f"\nwrote {options.out.name}; drift {drifted:.0%}, noise {noise:.1%}\n")
 
 
 if __name__ == "__main__":
