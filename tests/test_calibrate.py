@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_fit_recovers_known_coefficients(probed) -> None:
     big = op(macs=10**8, read_bytes=10**5, write_bytes=10**5, output_elements=10**5,
              channels=(64, 64), kind="QLinearConv", weight_bits=8)  # fmt: skip
     for width, mac in ((8, 5e-12), (32, 2e-11)):
-        one = OpCost(**{**{f: getattr(big, f) for f in big.__slots__}, "bits": width})
+        one = replace(big, bits=width, weight_bits=width)
         group = group_of(one)
         form = fit.forms[group]
         got = float(np.dot(fit.seconds[group], features(one, form.blocks, form.even)))

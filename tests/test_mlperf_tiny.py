@@ -13,8 +13,8 @@ from tutelage.export.graph import graph_costs
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 
-# Build, input, published MACs (MLPerf Tiny v1.2, README of tiny_results) and parameters worked by
-# hand: every weight and bias, with each batch norm folded into the layer before it.
+# Build, input, published MACs, and parameters worked by hand: every weight and bias, with each
+# batch norm folded into the layer before it.
 NETS = {
     "kws": (mlperf_tiny.ds_cnn, (1, 49, 10), 2.66e6,
             (40 + 1) * 64 + 4 * ((9 + 1) * 64 + (64 + 1) * 64) + 65 * 12),
