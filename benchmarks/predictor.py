@@ -1,4 +1,4 @@
-"""How well does a probe's calibration predict the latency of whole students that it never saw?
+"""How well a probe's calibration predicts the latency of whole students that it never saw.
 
 Probes this machine (or takes readings), draws students of random knobs from every family, exports
 them as float32 and int8, and times each in blocks taken in turn. Reported: the mean absolute
@@ -7,7 +7,7 @@ other, the share inside the 95 % interval; beside them a baseline that knows mul
 alone (a line of least relative error through the same probe's readings), and the noise floor: how
 far two halves of the blocks of the same file lie apart. Run it on a quiet machine.
 
-python benchmarks/predictor.py [--students 30] [--minutes 3] [--threads 1] [--readings readings.yaml]
+python benchmarks/predictor.py [--students 30] [--minutes 3] [--threads 1] [--readings FILE]
 """
 
 from __future__ import annotations

@@ -115,21 +115,31 @@ def _recurrent(chance: random.Random, form: str, whole: bool) -> Net:
 
 
 def _textual(chance: random.Random, form: str, attends: bool) -> Net:
-    """A table of tokens, attention and feed-forward layers (or none), a decision."""
+    """A table of tokens, attention and feed-forward layers or convolutions, a decision."""
     heads, tokens = chance.choice((1, 2, 4)), _size(chance, 12, 128)
     net = Net(form, (1, tokens), vocabulary=500)
     net.embed(heads * _size(chance, 8, 32))
     width = net.shape[2]
-    for _ in range(chance.randint(1, 3) if attends else 0):
-        net.norm()
-        net.attend(heads)
-        start = net.at
-        net.norm()
-        net.linear(width * chance.choice((2, 4)))
-        net.gelu()
-        net.linear(width)
-        net.add(start)
-    net.mean(1)
+    if attends:
+        for _ in range(chance.randint(1, 3)):
+            net.norm()
+            net.attend(heads)
+            start = net.at
+            net.norm()
+            net.linear(width * chance.choice((2, 4)))
+            net.gelu()
+            net.linear(width)
+            net.add(start)
+    elif depth := chance.randint(0, 2):
+        net.to_map()
+        for _ in range(depth):
+            start = net.at
+            net.conv(width, _kernel(net, 5), depthwise=True)
+            net.conv(width, (1, 1))
+            if net.real:
+                net.add(start)
+        net.to_rows()
+    net.masked_mean()
     return _decide(net)
 
 
@@ -147,7 +157,8 @@ _KINDS: tuple[tuple[Callable[[random.Random, str, Any], Net], str, Any], ...] = 
     *((_moves, form, what) for what in ("pool", "add", "other") for form in _BOTH),
     *((_convolutional, form, series) for series in (False, True, False) for form in _BOTH),
     (_recurrent, "float32", False), (_recurrent, "int8", True), (_recurrent, "float32", True),
-    (_textual, "float32", True), (_textual, "mixed", True), (_textual, "mixed", False),
+    (_textual, "float32", True), (_textual, "mixed", True), (_textual, "float32", False),
+    (_textual, "int8", False),
 )  # fmt: skip
 
 

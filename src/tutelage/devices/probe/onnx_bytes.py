@@ -226,6 +226,32 @@ class Net:
         self.node("Gather", self.constant(FLOAT, (self.vocabulary, width)), self.at)
         self.shape = (1, self.shape[1], width)
 
+    def masked_mean(self) -> None:
+        """Average [1, tokens, width] over the tokens of the input that are not 0."""
+        data, axis = self.at, self.constant(INT64, (1,), 1)
+        keep = self.node("Not", self.node("Equal", "x", self.constant(INT64, (), 0)))
+        keep = self.node(
+            "Unsqueeze", self.node("Cast", keep, to=FLOAT), self.constant(INT64, (1,), 2)
+        )
+        count = self.node("ReduceSum", keep, axis, keepdims=0)
+        count = self.node("Clip", count, self.constant(FLOAT, (), 1.0))
+        total = self.node("ReduceSum", self.node("Mul", data, keep), axis, keepdims=0)
+        self.node("Div", total, count)
+        self.shape = (1, self.shape[2])
+
+    def to_map(self) -> None:
+        """Turn [1, tokens, width] into [1, width, 1, tokens]."""
+        self.transpose(0, 2, 1)
+        self.node("Unsqueeze", self.at, self.constant(INT64, (1,), 2))
+        self.shape = (1, self.shape[1], 1, self.shape[2])
+
+    def to_rows(self) -> None:
+        """Turn [1, width, 1, tokens] back into [1, tokens, width]."""
+        self.to_float()
+        self.node("Squeeze", self.at, self.constant(INT64, (1,), 2))
+        self.shape = (1, self.shape[1], self.shape[3])
+        self.transpose(0, 2, 1)
+
     def attend(self, heads: int) -> None:
         """Add self-attention over [1, tokens, width], and the sum with what came in."""
         start, (_, tokens, width) = self.at, self.shape
