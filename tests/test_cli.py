@@ -22,7 +22,7 @@ from tutelage.cli.tables import show_plan, show_result
 from tutelage.pipeline import Result
 from tutelage.recipe import Recipe
 
-COMMANDS = ("demo", "init", "plan", "run", "report", "devices", "schema")
+COMMANDS = ("demo", "init", "plan", "run", "report", "devices", "schema", "probe")
 RUN_KEYS = {"status", "run", "task", "teacher", "student", "budget", "artifacts", "seconds"}
 
 
