@@ -23,8 +23,9 @@ from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
 from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.tasks.text_encoding import encode_starts
-from tutelage.tasks.text_files import Findings, TextParts, TextSource, class_numbers, find_texts
+from tutelage.tasks.text_files import Findings, TextParts, TextSource, find_texts
 from tutelage.tasks.text_given import given_texts
+from tutelage.tasks.text_labels import class_numbers
 from tutelage.tasks.text_reading import Part, Read, as_texts, in_few_tokens, read_rows
 from tutelage.tasks.text_vocabulary import (
     Texts,
