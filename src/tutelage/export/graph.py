@@ -215,18 +215,21 @@ class _Walk:
         read = self._activations(node)
         if kind in _WEIGHT_AT:
             read = [*read, node.input[_WEIGHT_AT[kind]]]
-        elif not self._is_eight(node.output[0]) and not self._is_quantized(node.output[0]):
-            return 32
+        elif self._class(node) != "pool" and not self._ends_in_eight(node.output[0]):
+            return 32  # a pool sums its integers as they stand; all else is as wide as what it says
         return 8 if read and all(self._is_eight(name) for name in read) else 32
 
-    def _is_quantized(self, name: str) -> bool:
-        """Say whether a tensor is read as one-byte integers only."""
-        readers = self.consumers.get(name, [])
-        through = _VIEWS | _ACTIVATIONS
-        return bool(readers) and all(
-            node.op_type == _QUANTIZE
-            or (node.op_type in through and self._is_quantized(node.output[0]))
-            for node in readers
+    def _ends_in_eight(self, name: str) -> bool:
+        """Say whether a tensor holds one-byte integers, or is read as those only."""
+        readers, through = self.consumers.get(name, []), _VIEWS | _ACTIVATIONS
+        return (
+            self._is_eight(name)
+            or bool(readers)
+            and all(
+                node.op_type == _QUANTIZE
+                or (node.op_type in through and self._ends_in_eight(node.output[0]))
+                for node in readers
+            )
         )
 
     def _is_eight(self, name: str) -> bool:
