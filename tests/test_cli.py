@@ -22,7 +22,7 @@ from tutelage.cli.tables import show_plan, show_result
 from tutelage.pipeline import Result
 from tutelage.recipe import Recipe
 
-COMMANDS = ("demo", "init", "plan", "run", "report", "devices", "schema")
+COMMANDS = ("demo", "init", "plan", "run", "report", "devices", "schema", "probe")
 RUN_KEYS = {"status", "run", "task", "teacher", "student", "budget", "artifacts", "seconds"}
 
 
@@ -116,8 +116,12 @@ def test_run_answers_in_json_on_one_line(finished: Finished) -> None:
     assert answer["seconds"] > 0
 
 
-@pytest.mark.parametrize(("limit", "status"), [("100 kB", "feasible"), ("1 kB", "infeasible")])
-def test_plan_answers_in_the_same_shape(finished: Finished, limit: str, status: str) -> None:
+@pytest.mark.parametrize(
+    ("limit", "status", "code"), [("100 kB", "feasible", 0), ("1 kB", "infeasible", 3)]
+)
+def test_plan_answers_in_the_same_shape(
+    finished: Finished, limit: str, status: str, code: int
+) -> None:
     folder = finished.folder
     recipe = folder / "plan.yaml"
     recipe.write_text(yaml.safe_dump(tiny.recipe({"budget": {"storage": limit}})))
@@ -126,8 +130,13 @@ def test_plan_answers_in_the_same_shape(finished: Finished, limit: str, status: 
     assert said.answer["status"] == status
     assert [c["fits"] for c in said.answer["candidates"]] == [status == "feasible"]
     assert not (folder / "runs").exists(), "nothing is written"
+    assert said.status == code
     said = tiny.cli("plan", recipe)
+    assert said.status == code
     assert status in said.out
+    assert len(said.errors) == (code > 0), "what is missed, and what would do, in one line"
+    assert all("storage is limited to 1 kB and '" in line for line in said.errors)
+    assert all("raise the limit to budget: {storage: " in line for line in said.errors)
 
 
 def test_demo_runs_the_embedded_recipe(

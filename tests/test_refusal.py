@@ -17,7 +17,7 @@ from tutelage.plan.compact import candidates
 from tutelage.plan.costs import Costing
 from tutelage.plan.refusal import advice, infeasible, shortfall, what_would_do
 from tutelage.recipe import Recipe
-from tutelage.records import Limit, Measurement, Verdict, WouldDo
+from tutelage.records import Limit, Measurement, SideFile, Verdict, WouldDo
 from tutelage.students.spec import StudentSpec
 
 
@@ -102,9 +102,20 @@ def test_the_value_that_would_do_is_rounded_away_from_the_limit(
     device = load_device("raspberry-pi-4")
     limit = Limit(metric=metric, value=0.99 if metric == "accuracy" else 1e-6)  # type: ignore[arg-type]
     figure = Measurement(name=metric, value=value, unit="1", kind="measured")
-    found = what_would_do([], [Verdict(limit=limit, figure=figure)], [limit], device, "int8")
+    verdict = Verdict(limit=limit, figure=figure)
+    found = what_would_do([], [verdict], [limit], device, "int8", beside=())
     assert found.device is None
     assert [x.value for x in found.limits] == [pytest.approx(rounded, rel=1e-12)]
+
+
+def test_a_device_that_has_no_room_for_the_files_beside_is_not_proposed(tmp_path: Path) -> None:
+    asked = costing(tmp_path, "nucleo-g0b1", {"latency": "0.2 ms"})
+    _, alone = refused(asked)
+    assert alone.device is not None
+    room = load_device(alone.device).limits.free("storage_bytes")
+    _, found = refused(replace(asked, beside=(SideFile(name="tokenizer.json", bytes=int(room)),)))
+    assert found.device is not None
+    assert load_device(found.device).limits.free("storage_bytes") > room
 
 
 def test_the_nearest_of_several_is_the_one_least_over(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from tutelage.tasks.images_base import as_labels
 from tutelage.tasks.series_base import SeriesOptions
 from tutelage.tasks.series_files import read_series
 from tutelage.tasks.several import from_one_hot, parts_among
-from tutelage.tasks.text_files import Findings, class_numbers, find_texts, rows
+from tutelage.tasks.text_files import Findings, find_texts, rows
+from tutelage.tasks.text_labels import class_numbers
 
 LABELS = ["a", "b", "c", "a;b", "a", "b"]
 

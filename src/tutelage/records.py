@@ -43,7 +43,9 @@ class OpCost:
 
     `op` is the operator class (`conv`, `depthwise`, `linear`, `pool`, `add`, `other`), `bits` the
     width of its arithmetic (8 or 32). Bytes count weights and activations that it reads and
-    activations that it writes.
+    activations that it writes. For a cost model that tells more apart: `kind` is the ONNX operator,
+    `weight_bits` the width in which its weights are stored (0: none), `steps` how often a recurrent
+    one runs in turn, `channels` how many it reads and writes at each position (of its group).
     """
 
     name: str
@@ -54,6 +56,10 @@ class OpCost:
     read_bytes: int
     write_bytes: int
     output_elements: int
+    kind: str = ""
+    weight_bits: int = 0
+    steps: int = 1
+    channels: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

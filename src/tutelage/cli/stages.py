@@ -47,13 +47,14 @@ def run_(
 def plan(
     recipe: RecipePath, run: RunDir = None, as_json: AsJson = False, trust_code: Trust = False
 ) -> None:
-    """Show which students would fit the budget, before any of them is trained."""
-    from tutelage.pipeline.feasible import plan_recipe
+    """Show which students would fit the budget, before any is trained; exits with 3 if none."""
+    from tutelage.pipeline.feasible import plan_recipe, raise_if_infeasible
     from tutelage.recipe import Recipe
 
     folder = run or Path("runs") / recipe.stem
     answer = plan_recipe(Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code)
     emit(answer, as_json, show_plan)
+    raise_if_infeasible(answer)
 
 
 def _run(recipe: Recipe, folder: Path, as_json: bool, *, trust_code: bool) -> int:

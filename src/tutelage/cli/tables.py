@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tutelage.records import WouldDo
 from tutelage.units import format_quantity
 
 _UNITS = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J", "macs": "MAC"}
@@ -63,8 +62,6 @@ def show_result(answer: dict[str, Any]) -> None:
 
 def show_plan(answer: dict[str, Any]) -> None:
     """Print the feasibility table."""
-    from tutelage.plan.refusal import advice
-
     out = Console(highlight=False, emoji=False)
     table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
     names = ["storage_bytes", "ram_bytes", "macs", "latency_s", "energy_j"]
@@ -84,6 +81,4 @@ def show_plan(answer: dict[str, Any]) -> None:
         unit = _UNITS.get(row["metric"], "1")
         limit = format_quantity(row["limit"], unit)
         out.print(f"limit: {_NAMES[row['metric']]} {limit} ({row['source']})", markup=False)
-    if answer["would_do"] is not None:
-        out.print(advice(WouldDo.from_json(answer["would_do"])), markup=False, soft_wrap=True)
     out.print("figures are predicted; tutelage run measures them", markup=False)

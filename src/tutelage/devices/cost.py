@@ -1,9 +1,11 @@
 """Predicted latency, energy and memory of a graph on a device: pure arithmetic, no torch.
 
-Covers: a roofline per operator, the larger of arithmetic and memory traffic, summed, plus the
-overhead of a call. Does not cover: caches, overlap of operators, frequency scaling, or the time of
-operators without multiply-accumulates on a device whose bandwidth is not known. The interval spans
-the device's low and high figures; figures marked as priors make it a guess, and `where` says so.
+A device that `tutelage probe` calibrated predicts by what was measured there (`calibration.py`).
+Otherwise this covers a roofline per operator, the larger of arithmetic and memory traffic, summed,
+plus the overhead of a call; it does not cover caches, overlap of operators, frequency scaling, or
+the time of operators without multiply-accumulates on a device whose bandwidth is not known. The
+interval spans the device's low and high figures; figures marked as priors make it a guess, and
+`where` says so.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+from tutelage.devices.calibration import Calibration
 from tutelage.devices.profile import Device, Figure, OpClass
 from tutelage.errors import DeviceError
 from tutelage.records import Measurement, OpCost
@@ -26,9 +29,11 @@ def predict_latency(
     """Predict the seconds of one inference: sum over operators of max(MACs/rate, bytes/bandwidth).
 
     `bits` (8 or 32) prices every operator, its bytes too, as if at that width; by default each is
-    priced at its own. Raises `DeviceError` when the device has no throughput for a width. Source:
-    Williams et al., Roofline, 2009.
+    priced at its own. Raises `DeviceError` when the device has no throughput for a width, or its
+    calibration no time for an operator. Source: Williams et al., Roofline, 2009.
     """
+    if device.calibration is not None:
+        return _calibrated(costs, device, device.calibration, bits)
     low, typical, high = _triple(device.invoke_overhead_s, 0.0)
     used: dict[int, Figure] = {}
     for op in costs:
@@ -43,6 +48,22 @@ def predict_latency(
         kind="predicted",
         spread=(low, high),
         where=f"{device.name}, {device.runtime}: rates from {_cite(*device.throughput.values())}",
+    )
+
+
+def _calibrated(
+    costs: Iterable[OpCost], device: Device, calibration: Calibration, bits: int | None
+) -> Measurement:
+    low, typical, high = calibration.seconds(costs, bits)
+    warned = "".join(f"; {note.partition(':')[0]}" for note in calibration.notes)
+    return Measurement(
+        name="latency",
+        value=typical,
+        unit="s",
+        kind="predicted",
+        n=calibration.graphs,
+        spread=(low, high),
+        where=f"{device.name}, {device.runtime}: {calibration.interval.source}{warned}",
     )
 
 

@@ -9,13 +9,21 @@ import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from tutelage.errors import DeviceError, RecipeError
+from tutelage.devices.calibration import Calibration, OpTime
+from tutelage.devices.figures import Figure, Strict, figure_in
+from tutelage.errors import DeviceError
 from tutelage.plain_yaml import load_yaml
 from tutelage.records import Limit
 from tutelage.registry import near_matches
-from tutelage.units import format_quantity, parse_quantity
 
 PROFILES = Path(__file__).parent / "profiles"
 HOST = "host"
@@ -25,86 +33,16 @@ Precision = Literal["int8", "float16", "float32"]
 OpClass = Literal["conv", "depthwise", "linear", "pool", "add", "other"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+_Ram = Annotated[Figure, figure_in("B", 1e12)]
+_Storage = Annotated[Figure, figure_in("B", 1e15)]
+_Macs = Annotated[Figure, figure_in("MAC/s", 1e16)]
+_Bandwidth = Annotated[Figure, figure_in("B/s", 1e14)]
+_Power = Annotated[Figure, figure_in("W", 1e5)]
+_Time = Annotated[Figure, figure_in("s", 60.0)]
+_Ratio = Annotated[Figure, figure_in("", 10.0)]
 
 
-class Figure(_Strict):
-    """One figure of a profile: `value`, or a range `low` to `high`, in SI units of `unit`.
-
-    `prior` marks a figure from memory, to be replaced by a measurement.
-    """
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    unit: str
-    source: str = Field(min_length=3)
-    prior: bool = False
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Figure:
-        ends = (self.low is not None) + (self.high is not None)
-        if (self.value is None) == (ends == 0) or ends == 1:
-            raise ValueError("give either 'value', or both 'low' and 'high'")
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError("'low' is above 'high'")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest, equal for a single value."""
-        if self.low is not None and self.high is not None:
-            return self.low, self.high
-        assert self.value is not None  # by _one_form
-        return self.value, self.value
-
-    @property
-    def typical(self) -> float:
-        """The value, or the geometric mean of the range."""
-        low, high = self.bounds
-        return low if low == high else math.sqrt(low * high)
-
-
-def _in(unit: str, most: float) -> BeforeValidator:
-    """Return the reader of a figure in `unit` that is positive, finite and at most `most`."""
-    base = unit.removesuffix("/s")
-    per_second = unit != base
-
-    def quantity(raw: Any) -> float:
-        text = raw.strip().removesuffix("/s") if per_second and isinstance(raw, str) else raw
-        try:
-            value = parse_quantity(text, base)
-        except RecipeError as error:
-            raise ValueError(str(error).replace(f"'{text}'", f"'{raw}'")) from None
-        if value > most:
-            raise ValueError(
-                f"'{raw}' is above {format_quantity(most, base)}, which is absurd here"
-            )
-        return value
-
-    def read(raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        given = {k: quantity(v) for k, v in raw.items() if k in _AMOUNTS and v is not None}
-        if raw.get("unit", unit) != unit:
-            raise ValueError(f"this figure is in {unit}, not {raw['unit']}")
-        return {**raw, **given, "unit": unit}
-
-    return BeforeValidator(read)
-
-
-_AMOUNTS = ("value", "low", "high")
-_Ram = Annotated[Figure, _in("B", 1e12)]
-_Storage = Annotated[Figure, _in("B", 1e15)]
-_Macs = Annotated[Figure, _in("MAC/s", 1e16)]
-_Bandwidth = Annotated[Figure, _in("B/s", 1e14)]
-_Power = Annotated[Figure, _in("W", 1e5)]
-_Time = Annotated[Figure, _in("s", 60.0)]
-_Ratio = Annotated[Figure, _in("", 10.0)]
-
-
-class DeviceLimits(_Strict):
+class DeviceLimits(Strict):
     """What the device has, of which `reserved_*` goes to the system or the rest of the firmware."""
 
     ram_bytes: _Ram
@@ -126,11 +64,12 @@ class DeviceLimits(_Strict):
         return whole.bounds[0] - (reserved.bounds[1] if reserved is not None else 0.0)
 
 
-class Device(_Strict):
+class Device(Strict):
     """A named machine: runtime, limits, and the coefficients of its cost model.
 
     `throughput` is for convolutions, per precision; `efficiency` scales it for another operator
-    class. `weights_in_ram` is false where weights are read in place from flash.
+    class. `weights_in_ram` is false where weights are read in place from flash. A `calibration`
+    predicts latency in their place.
     """
 
     name: str
@@ -149,6 +88,15 @@ class Device(_Strict):
     runtime_ram_bytes: _Ram | None = None
     runtime_storage_bytes: _Storage | None = None
     invoke_overhead_s: _Time | None = None
+    calibration: Calibration | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_calibration(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a calibration that is not there: the hashes of runs without one stay."""
+        plain = write(self)
+        if self.calibration is None:
+            del plain["calibration"]
+        return plain
 
 
 def load_device(name_or_path: str | Path) -> Device:
@@ -231,32 +179,37 @@ def cpu_name() -> str:
 
 
 def _read(path: Path) -> Device:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DeviceError(f"no device file at '{path}': check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeviceError(f"device file '{path}' cannot be read: {error}") from None
-    raw = load_yaml(text, f"device file '{path}'", DeviceError)
-    if not isinstance(raw, dict):
-        raise DeviceError(f"device file '{path}' holds no keys: start from a shipped profile")
+    what = f"device file '{path}'"
+    raw = read_keys(path, what, "start from a shipped profile")
     if raw.setdefault("name", path.stem) != path.stem:
-        raise DeviceError(
-            f"device file '{path}', key name: the file's name is the device's; leave the key out"
-        )
+        raise DeviceError(f"{what}, key name: the file's name is the device's; leave the key out")
     try:
         return Device.model_validate(raw)
     except ValidationError as error:
-        raise DeviceError(f"device file '{path}', {_explain(error)}") from None
+        raise DeviceError(f"{what}, {explain(error, _known_keys())}") from None
 
 
-def _explain(error: ValidationError) -> str:
-    """Say in one line which key is wrong, and why."""
+def read_keys(path: Path, what: str, cure: str) -> dict[str, Any]:
+    """Read a YAML file of keys; raises `DeviceError` naming it as `what`, with a `cure`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DeviceError(f"no {what.partition(' ')[0]} file at '{path}': check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeviceError(f"{what} cannot be read: {error}") from None
+    raw = load_yaml(text, what, DeviceError)
+    if not isinstance(raw, dict):
+        raise DeviceError(f"{what} holds no keys: {cure}")
+    return raw
+
+
+def explain(error: ValidationError, known: set[str]) -> str:
+    """Say in one line which key is wrong, and why; `known` are the keys that there are."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"] if part != "[key]"]
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], sorted(_known_keys()), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(parts[-1], sorted(known), n=1, cutoff=0.5)
         return f"unknown key {key}: " + (f"did you mean '{near[0]}'?" if near else "remove it")
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "missing":
@@ -267,5 +220,5 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys() -> set[str]:
-    models: tuple[type[BaseModel], ...] = (Device, DeviceLimits, Figure)
+    models: tuple[type[BaseModel], ...] = (Device, DeviceLimits, Figure, Calibration, OpTime)
     return {key for model in models for key in model.model_fields} - {"unit", "name"}

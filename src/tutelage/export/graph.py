@@ -12,9 +12,10 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import CorruptFileError, ExportError
+from tutelage.errors import ExportError
+from tutelage.export.graph_file import corrupt, load_graph
 from tutelage.export.shapes import infer
 from tutelage.records import OpCost
 
@@ -61,12 +62,12 @@ def graph_costs(source: str | Path | ModelProto) -> GraphCosts:
     it fuses to. Raises `CorruptFileError` for a truncated or altered file, `ExportError` for a
     missing file, a dynamic shape other than the batch, or an operator that cannot be counted.
     """
-    model, file_bytes, where = _load(source)
+    model, file_bytes, where = load_graph(source)
     try:
         walk = _Walk(model, where)
         ops, peak = walk.costs(), walk.peak_activation_bytes()
     except (KeyError, IndexError) as error:  # the file names a type or tensor that is not there
-        raise _corrupt(where, error) from error
+        raise corrupt(where, error) from error
     return GraphCosts(
         ops=ops,
         macs=sum(op.macs for op in ops),
@@ -76,56 +77,6 @@ def graph_costs(source: str | Path | ModelProto) -> GraphCosts:
     )
 
 
-def _load(source: str | Path | ModelProto) -> tuple[ModelProto, int, str]:
-    import onnx
-    from onnx import inliner
-
-    held = isinstance(source, onnx.ModelProto)
-    where = "the model in memory" if held else str(source)
-    if not held and not Path(source).is_file():
-        raise ExportError(f"no ONNX file at '{where}': check the path, or export the student first")
-    try:
-        # Protobuf and onnx raise unrelated types for damaged bytes, with no common base.
-        model = source if held else onnx.load(source, load_external_data=False)
-        size = model.ByteSize() if held else Path(source).stat().st_size
-        size += 0 if held else _external_bytes(model, Path(source))
-        onnx.checker.check_model(model if held else str(source))
-    except CorruptFileError:
-        raise
-    except Exception as error:
-        raise _corrupt(where, error) from error
-    if not model.graph.node or not model.graph.output:
-        raise CorruptFileError(f"'{where}' holds no operators or no output: export it again")
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    return model, size, where
-
-
-def _corrupt(where: str, error: Exception) -> CorruptFileError:
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return CorruptFileError(f"'{where}' is not a whole ONNX file ({first}): export it again")
-
-
-def _external_bytes(model: ModelProto, path: Path) -> int:
-    ends: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        entry = {item.key: item.value for item in tensor.external_data}
-        if "location" in entry:
-            end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-            ends[entry["location"]] = max(end, ends.get(entry["location"], 0))
-    total = 0
-    for location, end in ends.items():
-        file = (path.parent / location).resolve()
-        inside = file.is_relative_to(path.parent.resolve()) and file.is_file()
-        if not inside or file.stat().st_size < end:
-            raise CorruptFileError(
-                f"'{path}' keeps weights in '{location}', which is not whole beside it: "
-                "copy both files into one folder, or export again as one file"
-            )
-        total += file.stat().st_size
-    return total
-
-
 class _Walk:
     """One pass over a graph: shapes, constants, widths and which tensors share a buffer."""
 
@@ -133,8 +84,8 @@ class _Walk:
         self.where = where
         try:
             self.tensors = infer(model)
-        except Exception as error:  # see _load
-            raise _corrupt(where, error) from error
+        except Exception as error:  # see load_graph
+            raise corrupt(where, error) from error
         graph = model.graph
         self.constants = {t.name: _bytes(*self.tensors[t.name]) for t in graph.initializer}
         self.inputs = [i.name for i in graph.input if i.name not in self.constants]
@@ -264,18 +215,21 @@ class _Walk:
         read = self._activations(node)
         if kind in _WEIGHT_AT:
             read = [*read, node.input[_WEIGHT_AT[kind]]]
-        elif not self._is_eight(node.output[0]) and not self._is_quantized(node.output[0]):
-            return 32
+        elif self._class(node) != "pool" and not self._ends_in_eight(node.output[0]):
+            return 32  # a pool sums its integers as they stand; all else is as wide as what it says
         return 8 if read and all(self._is_eight(name) for name in read) else 32
 
-    def _is_quantized(self, name: str) -> bool:
-        """Say whether a tensor is read as one-byte integers only."""
-        readers = self.consumers.get(name, [])
-        through = _VIEWS | _ACTIVATIONS
-        return bool(readers) and all(
-            node.op_type == _QUANTIZE
-            or (node.op_type in through and self._is_quantized(node.output[0]))
-            for node in readers
+    def _ends_in_eight(self, name: str) -> bool:
+        """Say whether a tensor holds one-byte integers, or is read as those only."""
+        readers, through = self.consumers.get(name, []), _VIEWS | _ACTIVATIONS
+        return (
+            self._is_eight(name)
+            or bool(readers)
+            and all(
+                node.op_type == _QUANTIZE
+                or (node.op_type in through and self._ends_in_eight(node.output[0]))
+                for node in readers
+            )
         )
 
     def _is_eight(self, name: str) -> bool:
@@ -321,6 +275,8 @@ class _Walk:
             read_bytes=sum(self.buffer_bytes[root] for root in reads),
             write_bytes=sum(self.buffer_bytes[root] for root in writes),
             output_elements=sum(math.prod(self._tensor(name)[0]) for name in written),
+            kind=node.op_type,
+            **self._form(node),
         )
 
     def _stored_bytes(self, node: NodeProto) -> int:
@@ -328,6 +284,19 @@ class _Walk:
         if node.op_type == "Gather" and node.input[0] in self.constants:
             return _bytes(*self._tensor(node.output[0]))
         return sum(self.constants.get(name, 0) for name in set(node.input) - {""})
+
+    def _form(self, node: NodeProto) -> dict[str, Any]:
+        """Return how the weights of a product are stored, its steps, and its channels."""
+        kind = node.op_type
+        if kind not in _WEIGHT_AT:
+            return {}
+        stored = node.input[_WEIGHT_AT[kind]]
+        data = self._tensor(node.input[0])[0]
+        out, group = self._tensor(node.output[0])[0], _attribute(node, "group", 1)
+        channels = (data[1] // group, out[1]) if kind in _CONV else (data[-1], out[-1])
+        bits = (8 if self._is_eight(stored) else 32) if stored in self.constants else 0
+        return {"weight_bits": bits, "steps": data[0] if kind in _RECURRENT else 1,
+                "channels": channels}  # fmt: skip
 
     def _macs(self, node: NodeProto) -> int:
         kind = node.op_type

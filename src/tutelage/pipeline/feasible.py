@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tutelage.devices import load_device
+from tutelage.errors import InfeasibleError
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
@@ -19,10 +20,10 @@ from tutelage.pipeline.teaching import open_teacher
 from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
 from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
-from tutelage.plan.refusal import shortfall
+from tutelage.plan.refusal import advice, amount, name_of, shortfall
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
-from tutelage.records import Limit
+from tutelage.records import Limit, WouldDo
 from tutelage.students.spec import StudentSpec
 
 
@@ -75,6 +76,22 @@ def plan_recipe(
         "would_do": would_do,
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def raise_if_infeasible(answer: dict[str, Any]) -> None:
+    """Raise `InfeasibleError` where no candidate fits, naming what the first one misses."""
+    if answer["status"] != "infeasible":
+        return
+    parts = []
+    for row in answer["budget"]:
+        if row["hard"] and not row["met"]:
+            limit = Limit(metric=row["metric"], value=row["limit"])
+            parts.append(
+                f"{name_of(limit)} is limited to {amount(limit, row['limit'])} and "
+                f"'{answer['candidates'][0]['name']}' needs {amount(limit, row['value'])}"
+            )
+    said = advice(WouldDo.from_json(answer["would_do"]))
+    raise InfeasibleError(f"no student fits {answer['device']}: {'; '.join(parts)}. {said}")
 
 
 def _rows(

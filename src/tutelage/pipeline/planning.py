@@ -73,7 +73,7 @@ def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit
     given = {limit.metric for limit in limits}
     limits += [limit for limit in device_limits(device) if limit.metric not in given]
     counted = device.name == HOST and read_rapl(POWERCAP) is not None
-    estimated = device.active_power_w is not None and bool(device.throughput)
+    estimated = device.active_power_w is not None and bool(device.throughput or device.calibration)
     if "energy_j" in given and not (counted or estimated):
         raise RecipeError(
             f"budget.energy: device '{device.name}' has no power figure, so energy can be neither "

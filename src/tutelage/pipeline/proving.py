@@ -129,7 +129,7 @@ def _proof(
         "device": {"name": device.name, "title": device.title},
         "chosen": chosen.artifact.path,
         "verdicts": [v.to_json() for v in chosen.verdicts],
-        "would_do": _would_do(chosen, limits, device, run) if hard_misses else None,
+        "would_do": _would_do(chosen, material, limits, device, run) if hard_misses else None,
         "figures": {
             "teacher": [f.to_json() for f in teacher],
             "student": [
@@ -154,11 +154,13 @@ def _proof(
 
 
 def _would_do(
-    chosen: Weighed, limits: tuple[Limit, ...], device: Device, run: Run
+    chosen: Weighed, material: Material, limits: tuple[Limit, ...], device: Device, run: Run
 ) -> dict[str, Any]:
     artifact = chosen.artifact
     path = run.file(artifact.path)
-    found = what_would_do([path], chosen.verdicts, limits, device, artifact.precision)
+    found = what_would_do(
+        [path], chosen.verdicts, limits, device, artifact.precision, beside=material.beside
+    )
     return found.to_json()
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tutelage.errors import TeacherError
@@ -32,6 +34,8 @@ from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import LiveSignals, SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered
+
+_ABOVE_CHANCE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,11 +230,7 @@ def _fill(
                 classes,
                 [named[i] for i in sorted(named)] or None,
             )
-            if figure.value < 2 / len(classes):
-                suspicions.append(
-                    f"it is right on {figure.value:.0%} of validation, hardly better than "
-                    "guessing: its normalisation may differ (teacher.mean, teacher.std)"
-                )
+            suspicions += suspicion(figure.value, labels)
         lost = pruning_loss(
             recipe, material, teacher, held.decision, progress, trust_code=trust_code
         )
@@ -262,6 +262,21 @@ def _fill(
     return Taught(
         teacher=teacher, train=live if material.live else train, validation=validation
     )  # fmt: skip
+
+
+def suspicion(right: float, labels: Int[np.ndarray, " n"]) -> list[str]:
+    """Return the remark on a teacher that is right on the share `right` of `labels`, if any.
+
+    Chance is the share of the commonest label. A teacher is remarked on below a tenth of the way
+    from there to all right.
+    """
+    chance = float(np.bincount(labels).max() / len(labels))
+    if right >= chance + _ABOVE_CHANCE * (1 - chance):
+        return []
+    return [
+        f"it is right on {right:.0%} of validation, hardly better than guessing (the commonest "
+        f"class is {chance:.0%} of it): its normalisation may differ (teacher.mean, teacher.std)"
+    ]
 
 
 def _named(figure: Measurement, name: str) -> dict[str, Any]:

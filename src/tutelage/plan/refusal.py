@@ -19,7 +19,7 @@ from tutelage.errors import InfeasibleError
 from tutelage.measure.costs import graph_figures
 from tutelage.plan.candidate import Candidate
 from tutelage.plan.costs import Costing, as_shipped
-from tutelage.records import Limit, Shortfall, Verdict, WouldDo
+from tutelage.records import Limit, Shortfall, SideFile, Verdict, WouldDo
 from tutelage.units import format_quantity
 
 _UNITS = {"latency_s": "s", "ram_bytes": "B", "storage_bytes": "B", "energy_j": "J"}
@@ -45,7 +45,10 @@ def shortfall(
     )
     with ExitStack() as stack:
         paths = [stack.enter_context(as_shipped(network, costing)) for network in networks]
-        found = what_would_do(paths, verdicts, costing.limits, costing.device, costing.precision)
+        found = what_would_do(
+            paths, verdicts, costing.limits, costing.device, costing.precision,
+            beside=costing.beside,
+        )  # fmt: skip
     return Shortfall(parameters=nearest.parameters, verdicts=verdicts, would_do=found)
 
 
@@ -66,11 +69,11 @@ def infeasible(found: Shortfall, device: Device, *, given: bool) -> InfeasibleEr
 
 def what_would_do(
     paths: Sequence[Path], verdicts: Sequence[Verdict], limits: Sequence[Limit], device: Device,
-    precision: str,
+    precision: str, *, beside: Sequence[SideFile],
 ) -> WouldDo:  # fmt: skip
     """Return the known device that an exported file would fit, and the limits that this one keeps.
 
-    `verdicts` are those of the nearest file on `device`.
+    `verdicts` are those of the nearest file on `device`; the files `beside` it take storage too.
     """
     missed = [v for v in verdicts if v.limit.hard and not v.met]
     asked = [x for x in limits if x.hard and not _own(x, device)]
@@ -80,7 +83,7 @@ def what_would_do(
             (
                 other.name
                 for other in _others(device)
-                if precision in other.precisions and _fits_one(paths, other, asked)
+                if precision in other.precisions and _fits_one(paths, beside, other, asked)
             ),
             None,
         )
@@ -127,11 +130,13 @@ def _others(device: Device) -> list[Device]:
     return sorted(known, key=lambda d: (d.limits.free("ram_bytes"), d.limits.free("storage_bytes")))
 
 
-def _fits_one(paths: Sequence[Path], device: Device, asked: Sequence[Limit]) -> bool:
+def _fits_one(
+    paths: Sequence[Path], beside: Sequence[SideFile], device: Device, asked: Sequence[Limit]
+) -> bool:
     """Say whether a file keeps the device's own limits and what is asked, but for accuracy."""
     wanted = [x for x in asked if x.metric != "accuracy"] + list(device_limits(device))
     for path in paths:
-        values = {figure.name: figure.value for figure in graph_figures(path, device)}
+        values = {f.name: f.value for f in graph_figures(path, device, beside=beside)}
         if all(x.met_by(values.get(x.metric, math.nan)) for x in wanted):
             return True
     return False

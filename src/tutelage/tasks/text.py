@@ -22,15 +22,9 @@ from tutelage.progress import Progress, Silent
 from tutelage.tasks import TASKS
 from tutelage.tasks.augment import hash_keys
 from tutelage.tasks.text_encoding import encode_starts
-from tutelage.tasks.text_files import (
-    ABSENT,
-    Findings,
-    TextParts,
-    TextSource,
-    class_numbers,
-    find_texts,
-)
+from tutelage.tasks.text_files import ABSENT, Findings, TextParts, TextSource, find_texts
 from tutelage.tasks.text_given import given_texts
+from tutelage.tasks.text_labels import class_numbers
 from tutelage.tasks.text_reading import as_texts, in_few_tokens, read_rows, taught_parts
 from tutelage.tasks.text_split import ReadTexts, TextPart, split_texts
 from tutelage.tasks.text_vocabulary import (

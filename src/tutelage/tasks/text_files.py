@@ -12,14 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from jaxtyping import Int
-
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
-from tutelage.tasks.images_base import as_labels, split_name
+from tutelage.tasks.images_base import split_name
 from tutelage.tasks.series_base import one_line as _line
-from tutelage.tasks.several import refuse_joined, several_labels
+from tutelage.tasks.several import several_labels
 
 LONGEST_TEXT = 100_000  # characters; what lies beyond is cut
 _LONGEST_LINE = 1 << 26  # characters of one cell, bytes of one line of JSON
@@ -27,11 +24,11 @@ _MOST_EMPTY = 0.01
 _AT_ONCE = 256
 _TEXT_COLUMNS = ("text", "sentence", "content", "body", "review", "message")
 _LABEL_COLUMNS = ("label", "class", "category", "target")
-_FORMS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-          ".parquet": "parquet", ".pq": "parquet"}  # fmt: skip
+_FORMS = {
+    ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+    ".pq": "parquet",
+}  # fmt: skip
 ABSENT = object()  # the label of a row where no column holds labels
-_WHOLE = re.compile(r"-?\d{1,18}(\.0*)?")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,33 +354,8 @@ def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> DataError:
     )
 
 
-# --- labels ----------------------------------------------------------------------------------
-
-
-def class_numbers(
-    found: list[Any], codes: Int[np.ndarray, " n"], source: TextSource
-) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
-    """Return class numbers and names, where example `i` has the label `found[codes[i]]`.
-
-    Whole numbers, also as words, are counted from 0 or 1; names are sorted. Names that a Parquet
-    file declares for its numbers are used. Raises `DataError` for labels that are no classes.
-    """
-    words = [str(label).lower() if isinstance(label, bool) else str(label) for label in found]
-    if all(map(_WHOLE.fullmatch, words)):
-        numbers = np.array([int(word.split(".")[0]) for word in words], np.int64)
-        return as_labels(numbers[codes], _declared(source), source.name)
-    if all(map(_NUMBER.fullmatch, words)):
-        word = next(word for word in words if not _WHOLE.fullmatch(word))
-        raise DataError(
-            f"{source.name}: label {word} is a fraction and so no class: give whole numbers or "
-            "names (data.label_column)"
-        )
-    refuse_joined(words, lambda i: f"{source.name}: text {int(np.argmax(codes == i))}")
-    numbers, names = as_labels(np.array(words), None, source.name)
-    return numbers[codes], names
-
-
-def _declared(source: TextSource) -> tuple[str, ...] | None:
+def declared(source: TextSource) -> tuple[str, ...] | None:
+    """Return the names that a Parquet file declares for the numbers of its classes, if it does."""
     if source.form != "parquet":
         return None
     pa, pq = _pyarrow()
