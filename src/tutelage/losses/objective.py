@@ -32,6 +32,7 @@ import tutelage.losses.features
 import tutelage.losses.tokens  # noqa: F401 (all register their losses)
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.losses.base import LOSSES, Loss, Reads
+from tutelage.losses.cut import labelled_only, selected
 from tutelage.types import Reading
 
 Pairs = tuple[tuple[int, int], ...]
@@ -158,14 +159,14 @@ class Objective(nn.Module):
                 _check_given(entry, student, teacher, labels)
             if mask is not None:
                 # Cut out, not zeroed: relations between examples must not see the masked ones.
-                student = _selected(student, mask)
-                teacher = None if teacher is None else _selected(teacher, mask)
+                student = selected(student, mask)
+                teacher = None if teacher is None else selected(teacher, mask)
                 labels = None if labels is None else labels[mask.to(labels.device)]
             if student.decision.shape[0] == 0:
                 zero = student.decision.float().sum()
                 parts = {term.name: torch.zeros_like(zero).detach() for term in self.terms}
                 return ObjectiveValue(total=zero, parts=parts)
-            every, labelled = (student, teacher, labels), _labelled(student, teacher, labels)
+            every, labelled = (student, teacher, labels), labelled_only(student, teacher, labels)
             read = [labelled if reads_labels(entry) else every for entry in self.losses]
             values = torch.stack([self._value(i, *given) for i, given in enumerate(read)])
             if all(len(given[0].decision) for given in read):
@@ -340,25 +341,6 @@ def _check_classes(student: Reading, teacher: Reading) -> None:
             f"the student decides among {mine} classes but the teacher among {theirs}: "
             "give the student the teacher's classes, in the same order"
         )
-
-
-def _labelled(
-    student: Reading, teacher: Reading | None, labels: Tensor | None
-) -> tuple[Reading, Reading | None, Tensor | None]:
-    """Cut to the examples that have a label, and put labels beside the student's decision."""
-    if labels is None:
-        return student, teacher, None
-    device = student.decision.device
-    known = labels >= 0
-    if labels.is_floating_point() or bool(known.all()):  # values have no number for 'none'
-        return student, teacher, labels.to(device)
-    mask = known.to(device)
-    cut = None if teacher is None else _selected(teacher, mask)
-    return _selected(student, mask), cut, labels[known].to(device)
-
-
-def _selected(reading: Reading, mask: Tensor) -> Reading:
-    return reading.changed(lambda x: x[mask] if x.numel() else x)
 
 
 def _calls(
