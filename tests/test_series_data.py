@@ -17,7 +17,8 @@ from tutelage.tasks.series import arrange, load, take_out
 from tutelage.tasks.series_augment import (
     NO_SERIES_AUGMENT,
 )
-from tutelage.tasks.series_base import SeriesOptions, check_ascending, make_series
+from tutelage.tasks.series_base import SeriesOptions, make_series
+from tutelage.tasks.series_cells import check_ascending
 from tutelage.tasks.series_files import read_series
 
 NAN = np.nan

@@ -21,13 +21,7 @@ from tutelage.tasks.series_augment import (
     augment_series,
     fitted,
 )
-from tutelage.tasks.series_base import (
-    Series,
-    SeriesOptions,
-    SeriesParts,
-    content_keys,
-    make_series,
-)
+from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys, make_series
 from tutelage.tasks.series_files import read_series
 from tutelage.tasks.splits import overlap, renumbered, set_aside
 from tutelage.tasks.unlabelled import (

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from tutelage.errors import DataError
+from tutelage.tasks.series_cells import MISSING, one_line
 from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
 
-MISSING = frozenset({"", "?", "nan", "na", "n/a", "null", "none"})
 _MOST_VALUES = 1 << 31
 _X_KEYS = ("x", "X", "series", "data", "values")
 _Y_KEYS = ("y", "Y", "labels", "label", "target", "targets")
@@ -296,66 +294,6 @@ def _ordered(names: set[str], source: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
-def as_numbers(cells: Sequence[Any], where: str) -> Float[np.ndarray, " t"]:
-    """Return cells as numbers, NaN where they are missing; raises `DataError` for other text."""
-    try:
-        return np.array(cells, np.float64)
-    except (ValueError, TypeError):
-        return np.array([as_number(cell, where) for cell in cells], np.float64)
-
-
-def as_number(cell: Any, where: str) -> float:
-    """Return one cell as a number; see `as_numbers`."""
-    if cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING):
-        return float("nan")
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: '{str(cell).strip()[:40]}' is not a number: correct it, or write ? where "
-            "the value is missing"
-        ) from None
-
-
-def check_ascending(times: Sequence[Any], where: str) -> None:
-    """Raise `DataError` unless every time, a number or an ISO date, is later than the last."""
-    moments = [_moment(time, where) for time in times]
-    for i in range(1, len(moments)):
-        if not moments[i] > moments[i - 1]:
-            raise DataError(
-                f"{where}: timestamp {times[i]} does not come after {times[i - 1]}: "
-                "sort the series by time"
-            )
-
-
-def _moment(time: Any, where: str) -> float:
-    try:
-        return int(time) if isinstance(time, int) else int(str(time).strip())  # nanoseconds fit
-    except ValueError:
-        pass
-    try:
-        value = float(time)
-    except (TypeError, ValueError):
-        value = _date(time)
-    if not math.isfinite(value):
-        raise DataError(
-            f"{where}: timestamp '{time}' is neither a number nor a date like 2024-01-31 12:00:00: "
-            "correct it"
-        )
-    return value
-
-
-def _date(time: Any) -> float:
-    try:
-        date = time if isinstance(time, datetime) else datetime.fromisoformat(str(time).strip())
-    except ValueError:
-        return math.nan
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    since = date - datetime(1970, 1, 1, tzinfo=UTC)
-    return since / timedelta(microseconds=1)
-
-
 def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
     """Read a NumPy archive: `x` `[n, t]` or `[n, c, t]` and `y`, or `x_train`, `y_train`, ..."""
     arrays = _npz_arrays(path)
@@ -396,8 +334,3 @@ def _npz_part(
     if arrays[x].ndim == 0:
         raise DataError(f"{path}: {x} is a single number: save series as [n, channels, steps]")
     return make_series(arrays[x], None if y is None else arrays[y], source=f"{path}:{x}")
-
-
-def one_line(error: BaseException) -> str:
-    """Return what a foreign error says, on one line of at most 160 characters."""
-    return " ".join(str(error).split())[:160]

@@ -15,18 +15,14 @@ from tutelage.tasks.images_base import split_name
 from tutelage.tasks.series_base import (
     SeriesOptions,
     SeriesParts,
-    as_numbers,
-    check_ascending,
     gather_parts,
     make_series,
-    one_line,
     read_npz,
 )
+from tutelage.tasks.series_cells import one_line, plain, stamped
 from tutelage.tasks.series_tables import read_csv, read_parquet
 from tutelage.tasks.several import parts_among, several_labels
 
-_STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
-_STAMPED_LINE = re.compile(r"\s*\([^()]*\)(\s*,\s*\([^()]*\))*\s*")
 _OUTSIDE = re.compile(r":(?![^(]*\))")
 
 
@@ -202,11 +198,11 @@ def _count(values: list[str], word: str, where: str) -> int:
 
 def _ts_series(held: _Header, line: str, number: int) -> None:
     where = f"{held.path}, line {number}"
-    stamped = "(" in line
-    dimensions = _OUTSIDE.split(line) if stamped else line.split(":")
+    timed = "(" in line
+    dimensions = _OUTSIDE.split(line) if timed else line.split(":")
     if held.classes:
         held.labels.append(_ts_label(held, dimensions, where))
-    parse = _stamped if stamped else _plain
+    parse = stamped if timed else plain
     rows = [parse(part, where) for part in dimensions]
     item = np.full((len(rows), max(map(len, rows))), np.nan)
     for row, values in zip(item, rows, strict=True):
@@ -228,20 +224,6 @@ def _ts_label(held: _Header, parts: list[str], where: str) -> str:
             "classes of the header: correct either"
         )
     return label.strip()
-
-
-def _plain(part: str, where: str) -> np.ndarray:
-    return as_numbers(part.split(","), where)
-
-
-def _stamped(part: str, where: str) -> np.ndarray:
-    if not _STAMPED_LINE.fullmatch(part):
-        raise DataError(f"{where}: '{part.strip()[:30]}' is not of the form (time,value),...")
-    pairs = _STAMPED.findall(part)
-    if len(pairs) != part.count("("):
-        raise DataError(f"{where}: a pair in brackets is not of the form (time,value): correct it")
-    check_ascending([time for time, _ in pairs], where)
-    return as_numbers([value for _, value in pairs], where)
 
 
 def _ts_agrees(held: _Header) -> None:

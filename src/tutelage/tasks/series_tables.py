@@ -12,13 +12,16 @@ import numpy as np
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
 from tutelage.tasks.series_base import (
-    MISSING,
     Series,
     SeriesOptions,
     SeriesParts,
+    make_series,
+)
+from tutelage.tasks.series_cells import (
+    MISSING,
     as_number,
     check_ascending,
-    make_series,
+    is_text,
     one_line,
 )
 from tutelage.tasks.several import refuse_lists
@@ -35,7 +38,7 @@ def read_csv(path: Path, options: SeriesOptions) -> SeriesParts:
             rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a readable CSV ({one_line(error)})") from None
-    if header and not any(map(_is_text, header)):
+    if header and not any(map(is_text, header)):
         raise DataError(f"{path}: its first line is all numbers: add a header that names columns")
     for number, row in rows:
         if len(row) != len(header):
@@ -154,20 +157,10 @@ def _label(
     if "x" in by_name:  # beside an x, y is an axis
         by_name.pop("y", None)
     found = [by_name[usual] for usual in _LABEL_COLUMNS if usual in by_name]
-    found += [column for column in reversed(free) if any(map(_is_text, table[column]))]
+    found += [column for column in reversed(free) if any(map(is_text, table[column]))]
     if not found and not options.bare:
         raise DataError(
             f"{path} has no column of labels: name it with data.label_column (none, if there is "
             "none)"
         )
     return found[0] if found else None
-
-
-def _is_text(cell: Any) -> bool:
-    if not isinstance(cell, str) or cell.strip().lower() in MISSING:
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return True
-    return False

@@ -15,7 +15,7 @@ from typing import IO, Any
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
 from tutelage.tasks.images_base import split_name
-from tutelage.tasks.series_base import one_line as _line
+from tutelage.tasks.series_cells import one_line as _line
 from tutelage.tasks.several import several_labels
 
 LONGEST_TEXT = 100_000  # characters; what lies beyond is cut
