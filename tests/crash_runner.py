@@ -4,7 +4,8 @@ Started by test_resume.py: one JSON object a line comes in on stdin, one goes ou
 names `recipe`, `run` and at most one fault, and may set the clock's notes:
 
 - `die`: exit at once just before (`when: before`) or after the n-th file is put in its place;
-- `kill`: a signal (`signal`, else SIGKILL) after so many seconds;
+- `interrupt`: the same with Ctrl-C;
+- `kill`: SIGKILL after so many seconds;
 - `note_s`: the seconds between two notes of the time; without it none is taken while a stage works;
 - `full`: the n-th call of `call` (`replace`, `fsync`, `open`) inside the run finds the disk full.
 """
@@ -42,7 +43,8 @@ counted = {"replace": 0, "fsync": 0, "open": 0}
 
 def watch(job: dict[str, Any]) -> None:
     """Count what is done to files of the run, and let the fault happen."""
-    run, fault = str(job["run"]), job.get("full") or job.get("die") or {}
+    run = str(job["run"])
+    fault: dict[str, Any] = next((job[f] for f in ("full", "die", "interrupt") if f in job), {})
 
     def wrapped(name: str, original: Callable[..., Any], inside: Callable[..., bool]) -> Any:
         def call(*args: Any, **options: Any) -> Any:
@@ -53,10 +55,10 @@ def watch(job: dict[str, Any]) -> None:
             if now and "full" in job:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if now and fault["when"] == "before":
-                os._exit(137)
+                end(job)
             result = original(*args, **options)
-            if now:
-                os._exit(137)
+            if now and fault["when"] == "after":
+                end(job)
             return result
 
         return call
@@ -70,6 +72,12 @@ def watch(job: dict[str, Any]) -> None:
     os.replace = wrapped("replace", os.replace, target)
     os.fsync = wrapped("fsync", os.fsync, lambda handle: True)
     io.open = builtins.open = wrapped("open", open, written)
+
+
+def end(job: dict[str, Any]) -> None:
+    if "die" in job:
+        os._exit(137)
+    signal.raise_signal(signal.SIGINT)
 
 
 def child(job: dict[str, Any], answer: Path) -> None:
@@ -101,7 +109,7 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
         os._exit(99)
     if "kill" in job:
         time.sleep(job["kill"])
-        os.kill(process, signal.Signals[job.get("signal", "SIGKILL")])
+        os.kill(process, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     text = Path(name).read_text()
     os.unlink(name)

@@ -17,6 +17,7 @@ import pytest
 from text_samples import (
     WORDS,
     WRITERS,
+    inputs,
     read,
     refused,
     some_labels,
@@ -44,14 +45,6 @@ def model(tmp_path):
 
 def shipped(data):
     return Tokenizer.from_buffer(TASK.beside(data)["tokenizer.json"])
-
-
-def inputs(examples, view=0, seed=0, index=None, erase=0.0):
-    index = np.arange(len(examples)) if index is None else np.asarray(index)
-    return TASK.batch(
-        examples, index, view=view, seed=seed, normalisation=TASK.normalisation(examples),
-        augment=TASK.augment(examples, SimpleNamespace(erase=erase)),
-    ).inputs.numpy()  # fmt: skip
 
 
 # --- readers ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from test_text_data import (
+from text_samples import (
     KINDS,
     WORDS,
     inputs,

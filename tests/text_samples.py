@@ -5,13 +5,16 @@
 import csv
 import json
 import random
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tutelage.errors import TutelageError
+from tutelage.tasks import find_task
 from tutelage.tasks.text_files import Findings, find_texts, rows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -124,3 +127,12 @@ def refused(text, call, *args, **kwargs):
     message = str(caught.value)
     assert "\n" not in message and text in message, message
     return message
+
+
+def inputs(examples, view=0, seed=0, index=None, erase=0.0):
+    index = np.arange(len(examples)) if index is None else np.asarray(index)
+    task = find_task("text")
+    return task.batch(
+        examples, index, view=view, seed=seed, normalisation=task.normalisation(examples),
+        augment=task.augment(examples, SimpleNamespace(erase=erase)),
+    ).inputs.numpy()  # fmt: skip
