@@ -97,7 +97,7 @@ def test_texts(tmp_path: Path, model: Path, name: str) -> None:
 def test_a_label_column_that_is_missing(tmp_path: Path, model: Path) -> None:
     (tmp_path / "t.csv").write_text(csv_text(mail_rows(), "text,kind"))
     said = text_run(tmp_path, model, "t.csv")
-    refused(said, 2, "no column of labels among text, kind", "data.label_column")
+    refused(said, 2, "t.csv has none", "the column of labels in data.label_column")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32-be"])

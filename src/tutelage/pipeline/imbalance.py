@@ -14,7 +14,7 @@ def class_weights(recipe: Recipe, material: Material) -> tuple[float, ...] | Non
     labels = material.data.train.labels
     if not recipe.distill.balance_classes or labels is None:
         return None
-    return inverse_frequency(np.bincount(labels, minlength=len(material.classes)))
+    return inverse_frequency(np.bincount(labels[labels >= 0], minlength=len(material.classes)))
 
 
 def inverse_frequency(counts: Int[np.ndarray, " classes"]) -> tuple[float, ...]:

@@ -62,7 +62,7 @@ def rare_classes(
     """
     if labels is None:
         return ()
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     rare, common = int(counts.argmin()), int(counts.argmax())
     if counts[rare] >= _RARE * counts[common]:
         return ()
