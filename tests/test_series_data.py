@@ -24,7 +24,8 @@ from tutelage.tasks.series_augment import (
     augment_series,
     fitted,
 )
-from tutelage.tasks.series_base import SeriesOptions, check_ascending, make_series
+from tutelage.tasks.series_base import SeriesOptions, make_series
+from tutelage.tasks.series_cells import check_ascending
 from tutelage.tasks.series_files import read_series
 
 NAN = np.nan
@@ -179,14 +180,14 @@ def test_long_table(tmp_path):
         ("2.5", "inf", "the series of line 10 is infinite"),
         ("2.5", "1e39", "beyond single precision, at step 0 of channel 0"),
         ("4:a\n1", "4:c\n1", "line 8: label 'c' is not one of the 2 classes"),
-        ("0,4:a", "0,4", "line 10 does not end in ':' and a class"),
+        ("0,4:a", "0,4", "line 10 does not end in ':' and one label"),
         ("0,4:a", "0,4,5:a", "has 5 steps where the header says 4"),
         ("0,4:a", "0,4:1,2,3,4:a", "has 2 channels where the header says 1"),
         ("@data\n", "", "line 7: series begin before a line '@data'"),
         ("@classLabel true b a\n", "", "has no labels"),
-        ("@classLabel true b a", "@classLabel false", "there are no labels"),
+        ("@classLabel true b a", "@classLabel false", "has no labels"),
         ("@classLabel true b a", "@classLabel true", "names no classes"),
-        ("@classLabel true b a", "@targetLabel true", "regression, which is not supported yet"),
+        ("@classLabel true b a", "@targetLabel true", "line 8 has the label 'a', which is"),
         ("@univariate true", "@univariate yes", "line 3: @univariate must say true or false"),
         ("@classLabel true b a", "@", "has no labels"),
         ("@seriesLength 4", "@seriesLength four", "line 5: @seriesLength needs a whole number"),
@@ -225,7 +226,7 @@ def test_empty_and_foreign_files_are_refused(tmp_path):
         ("a,b,c\n1,2,3\n", "has no column of labels"),
         (",a,label\n0,1,u\n", "or one has none"),
         ("a,a,label\n0,1,u\n", "two columns have the same name"),
-        ("a,b,label\n1,2,0.25\n3,4,0.5\n", "regression is not supported yet"),
+        ("a,b,label\n1,2,0.25\n3,4,0.5\n", "write data.target: values"),
         ("a,b,label\n1,2,u\n3,4,\n", "line 3 has no label"),
         ("a,label\n1,u\n", "series of 1 steps"),
         ("label\nu\n", "no columns of values"),
@@ -242,7 +243,7 @@ def test_bad_arrays_are_refused(tmp_path):
         ({"x": x}, "has no labels"),
         ({"y": y}, "name the series x"),
         ({"x": x, "y": y[:5]}, "6 series but 5 labels"),
-        ({"x": x, "y": y + 0.5}, "regression is not supported yet"),
+        ({"x": x, "y": y + 0.5}, "write data.target: values"),
         ({"x": x, "y": np.eye(6)}, "not one class a series"),
         ({"x": x.astype(str), "y": y}, "are not numbers"),
         ({"x": x[:, :, :, None], "y": y}, "are not series"),

@@ -25,7 +25,9 @@ from tutelage.measure.memory import measure_memory
 from tutelage.pipeline import Result, run_recipe, with_threads
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.feasible import plan_recipe
+from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.learning import distill as _distill
+from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, material_of, read_material
 from tutelage.pipeline.planning import Chosen
 from tutelage.pipeline.teaching import teach
@@ -34,7 +36,7 @@ from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students.spec import load
-from tutelage.tasks import find_task, wilson_interval
+from tutelage.tasks import find_task
 
 Data = str | Path | tuple[np.ndarray, np.ndarray]
 
@@ -112,23 +114,21 @@ def distill(
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if run is None else run
         held = stack.enter_context(Run(Path(folder)))
         material = _material(recipe, data) or read_material(recipe)
+        recipe = with_losses(recipe, material.decides)
         check_recipe(recipe, material)
         taught = teach(recipe, material, held, said, trust_code=trust_code, module=module)
         count = sum(p.numel() for p in student.parameters())
         chosen = Chosen(spec=None, network=student, parameters=count, warm=None)
         learned = _distill(recipe, material, taught, chosen, held, said)
-    result, n = learned.result, material.validation.count
+    result = learned.result
     best = result["history"]["figure"][result["history"]["best_epoch"]]
     return Distilled(
         student=learned.network,
-        validation=Measurement(
-            name="accuracy_validation", value=best, unit="1", kind="measured", n=n,
-            spread=wilson_interval(best, n), where="the network in torch, validation split",
-        ),
+        validation=validation_figure(material, best, "the network in torch, validation split"),
         history=result["history"],
         weights=result["weights"],
         pairing=result["pairing"],
-    )  # fmt: skip
+    )
 
 
 def plan(recipe: Recipe, *, trust_code: bool = False) -> dict[str, Any]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+# What a decision is: one of some classes, or one value.
+Decides = Literal["classes", "values"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Examples as the network sees them; `index` names them in the data set.
 
-    `labels` is None for data without labels. `view` is the augmentation view they were drawn from.
+    `labels` is None for data without labels; class numbers, or values in units of the training
+    labels' spread about their mean. `view` is the augmentation view they were drawn from.
     """
 
     inputs: Float[Tensor, "batch ..."]
-    labels: Int[Tensor, " batch"] | None
+    labels: Int[Tensor, " batch"] | Float[Tensor, " batch"] | None
     index: Int[Tensor, " batch"]
     view: int = 0
 
@@ -34,9 +39,9 @@ class Tap:
 class Reading:
     """What one network says about a batch: its decision and what its taps read.
 
-    `decision`: logits. `trajectory`: logits at each tap, through lenses (teacher) or branches
-    (student). `features`: per tap, pooled over space. `maps`: per tap, the spatial energy map
-    (mean square over channels, at most 8 x 8), for attention transfer.
+    `decision`: logits, or one value. `trajectory`: the same at each tap, through lenses (teacher)
+    or branches (student). `features`: per tap, pooled over space. `maps`: per tap, the spatial
+    energy map (mean square over channels, at most 8 x 8), for attention transfer.
     """
 
     decision: Float[Tensor, "batch classes"]

@@ -26,10 +26,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 import tutelage.losses.decision
-import tutelage.losses.features  # noqa: F401 (both register their losses)
+import tutelage.losses.features
+import tutelage.losses.values  # noqa: F401 (all three register their losses)
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.losses.base import LOSSES, Loss, Reads
-from tutelage.types import Reading
+from tutelage.types import Decides, Reading
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -131,7 +132,7 @@ class Objective(nn.Module):
         self,
         student: Reading,
         teacher: Reading | None,
-        labels: Int[Tensor, " batch"] | None,
+        labels: Int[Tensor, " batch"] | Float[Tensor, " batch"] | None,
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> ObjectiveValue:
         """Return the total over the examples where `mask` is true; 0 when there is none.
@@ -189,10 +190,17 @@ class Objective(nn.Module):
         return torch.where(self.automatic, self.share * self._reference_weight * ratio, self.fixed)
 
 
-def check_terms(terms: tuple[Term, ...]) -> None:
-    """Raise `RecipeError` on a wrong name, option or weight, before anything is built."""
+def check_terms(terms: tuple[Term, ...], decides: Decides = "classes") -> None:
+    """Raise `RecipeError` on a wrong name, option, weight or kind, before anything is built."""
     checked = _checked_terms(terms)
     _reference(checked, tuple(LOSSES[term.name] for term in checked))
+    for term in checked:
+        if LOSSES[term.name].decides not in (decides, "both"):
+            fitting = ", ".join(name for name in LOSSES if LOSSES[name].decides == decides)
+            raise RecipeError(
+                f"loss '{term.name}' is for {LOSSES[term.name].decides}, and the data's labels are "
+                f"{decides}; use some of {fitting}"
+            )
 
 
 def _checked_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:

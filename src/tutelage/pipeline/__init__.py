@@ -17,6 +17,7 @@ from tutelage.files import hash_json, write_atomically
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.learning import distill
+from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import (
     budget_of,
@@ -72,11 +73,13 @@ def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
 
     def metric(who: str) -> dict[str, Any]:
         rows = {row["name"]: row for row in proof["figures"][who]}
-        row = rows.get("accuracy_test") or rows.get("accuracy_validation")
+        name = "r2" if proof["decides"] == "values" else "accuracy"
+        row = rows.get(f"{name}_test") or rows.get(f"{name}_validation")
         if row is None:
             return {"metric": "agreement", "value": None}
-        return {"metric": "accuracy", "value": row["value"], "kind": row["kind"], "n": row["n"],
-                "spread": row["spread"], "where": row["where"]}  # fmt: skip
+        mae = {"mae": rows["mae_test"]["value"]} if name == "r2" else {}
+        return {"metric": name, "value": row["value"], "kind": row["kind"], "n": row["n"],
+                "spread": row["spread"], "where": row["where"], **mae}  # fmt: skip
 
     keys = ("metric", "limit", "value", "kind", "met", "margin", "hard", "source")
     return {
@@ -118,6 +121,7 @@ def run_recipe(
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
         material = material or read_material(recipe)
+        recipe = with_losses(recipe, material.decides)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
         run.stage("data", hash_json(found), lambda: (found, []))

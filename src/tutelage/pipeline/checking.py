@@ -13,11 +13,21 @@ from tutelage.students.spec import StudentSpec
 
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
-    """Raise `RecipeError` for losses, or a fixed student, that could never be used."""
+    """Raise `RecipeError` for losses, limits or a fixed student that could never be used."""
     try:
-        check_terms(terms_of(recipe.distill))
+        check_terms(terms_of(recipe.distill), material.decides)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    if material.decides == "values":
+        for key, given in (
+            ("budget.accuracy", recipe.budget.accuracy),
+            ("teacher.classes", recipe.teacher.classes),
+        ):
+            if given is not None:
+                raise RecipeError(
+                    f"{key}: the labels of {recipe.data.train} are values, not classes; remove the "
+                    "key (R2 and the errors are reported)"
+                )
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
         with torch.random.fork_rng(devices=[]):

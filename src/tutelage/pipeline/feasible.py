@@ -9,6 +9,7 @@ from typing import Any
 from tutelage.devices import load_device
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.fitting import built_in_parameters
+from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
@@ -31,6 +32,7 @@ def plan_recipe(
     started = time.monotonic()
     progress = progress or Silent()
     material, device = read_material(recipe), load_device(recipe.device)
+    recipe = with_losses(recipe, material.decides)
     check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)

@@ -90,7 +90,8 @@ def build_lesson(
         signals=taught.train,
         validation_decision=_held_decision(material, taught),
         taps=paired.taps,
-        classes=len(material.classes),
+        classes=material.outputs,
+        decides=material.decides,
         views=material.views,
         batch=batch_for(recipe, material.train.count),
         seed=recipe.seed,
@@ -123,6 +124,7 @@ def distill(
         if tracker:
             tracker.close()
         result = {
+            "metric": material.metric,
             "spec": _own(network) if chosen.spec is None else chosen.spec.to_json(),
             "parameters": chosen.parameters,
             "epochs": epochs,
@@ -131,7 +133,8 @@ def distill(
             "weights": lesson.objective.weights(),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
         }
-        return result, _save(folder, chosen, network)
+        unit = material.target and {"target": dataclasses.asdict(material.target)}
+        return result, _save(folder, chosen, network, unit)
 
     inputs = hash_json(
         [
@@ -173,7 +176,7 @@ def distill_for_int8(
     )
     with quantization_aware(network):
         unpaired = Paired(taps=(), pairing=None)
-        terms = decision_terms(recipe)
+        terms = decision_terms(recipe, material.decides)
         lesson = build_lesson(recipe, material, taught, network, unpaired, terms)
         trainer = Trainer(
             lesson,
@@ -193,9 +196,9 @@ def _width(tap: Tap) -> int:
     return int(pooled(torch.zeros(1, *tap.shape)).shape[1])
 
 
-def _save(folder: Path, chosen: Chosen, network: nn.Module) -> list[Path]:
+def _save(folder: Path, chosen: Chosen, network: nn.Module, note: Any) -> list[Path]:
     if chosen.spec is not None:
-        return students.save(folder, chosen.spec, network)
+        return students.save(folder, chosen.spec, network, note)
     paths = [folder / "spec.json", folder / "model.safetensors"]
     write_json(paths[0], _own(network))
     write_tensors(paths[1], network.state_dict())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
@@ -13,17 +15,23 @@ from tutelage.files import hash_json
 from tutelage.pipeline.lessons import SMALL
 from tutelage.recipe import Recipe
 from tutelage.tasks import Task, find_task
+from tutelage.tasks.values import Target
 from tutelage.teach.signals import Split
-from tutelage.types import Batch
+from tutelage.types import Batch, Decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """What was read: the task's own data, its splits, how inputs are scaled and varied."""
+    """What was read: the task's own data, its splits, how inputs are scaled and varied.
+
+    Labels are classes, or values; then there are no `classes`, and `target` is the unit in which
+    networks learn.
+    """
 
     task: Task
     data: Any
     classes: tuple[str, ...]
+    target: Target | None
     shape: tuple[int, ...]
     normalisation: Any
     augment: Any
@@ -39,9 +47,30 @@ class Material:
         """Hash of everything that shapes a batch."""
         return hash_json([self.train.content, self.validation.content, self.test.content])
 
+    @property
+    def decides(self) -> Decides:
+        """What a decision is."""
+        return "classes" if self.target is None else "values"
+
+    @property
+    def metric(self) -> str:
+        """The figure by which validation chooses and which heads the summary."""
+        return "accuracy" if self.target is None else "r2"
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network answers with."""
+        return len(self.classes) if self.target is None else 1
+
+    def said(self, decision: Float[np.ndarray, "n k"]) -> np.ndarray:
+        """Return what decisions say: class numbers, or values in the user's unit."""
+        return decision.argmax(1) if self.target is None else self.target.in_unit(decision)
+
     def to_json(self, source: str) -> dict[str, Any]:
         """Return what the report says about the data."""
+        target = {} if self.target is None else {"target": asdict(self.target)}
         return {
+            **target,
             "source": source,
             "task": self.task.name,
             "classes": list(self.classes),
@@ -83,10 +112,11 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
     """Make the splits of data that is already read."""
     normalisation = task.normalisation(data.train)
     augment = task.augment(data.train, recipe.augment)
+    target = Target.fit(data.train.labels) if task.decides(data) == "values" else None
 
     def split(name: str, examples: Any, *, varied: bool) -> Split:
         def batch(index: Tensor, view: int) -> Batch:
-            return task.batch(
+            made = task.batch(
                 examples,
                 index.numpy(),
                 view=view if varied else 0,
@@ -94,8 +124,13 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
                 augment=augment,
                 normalisation=normalisation,
             )
+            if target is None or made.labels is None:
+                return made
+            return replace(made, labels=target.standard(made.labels))
 
         transform = {"normalisation": asdict(normalisation)}
+        if target is not None:
+            transform["target"] = asdict(target)
         if varied:
             transform |= {"augment": asdict(augment), "seed": recipe.seed}
         content = hash_json({"examples": examples.fingerprint, **transform})
@@ -107,11 +142,12 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         task=task,
         data=data,
         classes=tuple(data.train.classes),
+        target=target,
         shape=tuple(task.input_shape(data.train)),
         normalisation=normalisation,
         augment=augment,
         views=_views(recipe, augment, len(data.train)),
-        knobs={**task.knobs(data.train), "classes": len(data.train.classes)},
+        knobs={**task.knobs(data.train), "classes": 1 if target else len(data.train.classes)},
         train=split("train", data.train, varied=True),
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),

@@ -19,6 +19,7 @@ from tutelage.losses import LOSSES
 from tutelage.losses.objective import Objective, Term
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.pipeline.checking import fixed_spec
+from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.lessons import batch_for, epochs_for, schedule_of, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
@@ -30,10 +31,10 @@ from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
-from tutelage.tasks import wilson_interval
 from tutelage.teach.teachers import from_function
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
+from tutelage.types import Decides
 from tutelage.units import format_quantity
 
 _TRIAL_STEPS, _TRIAL_SHARE = 900, 0.15
@@ -82,6 +83,7 @@ def meta_of(recipe: Recipe, material: Material) -> ArtifactMeta:
         classes=material.classes,
         shape=material.shape,
         version=__version__,
+        target=None if material.target is None else dataclasses.asdict(material.target),
         **material.task.meta(material.data, material.normalisation),
     )
 
@@ -162,7 +164,7 @@ def find_candidates(
 
     inputs = hash_json(
         [
-            dataclasses.asdict(costing.meta),
+            costing.meta.to_json(),
             costing.device.model_dump(mode="json"),
             [dataclasses.asdict(x) for x in costing.limits],
             costing.precision,
@@ -232,11 +234,12 @@ def _trial(
         network = candidate.spec.build()
         lesson = Distillation(
             network,
-            Objective(decision_terms(recipe)),
+            Objective(decision_terms(recipe, material.decides)),
             material.train,
             material.validation,
             signals=taught.train,
-            classes=len(material.classes),
+            classes=material.outputs,
+            decides=material.decides,
             views=material.views,
             batch=batch_for(recipe, material.train.count),
             seed=recipe.seed,
@@ -256,11 +259,7 @@ def _trial(
         )
         history = trainer.train()
         write_tensors(path, network.state_dict())
-        value, n = max(history.figure), material.validation.count
-        figure = Measurement(
-            name="accuracy_validation", value=value, unit="1", kind="measured", n=n,
-            spread=wilson_interval(value, n), where=f"after {epochs} short epochs",
-        )  # fmt: skip
+        figure = validation_figure(material, max(history.figure), f"after {epochs} short epochs")
         return figure.to_json(), [path]
 
     inputs = hash_json(
@@ -271,11 +270,12 @@ def _trial(
     return run.stage(f"trial-{key}", inputs, work).result
 
 
-def decision_terms(recipe: Recipe) -> tuple[Term, ...]:
-    """Return the recipe's losses that need no taps; `dist` when all of them do."""
+def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
+    """Return the recipe's losses that need no taps; when all of them do, `dist` or the like."""
     simple = ("labels", "decision", "labelled_decision")
     kept = tuple(t for t in terms_of(recipe.distill) if LOSSES[t.name].reads in simple)
-    return kept or (Term(name="dist", weight=1.0),)
+    usual = "dist" if decides == "classes" else "squared_error"
+    return kept or (Term(name=usual, weight=1.0),)
 
 
 def load_own_student(recipe: Recipe, material: Material, *, trust_code: bool) -> nn.Module | None:
@@ -287,7 +287,7 @@ def load_own_student(recipe: Recipe, material: Material, *, trust_code: bool) ->
         raise StudentError(f"student.source is '{recipe.student.source}'; write file.py:function")
     torch.manual_seed(recipe.seed)
     return from_function(
-        Path(file), name, len(material.classes), trust_code, who="student", error=StudentError
+        Path(file), name, material.outputs, trust_code, who="student", error=StudentError
     )[0]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from tutelage.errors import ExportError
 from tutelage.export.artifact import OnnxModel
 from tutelage.export.onnx_float import export_onnx
-from tutelage.export.parity import parity
+from tutelage.export.parity import Parity, parity
 from tutelage.export.quantize import quantize_within
 from tutelage.files import (
     hash_json,
@@ -32,6 +32,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit
 from tutelage.run import Run
+from tutelage.tasks.values import score
 from tutelage.teach.signals import Split
 from tutelage.train.distill import decisions
 
@@ -66,7 +67,7 @@ def ship(
     inputs = hash_json(
         [
             sha256_file(run.file("student/model.safetensors")),
-            asdict(meta_of(recipe, material)),
+            meta_of(recipe, material).to_json(),
             recipe.export.model_dump(mode="json"),
             material.content,
             recipe.threads,
@@ -97,7 +98,7 @@ def _export_all(
             f"{float_path.name} departs from the network by {close.largest_error:.2g} in a logit; "
             "it computes something torch does not. Simplify the student's forward function"
         )
-    rows = [{"artifact": float_path.name, **asdict(close)}]
+    rows = [_parity_row(material, float_path, close)]
     artifacts = [_artifact(run, float_path, "float32", ())]
     notes: list[str] = []
     run.file(_INT8).unlink(missing_ok=True)  # an earlier student's must not lie beside this one
@@ -113,7 +114,7 @@ def _export_all(
             notes.append(f"int8 was refused and only float32 is left: {error}")
         else:
             notes += remarks
-            rows.append({"artifact": int8.name, **asdict(parity(int8, reference, inputs))})
+            rows.append(_parity_row(material, int8, parity(int8, reference, inputs)))
             artifacts.append(_artifact(run, int8, "int8", tuple(remarks)))
     paths = [run.file(artifact.path) for artifact in artifacts]
     for name, content in material.task.beside(material.data).items():
@@ -144,14 +145,14 @@ def _int8(
         recipe.export.largest_loss,
         most_bytes=most,
     )
-    remarks = []
+    remarks, what = [], "accuracy" if material.decides == "classes" else "R2"
     if outcome.method != "minmax":
         remarks.append(f"int8 ranges were set by {outcome.method}, which lost least")
     if outcome.kept_float:
-        remarks.append(f"left in float to keep accuracy: {', '.join(outcome.kept_float)}")
+        remarks.append(f"left in float to keep {what}: {', '.join(outcome.kept_float)}")
     if outcome.loss <= recipe.export.largest_loss:
         return path, remarks
-    progress.say(f"export: int8 loses {outcome.loss:.3f} of accuracy; teaching on with rounding")
+    progress.say(f"export: int8 loses {outcome.loss:.3f} of {what}; teaching on with rounding")
     retaught = _retaught(recipe, material, taught, network, run, progress)
     again = run.file("artifacts/.retaught-float32.onnx")
     export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
@@ -162,7 +163,7 @@ def _int8(
     if second.loss > recipe.export.largest_loss:
         path.unlink(missing_ok=True)
         raise ExportError(
-            f"int8 loses {second.loss:.3f} of the accuracy on validation, over "
+            f"int8 loses {second.loss:.3f} of the {what} on validation, over "
             f"export.largest_loss ({recipe.export.largest_loss}), after every repair; raise it, or "
             "set export.precision: float32"
         )
@@ -198,22 +199,31 @@ def artifact_decisions(path: Path, split: Split) -> np.ndarray:
 
 
 class _Check:
-    """The accuracy an int8 file loses against float32, on validation."""
+    """The accuracy (R2 of values) an int8 file loses against float32, on validation."""
 
     def __init__(self, material: Material, taught: Taught, float_path: Path) -> None:
-        self.split = material.validation
+        self.material, self.split = material, material.validation
         wanted = material.data.validation.labels
         if wanted is None:
             index = torch.arange(material.validation.count)
-            wanted = taught.validation.read(index, 0).decision.argmax(-1).numpy()
+            wanted = material.said(taught.validation.read(index, 0).decision.numpy())
         self.wanted = wanted
-        self.base = self._right(float_path)
+        self.base = self._score(float_path)
 
     def loss(self, path: Path) -> float:
-        return self.base - self._right(path)
+        return self.base - self._score(path)
 
-    def _right(self, path: Path) -> float:
-        return float((artifact_decisions(path, self.split).argmax(1) == self.wanted).mean())
+    def _score(self, path: Path) -> float:
+        said = self.material.said(artifact_decisions(path, self.split))
+        return score(said, self.wanted, self.material.decides)
+
+
+def _parity_row(material: Material, path: Path, found: Parity) -> dict[str, Any]:
+    """Return what the proof says of parity; of values, the largest error in their own unit."""
+    if material.target is None:
+        return {"artifact": path.name, **asdict(found)}
+    error = found.largest_error * material.target.std
+    return {"artifact": path.name, "n": found.n, "largest_error": error}
 
 
 def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,18 @@ from tutelage.files import hash_json
 from tutelage.losses.objective import Term
 from tutelage.pipeline.class_order import class_order, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
+from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.tasks import accuracy
+from tutelage.tasks.values import Target
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
-from tutelage.teach.torch_teacher import Renormalised, Reordered
+from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ def open_teacher(
     teacher = load_teacher(
         module if module is not None else str(part.source),
         weights=None if part.weights is None else Path(part.weights),
-        classes=len(material.classes),
+        classes=material.outputs,
         image_shape=material.shape,
         example=material.train.batch(torch.arange(2), 0).inputs,
         trust_code=trust_code,
@@ -63,6 +62,9 @@ def open_teacher(
         teacher = Renormalised(teacher, material.normalisation, part.mean, part.std)
     if part.classes is not None:
         teacher = Reordered(teacher, class_order(part.classes, material.classes))
+    if material.target is not None and not part.fit:
+        own = None if module is not None else students.note(str(part.source)).get("target")
+        teacher = Rescaled(teacher, material.target, Target(**own) if own else None)
     return teacher
 
 
@@ -156,21 +158,15 @@ def _fill(
         agreements = [lens.agreement for lens in lenses]
 
     def describe() -> tuple[Any, list[Path]]:
-        labels = material.data.validation.labels
-        figures, suspicions = [], list(teacher.notes)
-        if labels is not None:
-            figure = accuracy(
-                held.decision.argmax(-1).numpy(), labels, where="teacher on validation"
-            )
-            figures.append(_named(figure, "accuracy_validation"))
+        decision, suspicions = held.decision.numpy(), list(teacher.notes)
+        figures = split_figures(material, "validation", decision, "teacher on validation")
+        if figures and material.decides == "classes":
             refuse_other_order(
-                held.decision.argmax(-1).numpy(), labels, material.classes, recipe.teacher.classes
-            )
-            if figure.value < 2 / len(material.classes):
-                suspicions.append(
-                    f"it is right on {figure.value:.0%} of validation, hardly better than "
-                    "guessing: its normalisation may differ (teacher.mean, teacher.std)"
-                )
+                material.said(decision), material.data.validation.labels, material.classes,
+                recipe.teacher.classes,
+            )  # fmt: skip
+        if figures and figures[0].value < _guessing(material):
+            suspicions.append(_no_better(material, figures[0].value))
         lenses = [
             {"tap": tap.path, "agreement": value}
             for tap, value in zip(teacher.taps, agreements, strict=False)
@@ -181,7 +177,7 @@ def _fill(
             "parameters": teacher.parameters,
             "taps": [tap.path for tap in teacher.taps],
             "notes": suspicions,
-            "figures": figures,
+            "figures": [figure.to_json() for figure in figures],
             "lenses": lenses,
             "history": run.manifest["stages"].get("fit", {}).get("result", {}).get("history"),
         }, []
@@ -192,5 +188,19 @@ def _fill(
     return Taught(teacher=teacher, train=train, validation=validation)
 
 
-def _named(figure: Measurement, name: str) -> dict[str, Any]:
-    return dataclasses.replace(figure, name=name).to_json()
+def _guessing(material: Material) -> float:
+    """Return the figure below which the teacher is hardly better than guessing."""
+    return 2 / len(material.classes) if material.decides == "classes" else 0.1
+
+
+def _no_better(material: Material, value: float) -> str:
+    if material.decides == "values":
+        return (
+            f"its R2 on validation is {value:.2f}, hardly better than always saying the mean: it "
+            "must answer in the unit of the labels, and its normalisation may differ "
+            "(teacher.mean, teacher.std)"
+        )
+    return (
+        f"it is right on {value:.0%} of validation, hardly better than guessing: its normalisation "
+        "may differ (teacher.mean, teacher.std)"
+    )

@@ -36,7 +36,10 @@ class CandidateRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """The table, its columns in words, the chart, limits as (name, words, source), the reason."""
+    """The table, its columns in words, the chart, limits as (name, words, source), the reason.
+
+    `metric` is what the trials measured, in words.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[CandidateRow, ...]
@@ -44,6 +47,7 @@ class Candidates:
     limits: tuple[tuple[str, str, str], ...]
     why: str
     space: str
+    metric: str
 
 
 def candidates(plan: dict[str, Any]) -> Candidates | None:
@@ -61,7 +65,14 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
         limits=tuple(_limit(given) for given in plan.get("limits") or []),
         why=str(plan.get("why", "")),
         space=str(plan.get("space", "")),
+        metric=label(_metric(given)),
     )
+
+
+def _metric(given: list[dict[str, Any]]) -> str:
+    """Return what the trials measured, without the split."""
+    names = [str(c["trial"]["name"]) for c in given if c["trial"] is not None]
+    return names[0].removesuffix("_validation") if names else "accuracy"
 
 
 def _row(
@@ -116,5 +127,6 @@ def _chart(
         storage_text=named.get("storage_bytes", ""),
         floor=limits.get("accuracy"),
         floor_text=named.get("accuracy", ""),
+        metric=_metric(given),
         bytes_kind=weakest([f["storage_bytes"].kind for f in figures if "storage_bytes" in f]),
     )

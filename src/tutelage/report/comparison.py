@@ -10,9 +10,15 @@ from tutelage.report.figures import Figure, label, measurement, points, ratio, s
 
 _ORDER = (
     "accuracy_validation",
+    "r2_validation",
+    "mae_validation",
+    "rmse_validation",
     "accuracy_test",
     "macro_f1_test",
     "balanced_accuracy_test",
+    "r2_test",
+    "mae_test",
+    "rmse_test",
     "storage_bytes",
     "parameters",
     "macs",
@@ -84,6 +90,10 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
     if teacher.name.startswith(("accuracy", "macro_f1", "balanced_accuracy")):
         text = f"{points(student.value - teacher.value)} pt"
         return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher, points")
+    if teacher.name.startswith("r2"):
+        change = student.value - teacher.value
+        text = "±0" if abs(change) < 5e-4 else f"{change:+.3f}".replace("-", "−")
+        return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher")
     if not teacher.value > 0 or not student.value > 0:
         return None
     if teacher.value >= student.value:

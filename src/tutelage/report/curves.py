@@ -1,4 +1,4 @@
-"""The learning curves: loss and validation accuracy by epoch."""
+"""The learning curves: loss and validation figure by epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tutelage.report.canvas import (
     log_ticks,
     percent_format,
 )
-from tutelage.report.figures import quantity
+from tutelage.report.figures import headline, quantity
 
 if TYPE_CHECKING:
     import altair as alt
@@ -61,22 +61,29 @@ def loss_chart(series: tuple[Series, ...]) -> Chart:
     return Chart(svg=finish(chart), title=(("Loss by epoch", "measured"),), alt=text)
 
 
-def figure_chart(student: Series, *, teacher: float | None, best: int) -> Chart:
-    """Draw the student's validation accuracy by epoch, with the teacher's as a line."""
+def figure_chart(
+    student: Series, *, teacher: float | None, best: int, metric: str = "accuracy"
+) -> Chart:
+    """Draw the student's validation figure by epoch, with the teacher's as a line.
+
+    R2 may start far below 0: what is lower is drawn at the lower edge.
+    """
     import altair as alt
 
+    lowest = -0.2 if metric == "r2" else 0.0
+    name = f"Validation {headline(metric)}"
     rows = [
-        {"x": e, "y": v, "text": f"epoch {e}: {quantity('accuracy', v, '1')}"}
+        {"x": e, "y": max(v, lowest), "text": f"epoch {e}: {quantity(metric, v, '1')}"}
         for e, v in student.values
     ]
     values = [row["y"] for row in rows] + ([teacher] if teacher is not None else [])
-    low = max(0.0, min(values) - 0.02)
-    y = alt.Y("y:Q", title="Validation accuracy", scale=alt.Scale(domain=[low, 1.0]))
-    y = y.axis(format=percent_format(1.0 - low), tickCount=6)
+    low = max(lowest, min(values) - 0.02)
+    y = alt.Y("y:Q", title=name, scale=alt.Scale(domain=[low, 1.0]))
+    y = y.axis(format=".2f" if metric == "r2" else percent_format(1.0 - low), tickCount=6)
     base = data(rows).encode(x=_epoch_axis(rows), y=y)
     layers: list[alt.Chart] = []
     if teacher is not None:
-        layers += line(teacher, f"teacher {quantity('accuracy', teacher, '1')}", y=y, color=TEACHER)
+        layers += line(teacher, f"teacher {quantity(metric, teacher, '1')}", y=y, color=TEACHER)
     layers.append(base.mark_line(stroke=STUDENT, strokeWidth=2, aria=False))
     dots = base.mark_circle(color=STUDENT, opacity=1, size=22).encode(description="text:N")
     layers.append(dots)
@@ -84,10 +91,10 @@ def figure_chart(student: Series, *, teacher: float | None, best: int) -> Chart:
     marked = next((row for row in rows if row["x"] == best + 1), top)
     ring = data([marked]).mark_point(stroke=STUDENT, size=150, strokeWidth=2, opacity=1)
     layers.append(ring.encode(x=_epoch_axis(rows), y=y, description="text:N"))
-    text = f"Best at epoch {marked['x']}: {quantity('accuracy', marked['y'], '1')}"
+    text = f"Best at epoch {marked['x']}: {quantity(metric, marked['y'], '1')}"
     if teacher is not None:
-        text += f"; the teacher has {quantity('accuracy', teacher, '1')}"
-    title = "Validation accuracy by epoch"
+        text += f"; the teacher has {quantity(metric, teacher, '1')}"
+    title = f"{name} by epoch"
     return Chart(svg=finish(alt.layer(*layers)), title=((title, "measured"),), alt=text)
 
 

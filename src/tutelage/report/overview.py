@@ -80,8 +80,13 @@ def _who(proof: dict[str, Any]) -> Words:
 def _kept(proof: dict[str, Any]) -> Words:
     for data in proof.get("fidelity") or []:
         if data["name"] == "kept":
-            return (" keeps ", show(measurement(data)), " of the teacher’s test accuracy")
+            metric = "R² on the test split" if _valued(proof) else "test accuracy"
+            return (" keeps ", show(measurement(data)), f" of the teacher’s {metric}")
     return (" is measured",)
+
+
+def _valued(proof: dict[str, Any]) -> bool:
+    return proof.get("decides") == "values"
 
 
 def _fits(proof: dict[str, Any]) -> Words:
@@ -127,6 +132,8 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
     device = (proof.get("device") or {}).get("name", "")
     for names, title in (
         (("accuracy_test",), "Test accuracy"),
+        (("r2_test",), "Test R²"),
+        (("mae_test",), "Mean absolute error, test"),
         (("storage_bytes",), "Storage"),
         # The named device's own figure, where its profile has one, before that of this machine.
         (("latency_s", "latency_p50_s"), "Latency"),
@@ -152,7 +159,7 @@ def _note(own: Measurement, other: Measurement | None) -> str:
     if other is None:
         return own.where
     theirs = quantity(other.name, other.value, other.unit)
-    if own.name == "accuracy_test":
+    if own.name in ("accuracy_test", "r2_test", "mae_test"):
         return f"teacher {theirs}"
     if not own.value > 0 or not other.value > own.value:
         return f"teacher {theirs}"
@@ -166,12 +173,19 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
         counts = ", ".join(f"{int(n):,} {split}" for split, n in data["counts"].items())
         shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
         rows.append(("Data", (str(data["source"]),)))
-        rows.append(("Examples", (f"{counts}; each {shape}, {len(data['classes']):,} classes",)))
+        rows.append(("Examples", (f"{counts}; each {shape}, {_labels(data)}",)))
     if teacher:
         rows.append(("Teacher", (str(teacher["source"]),)))
         if teacher.get("parameters") is not None:
             rows.append(("", (made("parameters", teacher["parameters"]), " parameters")))
     return tuple(rows)
+
+
+def _labels(data: dict[str, Any]) -> str:
+    if "target" not in data:
+        return f"{len(data['classes']):,} classes"
+    mean, std = (quantity("value", data["target"][key], "1") for key in ("mean", "std"))
+    return f"one value: mean {mean}, spread {std}"
 
 
 def came_out(distilled: dict[str, Any]) -> Rows:

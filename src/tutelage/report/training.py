@@ -38,24 +38,25 @@ class Training:
 def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | None:
     """Return the section from the stages' results; None when neither has anything to show."""
     history = distilled.get("history") or {}
+    metric = str(distilled.get("metric", "accuracy"))
     found = Training(
-        curves=_curves(history, _teacher_line(teacher)),
+        curves=_curves(history, _teacher_line(teacher, metric), metric),
         losses=_losses(distilled, history),
         facts=_facts(distilled, history),
         pairing=_heat(distilled.get("pairing") or {}),
         pairs=_pairs(distilled.get("pairing") or {}),
         paired_by=str((distilled.get("pairing") or {}).get("by", "")),
-        lenses=_lenses(teacher.get("lenses") or []),
+        lenses=_lenses(teacher.get("lenses") or [], metric),
     )
     return found if distilled or found.lenses else None
 
 
-def _teacher_line(teacher: dict[str, Any]) -> float | None:
+def _teacher_line(teacher: dict[str, Any], metric: str) -> float | None:
     found = [measurement(m) for m in teacher.get("figures") or []]
-    return next((m.value for m in found if m.name == "accuracy_validation"), None)
+    return next((m.value for m in found if m.name == f"{metric}_validation"), None)
 
 
-def _curves(history: dict[str, Any], teacher: float | None) -> tuple[Chart, ...]:
+def _curves(history: dict[str, Any], teacher: float | None, metric: str) -> tuple[Chart, ...]:
     charts = []
     series = [_series("total", history.get("loss") or [])]
     parts = history.get("parts") or []
@@ -67,7 +68,8 @@ def _curves(history: dict[str, Any], teacher: float | None) -> tuple[Chart, ...]
         charts.append(loss_chart(tuple(series)))
     shown = _series("student", history.get("figure") or [])
     if shown.values:
-        charts.append(figure_chart(shown, teacher=teacher, best=history.get("best_epoch", -1)))
+        best = history.get("best_epoch", -1)
+        charts.append(figure_chart(shown, teacher=teacher, best=best, metric=metric))
     return tuple(charts)
 
 
@@ -134,6 +136,6 @@ def _pairs(pairing: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _lenses(given: list[dict[str, Any]]) -> Chart | None:
+def _lenses(given: list[dict[str, Any]], metric: str) -> Chart | None:
     found = tuple((str(lens["tap"]), float(lens["agreement"])) for lens in given)
-    return lens_chart(found) if found else None
+    return lens_chart(found, values=metric == "r2") if found else None

@@ -1,4 +1,4 @@
-"""The `series` task: classes of sensor series. Checks and splits the data, and forms batches."""
+"""The `series` task: classes or values of series. Checks and splits the data, forms batches."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from tutelage.tasks.series_augment import (
 from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys
 from tutelage.tasks.series_files import read_series
 from tutelage.tasks.splits import overlap, renumbered, set_aside
-from tutelage.types import Batch
+from tutelage.tasks.values import check_varied, strata
+from tutelage.types import Batch, Decides
 
 _TEST_SHARE = 0.2
+_MANY_NUMBERS = 10  # so many classes that are numbers may be values
 _MOST_OVERLAP = 0.05  # short series of coarse numbers may coincide by chance
 _SALT = {"test": 1, "validation": 2}
 _SHOWN = (192, 96)
@@ -61,6 +63,7 @@ def load(
     length: int | None = None,
     hop: int | None = None,
     rate: float | None = None,
+    target: Literal["auto", "classes", "values"] = "auto",
 ) -> SeriesData:
     """Read, check and split series; paths as `read_series` takes them.
 
@@ -68,10 +71,12 @@ def load(
     Raises `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
     """
     options = SeriesOptions(
-        label_column=label_column, series_column=series_column, time_column=time_column
-    )
+        label_column=label_column, series_column=series_column, time_column=time_column,
+        target=target,
+    )  # fmt: skip
     found = read_series(train, format=format, options=options)
     if test is not None:
+        options = replace(options, target=found.train.decides)
         alike = Path(test).suffix == Path(train).suffix
         other = read_series(test, format=format if alike else "auto", options=options)
         found = SeriesParts(
@@ -102,9 +107,9 @@ def arrange(
 ) -> SeriesData:
     """Check series in memory, bring them to one length and take out the splits that are missing.
 
-    The length is `length`, in steps, or that of the longest in `train`. The splits are stratified,
-    and a pure function of the seed and of the values: series may be reordered, and equal ones fall
-    on the same side.
+    The length is `length`, in steps, or that of the longest in `train`. The splits are stratified
+    (by class, or by groups of like values), and a pure function of the seed and of the values:
+    series may be reordered, and equal ones fall on the same side.
     """
     _check_options(validation_share, length, hop)
     steps = int(train.lengths.max()) if length is None else length
@@ -119,7 +124,10 @@ def arrange(
             whole[name] = fitted(part, steps)
     train, test, validation = fitted(train, steps), whole["test"], whole["validation"]
     taken = 1 + (test is None) + (validation is None)
-    check_learnable(train, least=max(2, taken))
+    if train.decides == "classes":
+        check_learnable(train, least=max(2, taken))
+    else:
+        check_varied(train.labels, train.source, "training")
     if test is None:
         train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
     notes += _overlap_notes(test, "test", train)
@@ -128,6 +136,9 @@ def arrange(
     else:
         notes += _overlap_notes(validation, "validation", train)
         notes += _overlap_notes(test, "test", validation, "validation")
+    if train.decides == "values":
+        for name, part in (("training", train), ("validation", validation), ("test", test)):
+            check_varied(part.labels, part.source, name)
     return SeriesData(
         train=train, validation=validation, test=test, notes=notes, hop=hop or steps, rate=rate
     )  # fmt: skip
@@ -174,8 +185,16 @@ def check_learnable(series: Series, *, least: int) -> None:
     if counts[rare] < least:
         raise DataError(
             f"{series.source} has {counts[rare]} series of class '{series.classes[rare]}' where "
-            f"{least} are needed: add some, drop the class, or give a test path"
+            f"{least} are needed: add some, drop the class, or give a test path{_if_values(series)}"
         )
+
+
+def _if_values(series: Series) -> str:
+    """Advise for class names that are many numbers."""
+    numbers = all(name.lstrip("+-").replace(".", "", 1).isdecimal() for name in series.classes)
+    if len(series.classes) < _MANY_NUMBERS or not numbers:
+        return ""
+    return "; if the labels are values to predict, write data.target: values"
 
 
 def aligned(series: Series, train: Series) -> Series:
@@ -184,6 +203,11 @@ def aligned(series: Series, train: Series) -> Series:
         raise DataError(
             f"series of {train.source} have {train.shape[0]} channels and of {series.source} "
             f"{series.shape[0]}: give both the same channels"
+        )
+    if series.decides != train.decides:
+        raise DataError(
+            f"{train.source} has {train.decides} as labels and {series.source} {series.decides}: "
+            "give both the same (data.target)"
         )
     if series.classes == train.classes:
         return series
@@ -194,9 +218,15 @@ def aligned(series: Series, train: Series) -> Series:
 def take_out(
     series: Series, share: float, *, seed: int, split: Literal["test", "validation"]
 ) -> tuple[Series, Series]:
-    """Return what stays and what is taken: `share` of each class, at least one, never all."""
+    """Return what stays and what is taken: `share` of each class, at least one, never all.
+
+    Values are taken alike from groups of like values; equal series stay together.
+    """
     ranks = hash_keys(content_keys(series)[:, 0], seed, _SALT[split])
-    taken = set_aside(ranks, series.labels, share)
+    if series.decides == "values":
+        taken = set_aside(ranks, strata(series.labels, ranks, share), share, part_equal=False)
+    else:
+        taken = set_aside(ranks, series.labels, share)
     return series.take(np.flatnonzero(~taken)), series.take(np.flatnonzero(taken))
 
 
@@ -240,19 +270,22 @@ def plot(series: Series, index: int) -> bytes:
 
 
 class SeriesTask:
-    """Classification of series; see `tutelage.tasks.Task`."""
+    """Classification and regression of series; see `tutelage.tasks.Task`."""
 
     name = "series"
-    decision: Literal["classes"] = "classes"
-    metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet1d", "gru")
     keys = frozenset(
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate"}
+        | {"target"}
     )
 
     def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> SeriesData:
         """Read, check and split the data; options as in `load`."""
         return load(train, test, **options)
+
+    def decides(self, data: SeriesData) -> Decides:
+        """Return what a label is: a class, or a value."""
+        return data.train.decides
 
     def input_shape(self, examples: Series) -> tuple[int, int]:
         """Return (channels, steps)."""
@@ -268,8 +301,14 @@ class SeriesTask:
         return SeriesNormalisation.fit(examples.values)
 
     def augment(self, examples: Series, wanted: Any) -> SeriesAugment:
-        """Return the recipe's augmentation; a little noise and stretch where it names none."""
-        return SeriesAugment.wanted(wanted, examples.shape[1])
+        """Return the recipe's augmentation; a little noise and stretch where it names none.
+
+        A value may hang on the height, so values get no stretch unless the recipe names one.
+        """
+        chosen = SeriesAugment.wanted(wanted, examples.shape[1])
+        if examples.decides == "values" and getattr(wanted, "stretch", None) is None:
+            chosen = replace(chosen, stretch=0.0)
+        return chosen
 
     def show(self, examples: Series, index: int) -> str:
         """Return one series as a line plot, a PNG data URI of 192 x 96 pixels."""

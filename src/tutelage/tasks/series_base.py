@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from tutelage.errors import DataError
+from tutelage.tasks.series_cells import MISSING, one_line
+from tutelage.tasks.values import as_values
+from tutelage.types import Decides
 
-MISSING = frozenset({"", "?", "nan", "na", "n/a", "null", "none"})
 _MOST_VALUES = 1 << 31
 _X_KEYS = ("x", "X", "series", "data", "values")
 _Y_KEYS = ("y", "Y", "labels", "label", "target", "targets")
@@ -35,15 +35,21 @@ _BROKEN = (OSError, EOFError, KeyError, ValueError, AttributeError, NotImplement
 class Series:
     """Series of equal shape, channels before steps, with class numbers and class names.
 
-    NaN in `values` stands for a missing value or for padding. `lengths` counts the steps of each
-    up to the last that any channel has a value for. `source` names the place they came from.
+    Where a label is a value, `labels` are floats and there are no `classes`. NaN in `values`
+    stands for a missing value or for padding. `lengths` counts the steps of each up to the last
+    that any channel has a value for. `source` names the place they came from.
     """
 
     values: Float[np.ndarray, "n c t"]
     lengths: Int[np.ndarray, " n"]
-    labels: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
     classes: tuple[str, ...]
     source: str
+
+    @property
+    def decides(self) -> Decides:
+        """What a label is."""
+        return "values" if self.labels.dtype.kind == "f" else "classes"
 
     def __len__(self) -> int:
         return len(self.values)
@@ -60,7 +66,8 @@ class Series:
         names = "".join(f"{len(name)}:{name}" for name in self.classes)
         digest = hashlib.sha256(f"{self.values.shape}|{names}|".encode())
         digest.update(np.ascontiguousarray(self.values, dtype="<f4").data)
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        kind = "<i8" if self.decides == "classes" else "<f8"
+        digest.update(np.ascontiguousarray(self.labels, dtype=kind).data)
         return digest.hexdigest()
 
     def take(self, index: Int[np.ndarray, " m"]) -> Series:
@@ -84,11 +91,15 @@ class SeriesParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesOptions:
-    """Columns of tables: the class, which rows are one series (long form), and their time."""
+    """Columns of tables: the label, which rows are one series (long form), and their time.
+
+    `target`: what a label is; `auto`: as a .ts file's header says, else a class.
+    """
 
     label_column: str | None = None
     series_column: str | None = None
     time_column: str | None = None
+    target: Literal["auto", "classes", "values"] = "auto"
 
 
 def gather_parts(found: dict[str, Series], source: str) -> SeriesParts:
@@ -110,14 +121,16 @@ def make_series(
     labels: Sequence[Any] | np.ndarray | None,
     *,
     classes: tuple[str, ...] | None = None,
+    decides: Decides = "classes",
     source: str,
     names: Sequence[str] | None = None,
 ) -> Series:
     """Build `Series` from arrays, padding the shorter ones with NaN at the end.
 
     `items`: `[n, c, t]` or `[n, t]`, or one `[c, t]` array a series. `labels`: whole numbers or
-    names, one a series; with `classes` given, names among them. `names` says how each series is
-    called in messages. Raises `DataError` for values or labels that cannot be used.
+    names, one a series; with `classes` given, names among them; numbers where `decides` is
+    `values`. `names` says how each series is called in messages. Raises `DataError` for values or
+    labels that cannot be used.
     """
     if len(items) == 0:
         raise DataError(f"{source} holds no series: check that the path is the right one")
@@ -125,7 +138,10 @@ def make_series(
     values = _stacked(items, source, called)
     if labels is None:
         raise DataError(f"{source} has no labels: add one class a series (data.label_column)")
-    numbers, known = as_classes(labels, classes, source, called)
+    if decides == "values":
+        numbers, known = as_values(labels, source, called), ()
+    else:
+        numbers, known = as_classes(labels, classes, source, called)
     if len(numbers) != len(values):
         raise DataError(
             f"{source} has {len(values)} series but {len(numbers)} labels: "
@@ -233,7 +249,7 @@ def as_classes(
 ) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
     """Return class numbers and class names; whole numbers are their own names, in their order.
 
-    Raises `DataError` for missing or unknown labels, and for fractions, which ask for regression.
+    Raises `DataError` for missing or unknown labels, and for fractions, which may be values.
     """
     array = labels if isinstance(labels, np.ndarray) else None
     if array is not None and array.dtype.kind == "S":
@@ -277,70 +293,10 @@ def _ordered(names: set[str], source: str) -> tuple[str, ...]:
     parts = sorted(name for name, value in numbers.items() if not value.is_integer())
     if parts:
         raise DataError(
-            f"{source}: labels such as {parts[0]} are fractions, and regression is not supported "
-            "yet: give one class a series"
+            f"{source}: labels such as {parts[0]} are fractions: give one class a series, or, if "
+            "they are values to predict, write data.target: values"
         )
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
-
-
-def as_numbers(cells: Sequence[Any], where: str) -> Float[np.ndarray, " t"]:
-    """Return cells as numbers, NaN where they are missing; raises `DataError` for other text."""
-    try:
-        return np.array(cells, np.float64)
-    except (ValueError, TypeError):
-        return np.array([as_number(cell, where) for cell in cells], np.float64)
-
-
-def as_number(cell: Any, where: str) -> float:
-    """Return one cell as a number; see `as_numbers`."""
-    if cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING):
-        return float("nan")
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: '{str(cell).strip()[:40]}' is not a number: correct it, or write ? where "
-            "the value is missing"
-        ) from None
-
-
-def check_ascending(times: Sequence[Any], where: str) -> None:
-    """Raise `DataError` unless every time, a number or an ISO date, is later than the last."""
-    moments = [_moment(time, where) for time in times]
-    for i in range(1, len(moments)):
-        if not moments[i] > moments[i - 1]:
-            raise DataError(
-                f"{where}: timestamp {times[i]} does not come after {times[i - 1]}: "
-                "sort the series by time"
-            )
-
-
-def _moment(time: Any, where: str) -> float:
-    try:
-        return int(time) if isinstance(time, int) else int(str(time).strip())  # nanoseconds fit
-    except ValueError:
-        pass
-    try:
-        value = float(time)
-    except (TypeError, ValueError):
-        value = _date(time)
-    if not math.isfinite(value):
-        raise DataError(
-            f"{where}: timestamp '{time}' is neither a number nor a date like 2024-01-31 12:00:00: "
-            "correct it"
-        )
-    return value
-
-
-def _date(time: Any) -> float:
-    try:
-        date = time if isinstance(time, datetime) else datetime.fromisoformat(str(time).strip())
-    except ValueError:
-        return math.nan
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    since = date - datetime(1970, 1, 1, tzinfo=UTC)
-    return since / timedelta(microseconds=1)
 
 
 def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
@@ -349,8 +305,10 @@ def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
     found: dict[str, Series] = {}
     for part, (x_keys, y_keys) in _NPZ_PARTS.items():
         if any(key in arrays for key in x_keys):
-            found[part] = _npz_part(path, arrays, x_keys, y_keys)
-    return gather_parts(found or {"train": _npz_part(path, arrays, _X_KEYS, _Y_KEYS)}, str(path))
+            found[part] = _npz_part(path, arrays, x_keys, y_keys, options)
+    if not found:
+        found["train"] = _npz_part(path, arrays, _X_KEYS, _Y_KEYS, options)
+    return gather_parts(found, str(path))
 
 
 def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -368,8 +326,9 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _npz_part(
-    path: Path, arrays: dict[str, np.ndarray], x_keys: tuple[str, ...], y_keys: tuple[str, ...]
-) -> Series:
+    path: Path, arrays: dict[str, np.ndarray], x_keys: tuple[str, ...], y_keys: tuple[str, ...],
+    options: SeriesOptions,
+) -> Series:  # fmt: skip
     x = next((key for key in x_keys if key in arrays), None)
     y = next((key for key in y_keys if key in arrays), None)
     if x is None:
@@ -381,9 +340,5 @@ def _npz_part(
         raise DataError(f"{path} has no labels: save them as {y_keys[0]}")
     if arrays[x].ndim == 0:
         raise DataError(f"{path}: {x} is a single number: save series as [n, channels, steps]")
-    return make_series(arrays[x], arrays[y], source=f"{path}:{x}")
-
-
-def one_line(error: BaseException) -> str:
-    """Return what a foreign error says, on one line of at most 160 characters."""
-    return " ".join(str(error).split())[:160]
+    decides = "values" if options.target == "values" else "classes"
+    return make_series(arrays[x], arrays[y], decides=decides, source=f"{path}:{x}")

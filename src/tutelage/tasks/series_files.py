@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,22 +15,25 @@ from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
 from tutelage.tasks.images_base import split_name
 from tutelage.tasks.series_base import (
-    MISSING,
     Series,
     SeriesOptions,
     SeriesParts,
-    as_number,
-    as_numbers,
-    check_ascending,
     gather_parts,
     make_series,
-    one_line,
     read_npz,
 )
+from tutelage.tasks.series_cells import (
+    MISSING,
+    as_number,
+    check_ascending,
+    is_text,
+    one_line,
+    plain,
+    stamped,
+)
+from tutelage.types import Decides
 
 _LABEL_COLUMNS = ("label", "class", "target", "y")
-_STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
-_STAMPED_LINE = re.compile(r"\s*\([^()]*\)(\s*,\s*\([^()]*\))*\s*")
 _OUTSIDE = re.compile(r":(?![^(]*\))")
 
 
@@ -106,7 +109,9 @@ class _Header:
     """What the lines before @data say; None where they are silent."""
 
     path: Path
+    target: Literal["auto", "classes", "values"]
     classes: tuple[str, ...] | None = None
+    decides: Decides | None = None
     univariate: bool | None = None
     equal: bool | None = None
     dimensions: int | None = None
@@ -124,7 +129,7 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
         raise DataError(
             f"{path} is not readable text ({one_line(error)}): check the file"
         ) from None
-    held = _Header(path=path)
+    held = _Header(path=path, target=options.target)
     data = False
     for number, line in enumerate(lines, 1):
         line = line.strip()
@@ -144,8 +149,9 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
     if held.items:
         _ts_agrees(held)
     made = make_series(
-        held.items, held.labels, classes=held.classes, source=str(path), names=held.names
-    )
+        held.items, held.labels, classes=held.classes, decides=held.decides or "classes",
+        source=str(path), names=held.names,
+    )  # fmt: skip
     return SeriesParts(train=made)
 
 
@@ -155,16 +161,12 @@ def _ts_header(held: _Header, line: str, number: int) -> bool:
     key = word.lower()
     where = f"{held.path}, line {number}"
     if key == "data":
-        if held.classes is None:
-            raise DataError(f"{held.path} has no labels: add a line '@classLabel true NAMES'")
+        _ts_decides(held)
         return True
     if key == "classlabel":
         held.classes = _class_names(values, word, where)
     elif key == "targetlabel" and _truth(values, word, where):
-        raise DataError(
-            f"{where}: @targetLabel asks for regression, which is not supported yet: "
-            "give series with @classLabel"
-        )
+        held.decides = "values"
     elif key == "univariate":
         held.univariate = _truth(values, word, where)
     elif key == "equallength":
@@ -176,9 +178,25 @@ def _ts_header(held: _Header, line: str, number: int) -> bool:
     return False
 
 
-def _class_names(values: list[str], word: str, where: str) -> tuple[str, ...]:
+def _ts_decides(held: _Header) -> None:
+    """Settle what a label is, by the header and the recipe."""
+    if held.decides is None and held.classes is None:
+        raise DataError(
+            f"{held.path} has no labels: add a line '@classLabel true NAMES', or '@targetLabel "
+            "true' if they are values"
+        )
+    if held.target == "classes" and held.classes is None:
+        raise DataError(
+            f"{held.path} says @targetLabel true, so its labels are values, and data.target says "
+            "classes: correct either"
+        )
+    if held.target != "auto":
+        held.decides = held.target
+
+
+def _class_names(values: list[str], word: str, where: str) -> tuple[str, ...] | None:
     if not _truth(values, word, where):
-        raise DataError(f"{where}: @classLabel is false, so there are no labels: add them")
+        return None
     if len(values) < 2:
         raise DataError(f"{where}: @classLabel names no classes: write them after 'true'")
     return tuple(dict.fromkeys(values[1:]))
@@ -201,16 +219,16 @@ def _count(values: list[str], word: str, where: str) -> int:
 
 def _ts_series(held: _Header, line: str, number: int) -> None:
     where = f"{held.path}, line {number}"
-    stamped = "(" in line
-    *dimensions, label = _OUTSIDE.split(line) if stamped else line.split(":")
+    timed = "(" in line
+    *dimensions, label = _OUTSIDE.split(line) if timed else line.split(":")
     if not dimensions or "," in label:
-        raise DataError(f"{where} does not end in ':' and a class: add the label")
-    if label.strip() not in (held.classes or ()):
+        raise DataError(f"{where} does not end in ':' and one label: correct it")
+    if held.decides != "values" and label.strip() not in (held.classes or ()):
         raise DataError(
             f"{where}: label '{label.strip()[:40]}' is not one of the {len(held.classes or ())} "
             "classes of the header: correct either"
         )
-    parse = _stamped if stamped else _plain
+    parse = stamped if timed else plain
     rows = [parse(part, where) for part in dimensions]
     item = np.full((len(rows), max(map(len, rows))), np.nan)
     for row, values in zip(item, rows, strict=True):
@@ -218,20 +236,6 @@ def _ts_series(held: _Header, line: str, number: int) -> None:
     held.items.append(item)
     held.labels.append(label.strip())
     held.names.append(f"the series of line {number}")
-
-
-def _plain(part: str, where: str) -> np.ndarray:
-    return as_numbers(part.split(","), where)
-
-
-def _stamped(part: str, where: str) -> np.ndarray:
-    if not _STAMPED_LINE.fullmatch(part):
-        raise DataError(f"{where}: '{part.strip()[:30]}' is not of the form (time,value),...")
-    pairs = _STAMPED.findall(part)
-    if len(pairs) != part.count("("):
-        raise DataError(f"{where}: a pair in brackets is not of the form (time,value): correct it")
-    check_ascending([time for time, _ in pairs], where)
-    return as_numbers([value for _, value in pairs], where)
 
 
 def _ts_agrees(held: _Header) -> None:
@@ -263,7 +267,7 @@ def read_csv(path: Path, options: SeriesOptions) -> SeriesParts:
             rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a readable CSV ({one_line(error)})") from None
-    if header and not any(map(_is_text, header)):
+    if header and not any(map(is_text, header)):
         raise DataError(f"{path}: its first line is all numbers: add a header that names columns")
     for number, row in rows:
         if len(row) != len(header):
@@ -310,7 +314,8 @@ def _table(
         raise DataError(f"{path} holds no series: check that the path is the right one")
     ids = _wanted(path, table, options.series_column, "series")
     times = _wanted(path, table, options.time_column, "time")
-    label = _label(path, table, options.label_column, {ids, times})
+    decides: Decides = "values" if options.target == "values" else "classes"
+    label = _label(path, table, options.label_column, {ids, times}, decides)
     if times is not None and ids is None:
         raise DataError(f"{path}: data.time_column is for the long form: give data.series_column")
     steps = [name for name in header if name not in (ids, times, label)]
@@ -318,8 +323,9 @@ def _table(
         raise DataError(f"{path} has no columns of values beside '{label}': check the file")
     values = np.stack([_values(path, table[name], name, rows) for name in steps], axis=1)
     if ids is None:
-        return make_series(values, table[label], source=str(path), names=rows)
-    return _joined(path, values, table[ids], table[label], table[times] if times else None)
+        return make_series(values, table[label], decides=decides, source=str(path), names=rows)
+    moments = table[times] if times else None
+    return _joined(path, values, table[ids], table[label], moments, decides)
 
 
 def _joined(
@@ -328,6 +334,7 @@ def _joined(
     ids: Sequence[Any],
     cells: Sequence[Any],
     times: Sequence[Any] | None,
+    decides: Decides,
 ) -> Series:
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(ids):
@@ -345,7 +352,7 @@ def _joined(
         labels.append(known.pop())
     items = [values[at].T for at in groups.values()]
     names = [f"series '{key}'" for key in groups]
-    return make_series(items, labels, source=str(path), names=names)
+    return make_series(items, labels, decides=decides, source=str(path), names=names)
 
 
 def _values(path: Path, cells: Sequence[Any], name: str, rows: list[str]) -> np.ndarray:
@@ -365,7 +372,9 @@ def _wanted(path: Path, table: dict[str, Any], name: str | None, kind: str) -> s
     return name
 
 
-def _label(path: Path, table: dict[str, Any], name: str | None, taken: set[str | None]) -> str:
+def _label(
+    path: Path, table: dict[str, Any], name: str | None, taken: set[str | None], decides: Decides
+) -> str:
     if name is not None:
         return str(_wanted(path, table, name, "label"))
     free = [column for column in table if column not in taken]
@@ -373,20 +382,11 @@ def _label(path: Path, table: dict[str, Any], name: str | None, taken: set[str |
     if "x" in by_name:  # beside an x, y is an axis
         by_name.pop("y", None)
     found = [by_name[usual] for usual in _LABEL_COLUMNS if usual in by_name]
-    found += [column for column in reversed(free) if any(map(_is_text, table[column]))]
+    if decides == "classes":
+        found += [column for column in reversed(free) if any(map(is_text, table[column]))]
     if not found:
         raise DataError(f"{path} has no column of labels: name it with data.label_column")
     return found[0]
-
-
-def _is_text(cell: Any) -> bool:
-    if not isinstance(cell, str) or cell.strip().lower() in MISSING:
-        return False
-    try:
-        float(cell)
-    except ValueError:
-        return True
-    return False
 
 
 _READERS: dict[str, Callable[[Path, SeriesOptions], SeriesParts]] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from tutelage.tasks.text_vocabulary import (
     shorten,
     take_ids,
 )
-from tutelage.types import Batch
+from tutelage.types import Batch, Decides
 
 _TEST_SHARE = 0.2
 _MOST_OVERLAP = 0.01
@@ -293,14 +293,16 @@ class TextTask:
     """Classification of texts; see `tutelage.tasks.Task`."""
 
     name = "text"
-    decision: Literal["classes"] = "classes"
-    metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("encoder", "textconv")
     keys = frozenset({"format", "text_column", "label_column", "tokenizer", "length", "vocabulary"})
 
     def load(self, train: str | Path, test: str | Path | None = None, **options: Any) -> TextData:
         """Read, split and tokenise the data; options as in `load`."""
         return load(train, test, **options)
+
+    def decides(self, data: TextData) -> Decides:
+        """Return `classes`: a label is one."""
+        return "classes"
 
     def input_shape(self, examples: Texts) -> tuple[int]:
         """Return (tokens,)."""

@@ -15,8 +15,9 @@ from tutelage.files import hash_json
 from tutelage.losses.objective import Objective
 from tutelage.students.branches import Branches
 from tutelage.students.taps import TapReader
+from tutelage.tasks.values import score
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
-from tutelage.types import Batch, Reading, Tap, energy_map, pooled
+from tutelage.types import Batch, Decides, Reading, Tap, energy_map, pooled
 
 _EVALUATION_BATCH = 512
 
@@ -26,7 +27,8 @@ class Distillation:
 
     `taps` are the student's; they are read only when a loss asks for them. Epoch `e` sees view
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
-    fixed random order (short trials).
+    fixed random order (short trials). `classes` is how many numbers the student answers with: one
+    where it `decides` values.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Distillation:
         validation_decision: Tensor | None = None,
         taps: Sequence[Tap] = (),
         classes: int,
+        decides: Decides = "classes",
         views: int,
         batch: int,
         seed: int,
@@ -47,6 +50,7 @@ class Distillation:
     ) -> None:
         self.student, self.objective, self.signals = student, objective, signals
         self.train, self.validation = train, validation
+        self.decides: Decides = decides
         self.validation_decision = validation_decision
         self.needs = objective.student_needs
         self.taps = tuple(taps) if self.needs else ()
@@ -130,20 +134,26 @@ class Distillation:
         )
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return accuracy on validation; agreement with the teacher where there are no labels."""
+        """Return accuracy (R2 of values) on validation.
+
+        Without labels it is that of agreement with the teacher.
+        """
         network = modules[0]
         device = next(network.parameters()).device
-        right = 0
+        said, wanted = [], []
         for start in range(0, self.validation.count, _EVALUATION_BATCH):
             stop = min(start + _EVALUATION_BATCH, self.validation.count)
             batch = self.validation.batch(torch.arange(start, stop), 0)
-            decided = _single(network(_to(batch.inputs, device))).argmax(-1).cpu()
-            wanted = batch.labels
-            if wanted is None:
+            said.append(self._said(_single(network(_to(batch.inputs, device))).cpu()))
+            if batch.labels is None:
                 assert self.validation_decision is not None
-                wanted = self.validation_decision[start:stop].argmax(-1)
-            right += int((decided == wanted).sum())
-        return right / self.validation.count
+                wanted.append(self._said(self.validation_decision[start:stop]))
+            else:
+                wanted.append(batch.labels)
+        return score(torch.cat(said), torch.cat(wanted), self.decides)
+
+    def _said(self, decision: Tensor) -> Tensor:
+        return decision.argmax(-1) if self.decides == "classes" else decision[:, 0]
 
 
 def decisions(network: nn.Module, split: Split) -> Tensor:
