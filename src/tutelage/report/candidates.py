@@ -38,7 +38,7 @@ class CandidateRow:
 class Candidates:
     """The table, its columns in words, the chart, limits as (name, words, source), the reason.
 
-    `metric` is what the trials measured, in words.
+    `trial` heads the column of what the short distillations measured.
     """
 
     columns: tuple[str, ...]
@@ -47,7 +47,7 @@ class Candidates:
     limits: tuple[tuple[str, str, str], ...]
     why: str
     space: str
-    metric: str
+    trial: str
 
 
 def candidates(plan: dict[str, Any]) -> Candidates | None:
@@ -65,14 +65,14 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
         limits=tuple(_limit(given) for given in plan.get("limits") or []),
         why=str(plan.get("why", "")),
         space=str(plan.get("space", "")),
-        metric=label(_metric(given)),
+        trial=f"{label(_metric(given))} in trial" if _metric(given) else "Trial",
     )
 
 
 def _metric(given: list[dict[str, Any]]) -> str:
-    """Return what the trials measured, without the split."""
+    """Return what the trials measured, without the split; empty where there was none."""
     names = [str(c["trial"]["name"]) for c in given if c["trial"] is not None]
-    return names[0].removesuffix("_validation") if names else "accuracy"
+    return names[0].removesuffix("_validation") if names else ""
 
 
 def _row(

@@ -36,7 +36,7 @@ _OF_A_MACHINE = ("latency", "energy", "ram")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareRow:
-    """One metric at one place; `change` is the teacher's over the student's, or points."""
+    """One metric at one place; `change` is a ratio, points or a share."""
 
     name: str
     where: str
@@ -96,6 +96,9 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
         return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher")
     if not teacher.value > 0 or not student.value > 0:
         return None
+    if teacher.name.startswith(("mae", "rmse")):
+        change = f"{student.value / teacher.value - 1:+.1%}".replace("-", "−").replace("%", " %")
+        return Figure(text=change, kind=kind, hint=f"{kind}: student's over teacher's")
     if teacher.value >= student.value:
         text = f"{ratio(teacher.value, student.value)} less"
     else:

@@ -119,8 +119,9 @@ def check_varied(values: Float[np.ndarray, " n"], source: str, split: str) -> No
 def score(said: Any, wanted: Any, decides: Decides) -> float:
     """Return the one figure to choose by, higher is better: accuracy of classes, R2 of values.
 
-    `said` are class numbers or values `[n]`, arrays or tensors as `wanted`. R2 = 1 - sum (said - wanted)^2 / sum (wanted - mean)^2; it
-    is cut off at -1,000,000, which stands for answers that are not finite too.
+    `said` are class numbers or values `[n]`, arrays or tensors as `wanted`. R2 = 1 - sum (said -
+    wanted)^2 / sum (wanted - mean)^2; it is cut off at -1,000,000, which stands for answers that
+    are not finite too.
     """
     if decides == "classes":
         return int((said == wanted).sum()) / len(wanted)
