@@ -38,7 +38,8 @@ def show_result(answer: dict[str, Any]) -> None:
     out.print(table)
     chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
     if student["metric"] == "r2":
-        out.print(f"{_values_line(student, teacher)}, measured on the {chosen['precision']} file")
+        line = f"{_values_line(student, teacher)}, measured on the {chosen['precision']} file"
+        out.print(line, markup=False, soft_wrap=True)
     elif student["value"] is not None and teacher["value"]:
         kept = student["value"] / teacher["value"]
         out.print(

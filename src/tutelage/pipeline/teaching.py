@@ -166,7 +166,7 @@ def _fill(
                 recipe.teacher.classes,
             )  # fmt: skip
         if figures and figures[0].value < _guessing(material):
-            suspicions.append(_no_better(material, figures[0].value))
+            suspicions.append(_no_better(recipe, material, figures[0].value))
         lenses = [
             {"tap": tap.path, "agreement": value}
             for tap, value in zip(teacher.taps, agreements, strict=False)
@@ -193,12 +193,13 @@ def _guessing(material: Material) -> float:
     return 2 / len(material.classes) if material.decides == "classes" else 0.1
 
 
-def _no_better(material: Material, value: float) -> str:
+def _no_better(recipe: Recipe, material: Material, value: float) -> str:
     if material.decides == "values":
+        why = "give it more data or teacher.epochs" if recipe.teacher.fit else (
+            "it must answer in the unit of the labels, and its normalisation may differ"
+        )  # fmt: skip
         return (
-            f"its R2 on validation is {value:.2f}, hardly better than always saying the mean: it "
-            "must answer in the unit of the labels, and its normalisation may differ "
-            "(teacher.mean, teacher.std)"
+            f"its R2 on validation is {value:.2f}, hardly better than always saying the mean: {why}"
         )
     return (
         f"it is right on {value:.0%} of validation, hardly better than guessing: its normalisation "

@@ -82,6 +82,9 @@ def _kept(proof: dict[str, Any]) -> Words:
         if data["name"] == "kept":
             metric = "R² on the test split" if _valued(proof) else "test accuracy"
             return (" keeps ", show(measurement(data)), f" of the teacher’s {metric}")
+    for data in (proof.get("figures") or {}).get("student") or []:
+        if data["name"] == "r2_test":
+            return (" has an R² of ", show(measurement(data)), " on the test split")
     return (" is measured",)
 
 
