@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+import torch
 import yaml
 
 RECIPE = {
@@ -134,6 +135,24 @@ def test_a_finished_run_is_not_done_again(finished):
     assert said.status == 0
     assert "test R2: student 0." in said.out and "mean absolute error" in said.out
     assert tiny.hashes(folder / "run", "student", "artifacts", "proof.json") == before
+
+
+def test_a_teacher_of_an_earlier_run_answers_in_its_own_unit(finished):
+    """Its network speaks in spreads of its training labels; spec.json says which."""
+    from tutelage.pipeline.material import read_material
+    from tutelage.pipeline.teaching import open_teacher
+    from tutelage.recipe import Recipe
+
+    folder, _ = finished
+    given = {**RECIPE, "teacher": {"source": str(folder / "run/teacher")}}
+    data = {**RECIPE["data"], "train": str(folder / "data.npz"), "validation": 0.4}
+    recipe = Recipe.parse({**given, "data": data})  # other training labels, so another spread
+    material = read_material(recipe)
+    batch = material.test.batch(torch.arange(20), 0)
+    teacher = open_teacher(recipe, material, trust_code=False)
+    wanted = material.said(batch.labels[:, None].numpy())
+    said = material.said(teacher.read(batch.inputs).decision.numpy())
+    assert np.abs(said - wanted).mean() < 150
 
 
 @pytest.mark.parametrize(
