@@ -33,6 +33,8 @@ def arguments(entry: Loss, *, dtype: torch.dtype = torch.float32, seed: int = 0)
         return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
 
     labels = torch.arange(BATCH) % CLASSES
+    if entry.decides == "values":
+        return [normal(BATCH, 1), normal(BATCH) if entry.reads == "labels" else normal(BATCH, 1)]
     if entry.reads == "features":
         return [normal(BATCH, 7), normal(BATCH, 7 if entry.projector else 4)]
     if entry.reads == "maps":
@@ -73,6 +75,9 @@ def test_one_value_an_example_in_the_annotated_shapes(name, options):
 def test_zero_for_self_distillation(name, options):
     entry = LOSSES[name]
     student, *targets = arguments(entry)
+    if name == "value_error":
+        assert entry(student, student[:, 0]).abs().max() == 0 < entry(student, *targets).mean()
+        return
     if name in ON_LABELS:  # nothing to imitate: zero where the label is certain
         sure = torch.nn.functional.one_hot(targets[0], CLASSES) * 1e4
         expected = 0.1 * 1e4 * (1 - 1 / CLASSES) if options else 0.0
@@ -222,6 +227,22 @@ def test_logit_standardised_by_numpy():
     assert value("logit_standardised", student, teacher) == pytest.approx(expected)
     # Shift and scale of the logits do not count.
     assert value("logit_standardised", 7 * student - 3, teacher) == pytest.approx(expected)
+
+
+def test_losses_of_values_by_hand():
+    assert value("squared_error", [[3.0], [0.0]], [[1.0], [1.0]]) == pytest.approx((4 + 1) / 2)
+    assert value("value_trajectory", [[3.0]], [[1.0]]) == pytest.approx(4.0)
+    # Huber: 0.5^2 / 2 within delta; beyond, delta (|e| - delta / 2)
+    student, labels = [[0.5], [-3.0]], [0.0, 1.0]
+    assert value("value_error", student, labels) == pytest.approx((0.125 + 3.5) / 2)
+    assert value("value_error", student, labels, delta=2.0) == pytest.approx((0.125 + 6.0) / 2)
+
+
+def test_losses_say_which_decisions_they_are_for():
+    of_values = {name for name in LOSSES if LOSSES[name].decides == "values"}
+    both = {name for name in LOSSES if LOSSES[name].decides == "both"}
+    assert of_values == {"squared_error", "value_error", "value_trajectory"}
+    assert both == {"features", "srd", "attention", "rkd", "cka"}
 
 
 def test_cross_entropy_by_hand():

@@ -17,15 +17,15 @@ LABELS = torch.arange(BATCH) % CLASSES
 WHOLE = {"pairs": PAIRS, "student_widths": STUDENT_WIDTHS, "teacher_widths": TEACHER_WIDTHS}
 
 
-def reading(widths=STUDENT_WIDTHS, *, seed=0, grad=False) -> Reading:
+def reading(widths=STUDENT_WIDTHS, *, seed=0, grad=False, outputs=CLASSES) -> Reading:
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=draw).requires_grad_(grad)
 
     return Reading(
-        decision=normal(BATCH, CLASSES),
-        trajectory=tuple(normal(BATCH, CLASSES) for _ in widths),
+        decision=normal(BATCH, outputs),
+        trajectory=tuple(normal(BATCH, outputs) for _ in widths),
         features=tuple(normal(BATCH, width) for width in widths),
         maps=tuple(normal(BATCH, 4, 4).square() for _ in widths),
         states=tuple(normal(BATCH, 5, width) for width in widths[-2:]),  # one a pair
@@ -37,6 +37,14 @@ def reading(widths=STUDENT_WIDTHS, *, seed=0, grad=False) -> Reading:
 
 def teacher_reading(seed=100) -> Reading:
     return reading(TEACHER_WIDTHS, seed=seed)
+
+
+def suited(name):
+    """Return readings of student and teacher, and labels, of the kind that the loss is for."""
+    if LOSSES[name].decides != "values":
+        return reading(), teacher_reading(), LABELS
+    student, teacher = reading(outputs=1), reading(TEACHER_WIDTHS, seed=100, outputs=1)
+    return student, teacher, LABELS / 2
 
 
 def fields(source: Reading):
@@ -52,14 +60,14 @@ def rebuilt(source: Reading, change) -> Reading:
 def test_masking_equals_slicing(name):
     objective = Objective((Term(name=name, weight=2.0),), **WHOLE)
     keep = torch.tensor([True, False, True, True, False, True, True, False])
-    student, teacher = reading(), teacher_reading()
+    student, teacher, labels = suited(name)
     sliced = objective(
-        student.changed(lambda x: x[keep]), teacher.changed(lambda x: x[keep]), LABELS[keep]
+        student.changed(lambda x: x[keep]), teacher.changed(lambda x: x[keep]), labels[keep]
     )
     # What is masked may be anything at all: it moves neither value nor gradient.
     wild = rebuilt(student, lambda x: x.masked_fill(~keep.view(-1, *[1] * (x.ndim - 1)), math.nan))
     wild = rebuilt(wild, lambda x: x.requires_grad_())
-    masked = objective(wild, teacher, LABELS, keep)
+    masked = objective(wild, teacher, labels, keep)
     assert torch.equal(masked.total, sliced.total)
     assert masked.total.item() == 2 * masked.parts[name].item()
     masked.total.backward()
@@ -73,10 +81,10 @@ def test_masking_equals_slicing(name):
 def test_permuting_the_batch_changes_nothing(name):
     objective = Objective((Term(name=name, weight=1.0),), **WHOLE)
     order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(3))
-    student, teacher = reading(), teacher_reading()
-    straight = objective(student, teacher, LABELS).total
+    student, teacher, labels = suited(name)
+    straight = objective(student, teacher, labels).total
     permuted = objective(
-        student.changed(lambda x: x[order]), teacher.changed(lambda x: x[order]), LABELS[order]
+        student.changed(lambda x: x[order]), teacher.changed(lambda x: x[order]), labels[order]
     ).total
     torch.testing.assert_close(permuted, straight, rtol=1e-5, atol=1e-5)
 

@@ -28,7 +28,9 @@ from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.feasible import plan_recipe
 from tutelage.pipeline.given import is_loader, loader_material
+from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.learning import distill as _distill
+from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import Chosen
 from tutelage.pipeline.teaching import teach
@@ -147,6 +149,7 @@ def distill(
         for note in material.notes:
             said.say(f"data: {note}")
         material = with_classes(recipe, material, trust_code=trust_code, module=module)
+        recipe = with_losses(recipe, material.decides)
         check_recipe(recipe, material)
         taught = teach(
             recipe, material, held, said, trust_code=trust_code, module=module, forward=forwards[0]
@@ -156,18 +159,15 @@ def distill(
             spec=None, network=student, parameters=count, warm=None, forward=forwards[1]
         )  # fmt: skip
         learned = _distill(recipe, material, taught, chosen, held, said)
-    result, n = learned.result, material.validation.count
+    result = learned.result
     best = result["history"]["figure"][result["history"]["best_epoch"]]
     return Distilled(
         student=learned.network,
-        validation=Measurement(
-            name=f"{material.metric}_validation", value=best, unit="1", kind="measured", n=n,
-            spread=material.interval(best, n), where="the network in torch, validation split",
-        ),
+        validation=validation_figure(material, best, "the network in torch, validation split"),
         history=result["history"],
         weights=result["weights"],
         pairing=result["pairing"],
-    )  # fmt: skip
+    )
 
 
 def plan(recipe: Recipe, *, trust_code: bool = False) -> dict[str, Any]:

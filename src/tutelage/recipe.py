@@ -205,7 +205,9 @@ class ExportPart(Part):
     precision: Literal["auto", "int8", "float32"] = Field(
         "auto", description="auto: what fits; then the faster on this machine, else the smaller"
     )
-    largest_loss: Share = Field(0.01, description="accuracy that int8 may cost on validation")
+    largest_loss: Share = Field(
+        0.01, description="accuracy (R2 of values) that int8 may cost on validation"
+    )
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 
 

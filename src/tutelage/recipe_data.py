@@ -71,6 +71,10 @@ class DataPart(Part):
     rate: Positive | None = Field(
         None, description="steps a second of a stream: then energy an hour is reported"
     )
+    target: Literal["auto", "classes", "values"] = Field(
+        "auto",
+        description="of series: what a label is; auto: as a .ts file's header says, else classes",
+    )
     validation: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
         0.1, description="share of the training examples to choose by"
     )

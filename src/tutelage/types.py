@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,19 +12,23 @@ from torch import Tensor
 
 from tutelage.passes import Inputs
 
+# What a decision is: one of some classes, or one value.
+Decides = Literal["classes", "values"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Examples as the network sees them; `index` names them in the data set.
 
     `inputs` is a tensor `[batch, ...]`, or a dict or tuple of such, nested where need be. `labels`
-    is None for data without labels, and -1 for an example without one. `view` is the augmentation
-    view they were drawn from. `keep` is true where an input's position counts (a token that is no
-    pad); None where all do.
+    is None for data without labels; class numbers (-1 for an example without one), or values in
+    units of the training labels' spread about their mean. `view` is the augmentation view they were
+    drawn from. `keep` is true where an input's position counts (a token that is no pad); None where
+    all do.
     """
 
     inputs: Inputs
-    labels: Int[Tensor, " batch"] | None
+    labels: Int[Tensor, " batch"] | Float[Tensor, " batch"] | None
     index: Int[Tensor, " batch"]
     view: int = 0
     keep: Bool[Tensor, "batch tokens"] | None = None
@@ -47,9 +52,9 @@ class Tap:
 class Reading:
     """What one network says about a batch: its decision and what its taps read.
 
-    `decision`: logits. `trajectory`: logits at each tap, through lenses (teacher) or branches
-    (student). `features`: per tap, pooled over space. `maps`: per tap, the spatial energy map
-    (mean square over channels, at most 8 x 8), for attention transfer.
+    `decision`: logits, or one value. `trajectory`: the same at each tap, through lenses (teacher)
+    or branches (student). `features`: per tap, pooled over space. `maps`: per tap, the spatial
+    energy map (mean square over channels, at most 8 x 8), for attention transfer.
 
     Of transformers, where losses ask for it: `states` are the tokens' own vectors, and `scores` the
     attention before its softmax, averaged over heads, both one a pair of taps; `relations` are

@@ -37,7 +37,10 @@ def show_result(answer: dict[str, Any]) -> None:
         )
     out.print(table)
     chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
-    if student["metric"] == "agreement" and student["value"] is not None:
+    if student["metric"] == "r2":
+        line = f"{_values_line(student, teacher)}, measured on the {chosen['precision']} file"
+        out.print(line, markup=False, soft_wrap=True)
+    elif student["metric"] == "agreement" and student["value"] is not None:
         low, high = student["spread"]
         out.print(
             f"test agreement with the teacher: {student['value']:.2%} (95 % interval {low:.2%} to "
@@ -58,6 +61,15 @@ def show_result(answer: dict[str, Any]) -> None:
     )  # fmt: skip
     out.print(f"report:   {answer['run']}/report.html", markup=False, soft_wrap=True)
     out.print(f"took {answer['seconds']:.0f} s", markup=False)
+
+
+def _values_line(student: dict[str, Any], teacher: dict[str, Any]) -> str:
+    share = student["value"] / teacher["value"] if teacher["value"] > 0 else None
+    kept = "" if share is None else f" (kept {share:.1%})"
+    return (
+        f"test R2: student {student['value']:.4f}, teacher {teacher['value']:.4f}{kept}; mean "
+        f"absolute error {student['mae']:.4g}, teacher's {teacher['mae']:.4g}"
+    )
 
 
 def show_plan(answer: dict[str, Any]) -> None:

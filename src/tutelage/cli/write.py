@@ -31,6 +31,9 @@ def init(
     out: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path("recipe.yaml"),
     device: Annotated[str, typer.Option("--device", help="See: tutelage devices.")] = "host",
     task: Annotated[str, typer.Option("--task", help="vision, series or text.")] = "vision",
+    target: Annotated[
+        str, typer.Option("--target", help="Of series, what a label is: auto, classes or values.")
+    ] = "auto",
     weights: Annotated[str | None, typer.Option("--weights", help="The teacher's weights.")] = None,
     trust_code: Trust = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
@@ -43,7 +46,7 @@ def init(
         raise RecipeError(f"{out} exists; choose another with --out, or pass --force")
     text = initial_recipe(
         teacher, data, folder=out.resolve().parent, device=device, weights=weights,
-        trust_code=trust_code, task=task,
+        trust_code=trust_code, task=task, target=target,
     )  # fmt: skip
     write_atomically(out, text)
     typer.echo(f"wrote {out}; next: tutelage plan {out}, then tutelage run {out}")

@@ -25,7 +25,8 @@ class ArtifactMeta:
 
     An input pixel `p` (0 to 255) of channel `c` becomes `(p * scale - mean[c]) / std[c]`. `shape`
     is one example's (channels, height, width). Series and texts have their own `layout`, and what
-    more there is to know in `details`.
+    more there is to know in `details`. Where the decision is a value there are no `classes`, and an
+    output `o` means `o * target["std"] + target["mean"]`.
     """
 
     task: str
@@ -39,9 +40,19 @@ class ArtifactMeta:
     scale: float = 1 / 255
     dtype: Literal["float32", "int64"] = "float32"
     details: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data; `target` is left out where there is none."""
+        data = asdict(self)
+        return data if self.target is not None else {k: data[k] for k in data if k != "target"}
 
 
-_LATER = {"dtype": "float32", "details": {}}  # left out of the file where they say nothing
+_LATER = {
+    "dtype": "float32",
+    "details": {},
+    "target": None,
+}  # left out of the file where they say nothing
 META_KEYS = tuple(f.name for f in fields(ArtifactMeta))
 
 

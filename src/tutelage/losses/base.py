@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tutelage.errors import RecipeError
 from tutelage.registry import Registry, near_matches
+from tutelage.types import Decides
 
 Reads = Literal[
     "labels",  # student logits, labels
@@ -56,6 +57,7 @@ class Loss:
 
     `reads` says what it is called with. `projector`: the student's features are first mapped
     linearly to the teacher's width. `tempered`: the objective multiplies by `temperature` squared.
+    `decides`: which kind of decision it is for.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Loss:
     reads: Reads
     projector: bool = False
     tempered: bool = False
+    decides: Decides | Literal["both"] = "classes"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -98,8 +101,9 @@ LOSSES: Registry[Loss] = Registry("loss")
 
 
 def loss(
-    *, reads: Reads, projector: bool = False, tempered: bool = False
-) -> Callable[[Callable[..., Tensor]], Loss]:
+    *, reads: Reads, projector: bool = False, tempered: bool = False,
+    decides: Decides | Literal["both"] = "classes",
+) -> Callable[[Callable[..., Tensor]], Loss]:  # fmt: skip
     """Register the decorated function as a loss under its own name.
 
     Raises `ValueError` when the name is taken, an option has no default, or a tempered loss has no
@@ -109,8 +113,9 @@ def loss(
     def register(function: Callable[..., Tensor]) -> Loss:
         name = getattr(function, "__name__", "")
         entry = Loss(
-            name=name, function=function, reads=reads, projector=projector, tempered=tempered
-        )
+            name=name, function=function, reads=reads, projector=projector, tempered=tempered,
+            decides=decides,
+        )  # fmt: skip
         missing = [key for key, value in entry.options.items() if value is inspect.Parameter.empty]
         if missing:
             raise ValueError(f"loss '{name}' has options without a default: {', '.join(missing)}")

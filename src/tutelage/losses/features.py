@@ -18,7 +18,7 @@ _EPS = 1e-12
 _BATCH_NORM_EPS = 1e-4  # as the authors of SRD set it
 
 
-@loss(reads="features", projector=True)
+@loss(reads="features", projector=True, decides="both")
 def features(
     student: Float[Tensor, "batch channels"], teacher: Float[Tensor, "batch channels"]
 ) -> Float[Tensor, " batch"]:
@@ -26,7 +26,7 @@ def features(
     return (_unit(student) - _unit(teacher)).square().sum(dim=1)
 
 
-@loss(reads="features", projector=True)
+@loss(reads="features", projector=True, decides="both")
 def srd(
     student: Float[Tensor, "batch channels"],
     teacher: Float[Tensor, "batch channels"],
@@ -42,7 +42,7 @@ def srd(
     return total.log1p().expand(student.shape[0])
 
 
-@loss(reads="maps")
+@loss(reads="maps", decides="both")
 def attention(
     student: Float[Tensor, "batch height width"], teacher: Float[Tensor, "batch rows columns"]
 ) -> Float[Tensor, " batch"]:
@@ -57,7 +57,7 @@ def attention(
     return (_unit(flat_s) - _unit(flat_t)).square().sum(dim=1)
 
 
-@loss(reads="features")
+@loss(reads="features", decides="both")
 def rkd(
     student: Float[Tensor, "batch channels"],
     teacher: Float[Tensor, "batch width"],
@@ -80,7 +80,7 @@ def rkd(
     return value + angle * F.smooth_l1_loss(cosine_s, cosine_t, reduction="none").mean(dim=(1, 2))
 
 
-@loss(reads="features")
+@loss(reads="features", decides="both")
 def cka(
     student: Float[Tensor, "batch channels"], teacher: Float[Tensor, "batch width"]
 ) -> Float[Tensor, " batch"]:

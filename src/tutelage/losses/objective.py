@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 import tutelage.losses.decision
 import tutelage.losses.features
-import tutelage.losses.tokens  # noqa: F401 (all register their losses)
+import tutelage.losses.tokens
+import tutelage.losses.values  # noqa: F401 (all register their losses)
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.losses.base import LOSSES, Loss, Reads
 from tutelage.losses.cut import labelled_only, selected
-from tutelage.types import Reading
+from tutelage.types import Decides, Reading
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -145,7 +146,7 @@ class Objective(nn.Module):
         self,
         student: Reading,
         teacher: Reading | None,
-        labels: Int[Tensor, " batch"] | None,
+        labels: Int[Tensor, " batch"] | Float[Tensor, " batch"] | None,
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> ObjectiveValue:
         """Return the total over the examples where `mask` is true; 0 when there is none.
@@ -211,14 +212,22 @@ class Objective(nn.Module):
         return torch.where(self.automatic, self.share * self._reference_weight * ratio, self.fixed)
 
 
-def check_terms(terms: tuple[Term, ...], *, labelled: bool = True) -> None:
-    """Raise `RecipeError` on a wrong name, option or weight, before anything is built.
+def check_terms(
+    terms: tuple[Term, ...], decides: Decides = "classes", *, labelled: bool = True
+) -> None:
+    """Raise `RecipeError` on a wrong name, option, weight or kind, before anything is built.
 
     So does a loss that reads labels, unless some examples are `labelled`.
     """
     checked = _checked_terms(terms)
     _reference(checked, tuple(LOSSES[term.name] for term in checked))
     for term in checked:
+        if LOSSES[term.name].decides not in (decides, "both"):
+            fitting = ", ".join(name for name in LOSSES if LOSSES[name].decides == decides)
+            raise RecipeError(
+                f"loss '{term.name}' is for {LOSSES[term.name].decides}, and the data's labels are "
+                f"{decides}; use some of {fitting}"
+            )
         if not labelled and reads_labels(LOSSES[term.name]):
             raise RecipeError(
                 f"loss '{term.name}' reads labels, but the data has none: add labels, or use "

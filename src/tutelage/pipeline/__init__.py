@@ -18,6 +18,7 @@ from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.learning import distill
+from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import (
     budget_of,
@@ -85,7 +86,8 @@ def summary(run: Path, proof: dict[str, Any], seconds: float) -> dict[str, Any]:
         if row is None:
             return {"metric": "agreement", "value": None}
         keys = ("value", "kind", "n", "spread", "where")
-        return {"metric": row["name"].rpartition("_")[0], **{key: row[key] for key in keys}}
+        mae = {"mae": rows["mae_test"]["value"]} if named == "r2" else {}
+        return {"metric": row["name"].rpartition("_")[0], **{key: row[key] for key in keys}, **mae}
 
     return {
         "status": proof["status"],
@@ -148,6 +150,7 @@ def run_recipe(
         progress = Timekeeper(progress, run, max(interval, _SHORTEST_S))
         material = material or read_material(recipe, progress)
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
+        recipe = with_losses(recipe, material.decides)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.train)
         run.stage("data", hash_json(found), lambda: (found, []))

@@ -22,9 +22,11 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
             "it, or add labels"
         )
     try:
-        check_terms(terms_of(recipe.distill), labelled=labelled)
+        check_terms(terms_of(recipe.distill), material.decides, labelled=labelled)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    if material.decides == "values":
+        _refuse_for_values(recipe)
     if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
         raise RecipeError(
             f"student.start: teacher takes over a teacher's tokens, and the task is "
@@ -41,6 +43,20 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         _check_tokens(recipe, spec)
         with torch.random.fork_rng(devices=[]):
             spec.build()
+
+
+def _refuse_for_values(recipe: Recipe) -> None:
+    for key, given in (
+        ("budget.accuracy", recipe.budget.accuracy),
+        ("teacher.classes", recipe.teacher.classes),
+        ("metric", None if recipe.metric == "accuracy" else recipe.metric),
+        ("distill.balance_classes", recipe.distill.balance_classes or None),
+    ):
+        if given is not None:
+            raise RecipeError(
+                f"{key}: the labels of {recipe.data.train} are values, not classes; remove the "
+                "key (R2 and the errors are reported)"
+            )
 
 
 def _check_tokens(recipe: Recipe, spec: StudentSpec) -> None:

@@ -13,6 +13,7 @@ from tutelage.errors import InfeasibleError
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
+from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
@@ -39,6 +40,7 @@ def plan_recipe(
     progress = progress or Silent()
     read = read_material(recipe, progress)
     material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
+    recipe = with_losses(recipe, material.decides)
     check_recipe(recipe, material)
     parameters = _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)

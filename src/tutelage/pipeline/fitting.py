@@ -68,7 +68,8 @@ def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress
             recipe, material, run, progress, network, batch=batch, smoothing=0.05,
             schedule={"epochs": epochs, "rate": 3e-3, "weight_decay": 5e-2, "ema": 0.99},
         )  # fmt: skip
-        paths = students.save(folder, spec, network)
+        unit = material.target and {"target": dataclasses.asdict(material.target)}
+        paths = students.save(folder, spec, network, unit)
         result = {"spec": spec.to_json(), "epochs": epochs, "history": dataclasses.asdict(history)}
         return result, paths
 
@@ -95,7 +96,7 @@ def _fit_encoder(
     kept, pad = material.task.tokens(material.data.train) or (None, 0)
     source, path = Path(str(recipe.teacher.source)), run.file("teacher/model.safetensors")
     network = from_hf_folder(
-        source, len(material.classes), kept=kept, pad=pad, fresh_head=True, trust_code=False
+        source, material.outputs, kept=kept, pad=pad, fresh_head=True, trust_code=False
     )
     least = -(-_FEWEST_ENCODER_STEPS * _ENCODER_BATCH // material.train.count)
     epochs = recipe.teacher.epochs or max(_ENCODER_EPOCHS[what], least)
@@ -127,13 +128,16 @@ def _train(
     recipe: Recipe, material: Material, run: Run, progress: Progress, network: nn.Module, *,
     batch: int, smoothing: float, schedule: dict[str, Any],
 ) -> History:  # fmt: skip
-    options = {"label_smoothing": smoothing}
+    term = Term(name="cross_entropy", weight=1.0, options={"label_smoothing": smoothing})
+    if material.decides == "values":
+        term = Term(name="value_error", weight=1.0)
     lesson = Distillation(
         network,
-        Objective((Term(name="cross_entropy", weight=1.0, options=options),)),
+        Objective((term,)),
         _labelled(material),
         material.validation,
-        classes=len(material.classes),
+        classes=material.outputs,
+        decides=material.decides,
         views=1_000_000,  # nothing is cached here, so every epoch may see a new view
         batch=batch,
         seed=recipe.seed,

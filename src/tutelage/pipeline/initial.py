@@ -21,6 +21,15 @@ _OWN_MEAN = [
 ]
 _VIEWS = "  # views: 4             # variants of each; the teacher is asked about each once\n"
 _ACCURACY = "  # accuracy: {limit: 95 %, hard: false}\n"
+_LOSSES = {
+    "classes": "    dist: 1.0\n",
+    "values": "    squared_error: 1.0   # the teacher's value\n"
+    "    value_error: 1.0     # the label\n",
+}
+_AN_OPTION = {
+    "classes": "{weight: 1, temperature: 4}",
+    "values": "{weight: 1, delta: 2}",
+}
 _AUGMENT = {
     "vision": _VIEWS
     + "  flip: false            # true where left and right do not matter; never for letters\n",
@@ -32,7 +41,7 @@ _AUGMENT = {
 
 def initial_recipe(
     teacher: str, data: str, *, folder: Path, device: str, weights: str | None, trust_code: bool,
-    task: str = "vision",
+    task: str = "vision", target: str = "auto",
 ) -> str:  # fmt: skip
     """Read the data, load the teacher once, and return a commented recipe for both.
 
@@ -43,7 +52,8 @@ def initial_recipe(
     part: dict[str, Any] = {"fit": True} if fit else {"source": _full(teacher)}
     if weights is not None:
         part["weights"] = _full(weights)
-    given = {"task": task, "data": {"train": _full(data)}, "teacher": part, "device": device}
+    read = {"train": _full(data)} | ({} if target == "auto" else {"target": target})
+    given = {"task": task, "data": read, "teacher": part, "device": device}
     recipe = Recipe.parse(given)
     profile = load_device(device)
     material = with_classes(recipe, read_material(recipe), trust_code=trust_code)
@@ -59,6 +69,7 @@ def initial_recipe(
         "seed: 0",
         "data:",
         f"  train: {_near(data, folder)}",
+        *([] if target == "auto" else [f"  target: {target}         # what a label is"]),
         "  validation: 0.1        # share of the training examples to choose by",
         "  # test: path           # unset: a fifth is set aside, and read once at the end",
         "  # unlabelled: path     # more examples to teach on, without labels",
@@ -72,6 +83,7 @@ def initial_recipe(
     lines += [f"device: {device}", "budget:                  # what the device itself allows:"]
     for limit in device_limits(profile):
         lines.append(f"  # {limit.metric}: {format_quantity(limit.value, 'B')}")
+    headline = "R2" if material.metric == "r2" else material.metric
     tail = f"""  storage: 100 kB
   # memory: 64 kB
   # latency: 2 ms
@@ -80,24 +92,25 @@ def initial_recipe(
 {_AUGMENT.get(task, _VIEWS)}student:
   candidates: 4          # how many structures are compared by a short distillation
 distill:
-  losses:                # weight, or {{weight: 1, temperature: 4}}, or auto
-    dist: 1.0
-  # epochs: {30 if material.train.count > 20_000 else 60}
+  losses:                # weight, or {_AN_OPTION[material.decides]}, or auto
+{_LOSSES[material.decides]}  # epochs: {30 if material.train.count > 20_000 else 60}
 export:
-  largest_loss: 0.01     # {material.metric} that int8 may cost on validation
+  largest_loss: 0.01     # {headline} that int8 may cost on validation
 """
     text = "\n".join(lines) + "\n" + tail
     return text
 
 
 def _summary(material: Material) -> str:
-    names = ", ".join(material.classes[:6]) + (", …" if len(material.classes) > 6 else "")
     total = material.train.count + material.validation.count + material.test.count
-    return (
-        f"{total:,} examples of {_KIND[material.task.name](material.shape)}, "
-        f"{len(material.classes)} classes: "
-        f"{' '.join(names.split())}"
-    )
+    return f"{total:,} examples of {_KIND[material.task.name](material.shape)}, {_labels(material)}"
+
+
+def _labels(material: Material) -> str:
+    if material.target is not None:
+        return f"one value each: mean {material.target.mean:.4g}, spread {material.target.std:.3g}"
+    names = ", ".join(material.classes[:6]) + (", …" if len(material.classes) > 6 else "")
+    return f"{len(material.classes)} classes: {' '.join(names.split())}"
 
 
 _KIND = {

@@ -115,7 +115,8 @@ def build_lesson(
         validation_decision=taught.validation_decision,
         taps=paired.taps,
         inside=tokens.student if tokens else Inside(),
-        classes=len(material.classes),
+        classes=material.outputs,
+        decides=material.decides,
         views=material.views,
         batch=batch_for(recipe, material.train.count),
         seed=recipe.seed,
@@ -171,7 +172,8 @@ def distill(
             "pairing": paired.pairing.to_json() if paired.pairing else None,
             **({"start": started} if started else {}),
         }
-        return result, _save(folder, chosen, network)
+        unit = material.target and {"target": dataclasses.asdict(material.target)}
+        return result, _save(folder, chosen, network, unit)
 
     own_pass = [] if chosen.forward is call else [source_of(chosen.forward)]
     inputs = hash_json(
@@ -216,7 +218,7 @@ def distill_for_int8(
     )
     with quantization_aware(network):
         unpaired = Paired(taps=(), pairing=None)
-        terms = decision_terms(recipe)
+        terms = decision_terms(recipe, material.decides)
         lesson = build_lesson(recipe, material, taught, network, unpaired, terms)
         trainer = Trainer(
             lesson,
@@ -234,6 +236,8 @@ def _as_sure(
     network: nn.Module, material: Material, taught: Taught, forward: Forward = call
 ) -> float:
     """Scale the student's logits to the teacher's confidence on validation; return by what."""
+    if material.decides == "values":
+        return 1.0
     scale = fit_scale(decisions(network, material.validation, forward), taught.validation_decision)
     device = next(network.parameters()).device
     index = torch.arange(min(8, material.validation.count))
@@ -246,9 +250,9 @@ def _width(tap: Tap) -> int:
     return int(pooled(torch.zeros(1, *tap.shape)).shape[1])
 
 
-def _save(folder: Path, chosen: Chosen, network: nn.Module) -> list[Path]:
+def _save(folder: Path, chosen: Chosen, network: nn.Module, note: Any) -> list[Path]:
     if chosen.spec is not None:
-        return students.save(folder, chosen.spec, network)
+        return students.save(folder, chosen.spec, network, note)
     paths = [folder / "spec.json", folder / "model.safetensors"]
     write_json(paths[0], _own(network))
     write_tensors(paths[1], network.state_dict())

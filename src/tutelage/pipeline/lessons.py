@@ -9,12 +9,23 @@ from tutelage.losses import LOSSES
 from tutelage.losses.objective import INSIDE, Objective, Pairs, Term
 from tutelage.recipe import DistillPart, LossPart, Recipe
 from tutelage.train.schedule import Schedule
+from tutelage.types import Decides
 from tutelage.units import parse_quantity
 
 _STEPS_WANTED = 9_000
 _FEWEST_STEPS = 2_400
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 120
+# Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
+_LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
+
+
+def with_losses(recipe: Recipe, decides: Decides) -> Recipe:
+    """Return the recipe with the losses that suit its data, where it names none itself."""
+    if decides == "classes" or "losses" in recipe.distill.model_fields_set:
+        return recipe
+    part = recipe.distill.model_copy(update={"losses": dict(_LOSSES_OF_VALUES)})
+    return recipe.model_copy(update={"distill": part})
 
 
 def terms_of(part: DistillPart) -> tuple[Term, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
@@ -18,8 +19,9 @@ from tutelage.recipe import Recipe
 from tutelage.records import SideFile
 from tutelage.tasks import Task, find_task, wilson_interval
 from tutelage.tasks.splits import rare_classes
+from tutelage.tasks.values import Target
 from tutelage.teach.signals import Split
-from tutelage.types import Batch
+from tutelage.types import Batch, Decides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class Material:
     """What was read: the task's own data, its splits, how inputs are scaled and varied.
 
     `labelled` are the training examples with a label (all of `train` where all have one), None
-    where the data has no labels; then `classes` are the teacher's. `chosen_by` is the recipe's
+    where the data has no labels; then `classes` are the teacher's. Where labels are values there
+    are no `classes`, and `target` is the unit in which networks learn. `chosen_by` is the recipe's
     metric. `live`: training examples never look the same twice, so the teacher is asked as they
     come.
     """
@@ -35,6 +38,7 @@ class Material:
     task: Task
     data: Any
     classes: tuple[str, ...]
+    target: Target | None
     shape: tuple[int, ...]
     normalisation: Any
     augment: Any
@@ -51,6 +55,8 @@ class Material:
     @property
     def metric(self) -> str:
         """What decisions are judged by: the recipe's, or the teacher where there are no labels."""
+        if self.target is not None:
+            return "r2"
         return "agreement" if self.labelled is None else self.chosen_by
 
     def interval(self, value: float, n: int) -> tuple[float, float] | None:
@@ -68,9 +74,25 @@ class Material:
         files = self.task.beside(self.data)
         return tuple(SideFile(name=name, bytes=len(content)) for name, content in files.items())
 
+    @property
+    def decides(self) -> Decides:
+        """What a decision is."""
+        return "classes" if self.target is None else "values"
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network answers with."""
+        return len(self.classes) if self.target is None else 1
+
+    def said(self, decision: Float[np.ndarray, "n k"]) -> np.ndarray:
+        """Return what decisions say: class numbers, or values in the user's unit."""
+        return decision.argmax(1) if self.target is None else self.target.in_unit(decision)
+
     def to_json(self, source: str) -> dict[str, Any]:
         """Return what the report says about the data."""
+        target = {} if self.target is None else {"target": asdict(self.target)}
         return {
+            **target,
             "source": source,
             "task": self.task.name,
             "classes": list(self.classes),
@@ -138,10 +160,11 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
     """Make the splits of data that is already read."""
     normalisation = task.normalisation(data.train)
     augment = task.augment(data.train, recipe.augment)
+    target = Target.fit(data.train.labels) if task.decides(data) == "values" else None
 
     def split(name: str, examples: Any, *, varied: bool) -> Split:
         def batch(index: Tensor, view: int) -> Batch:
-            return task.batch(
+            made = task.batch(
                 examples,
                 index.numpy(),
                 view=view if varied else 0,
@@ -149,8 +172,13 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
                 augment=augment,
                 normalisation=normalisation,
             )
+            if target is None or made.labels is None:
+                return made
+            return replace(made, labels=target.standard(made.labels))
 
         transform = {"normalisation": asdict(normalisation)}
+        if target is not None:
+            transform["target"] = asdict(target)
         if varied:
             transform |= {"augment": asdict(augment), "seed": recipe.seed}
         content = hash_json({"examples": examples.fingerprint, **transform})
@@ -159,19 +187,22 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
     train = split("train", data.train, varied=True)
     if len(data.train) < 2:
         raise DataError(f"{recipe.data.train} leaves fewer than 2 examples to train on; add more")
+    known = data.train.labels if target is None else None
+    rare = rare_classes(known, data.train.classes, recipe.metric)
     return Material(
         task=task,
         data=data,
         classes=tuple(data.train.classes),
+        target=target,
         shape=tuple(task.input_shape(data.train)),
         normalisation=normalisation,
         augment=augment,
         views=_views(recipe, augment, len(data.train)),
-        knobs={**task.knobs(data.train), "classes": len(data.train.classes)},
+        knobs={**task.knobs(data.train), "classes": 1 if target else len(data.train.classes)},
         train=train,
-        labelled=_labelled(data.train, train, split),
+        labelled=_labelled(data.train, train, split) if target is None else train,
         validation=split("validation", data.validation, varied=False),
         test=split("test", data.test, varied=False),
         chosen_by=recipe.metric,
-        notes=(*data.notes, *rare_classes(data.train.labels, data.train.classes, recipe.metric)),
+        notes=(*data.notes, *rare),
     )

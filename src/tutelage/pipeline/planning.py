@@ -21,6 +21,7 @@ from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
 from tutelage.pipeline.checking import fixed_spec
 from tutelage.pipeline.imbalance import class_weights
+from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.lessons import (
     batch_for,
     distill_inputs,
@@ -44,6 +45,7 @@ from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import from_function
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
+from tutelage.types import Decides
 
 _TRIAL_STEPS, _TRIAL_SHARE = 900, 0.15
 _TRIAL_EXAMPLES = 20_000
@@ -93,6 +95,7 @@ def meta_of(recipe: Recipe, material: Material) -> ArtifactMeta:
         classes=material.classes,
         shape=material.shape,
         version=__version__,
+        target=None if material.target is None else dataclasses.asdict(material.target),
         **material.task.meta(material.data, material.normalisation),
     )
 
@@ -176,7 +179,7 @@ def find_candidates(
 
     inputs = hash_json(
         [
-            dataclasses.asdict(costing.meta),
+            costing.meta.to_json(),
             costing.device.model_dump(mode="json"),
             [dataclasses.asdict(x) for x in costing.limits],
             costing.precision,
@@ -234,12 +237,16 @@ def _trial(
         network, _ = first_student(recipe, candidate.spec, taught)
         lesson = Distillation(
             network,
-            Objective(decision_terms(recipe), class_weights=class_weights(recipe, material)),
+            Objective(
+                decision_terms(recipe, material.decides),
+                class_weights=class_weights(recipe, material),
+            ),
             material.train,
             material.validation,
             signals=taught.train,
             validation_decision=taught.validation_decision,
-            classes=len(material.classes),
+            classes=material.outputs,
+            decides=material.decides,
             views=material.views,
             batch=batch_for(recipe, material.train.count),
             seed=recipe.seed,
@@ -260,11 +267,7 @@ def _trial(
         )
         history = trainer.train()
         write_tensors(path, network.state_dict())
-        value, n = max(history.figure), material.validation.count
-        figure = Measurement(
-            name=f"{material.metric}_validation", value=value, unit="1", kind="measured", n=n,
-            spread=material.interval(value, n), where=f"after {epochs} short epochs",
-        )  # fmt: skip
+        figure = validation_figure(material, max(history.figure), f"after {epochs} short epochs")
         return figure.to_json(), [path]
 
     inputs = hash_json(
@@ -275,11 +278,12 @@ def _trial(
     return run.stage(f"trial-{key}", inputs, work).result
 
 
-def decision_terms(recipe: Recipe) -> tuple[Term, ...]:
-    """Return the recipe's losses that need no taps; `dist` when all of them do."""
+def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
+    """Return the recipe's losses that need no taps; when all of them do, `dist` or the like."""
     simple = ("labels", "decision", "labelled_decision")
     kept = tuple(t for t in terms_of(recipe.distill) if LOSSES[t.name].reads in simple)
-    return kept or (Term(name="dist", weight=1.0),)
+    usual = "dist" if decides == "classes" else "squared_error"
+    return kept or (Term(name=usual, weight=1.0),)
 
 
 def load_own_student(recipe: Recipe, material: Material, *, trust_code: bool) -> nn.Module | None:
@@ -291,7 +295,7 @@ def load_own_student(recipe: Recipe, material: Material, *, trust_code: bool) ->
         raise StudentError(f"student.source is '{recipe.student.source}'; write file.py:function")
     torch.manual_seed(recipe.seed)
     return from_function(
-        Path(file), name, len(material.classes), trust_code, who="student", error=StudentError
+        Path(file), name, material.outputs, trust_code, who="student", error=StudentError
     )[0]
 
 

@@ -19,7 +19,6 @@ from tutelage.audit.fidelity import (
     probabilities,
     reliability,
 )
-from tutelage.audit.metrics import class_metrics
 from tutelage.devices import HOST, Device
 from tutelage.errors import DataError, DeviceError, TutelageError
 from tutelage.export.onnx_float import export_onnx
@@ -28,10 +27,11 @@ from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
+from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
-from tutelage.pipeline.scoring import score
+from tutelage.pipeline.proving_values import compared_values
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
 from tutelage.pipeline.teaching import Taught, signals_of_test
 from tutelage.plan.refusal import what_would_do
@@ -40,7 +40,7 @@ from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit, Measurement, Verdict
 from tutelage.run import Run
 from tutelage.teach.onnx_teacher import OnnxTeacher
-from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher
+from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled, TorchTeacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,6 @@ def _proof(
     recipe: Recipe, material: Material, taught: Taught, shipped: Shipped, device: Device,
     limits: tuple[Limit, ...], run: Run, progress: Progress, teacher_test: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
-    labels = material.data.test.labels
     said = {"validation": taught.validation_decision.numpy(), "test": teacher_test}
     progress.start("Proving the artifacts", len(shipped.artifacts) + 2)
     weighed = []
@@ -116,7 +115,6 @@ def _proof(
         progress.advance(1, artifact.precision)
     chosen = _metered(recipe, _choose(recipe, weighed, device), limits, run)
     where = f"{chosen.artifact.path} in onnxruntime, test split"
-    decided = Decided(student=chosen.logits_test, teacher=teacher_test, labels=labels, where=where)
     progress.advance()
     teacher = _teacher_figures(recipe, material, taught, device, teacher_test)
     progress.advance()
@@ -125,7 +123,8 @@ def _proof(
     return {
         "status": "missed" if hard_misses else "met",
         "task": recipe.task,
-        "metric": recipe.metric,
+        "metric": material.metric,
+        "decides": material.decides,
         "device": {"name": device.name, "title": device.title},
         "chosen": chosen.artifact.path,
         "verdicts": [v.to_json() for v in chosen.verdicts],
@@ -141,10 +140,7 @@ def _proof(
             for w in weighed
             if w.artifact is not chosen.artifact
         ],
-        "fidelity": [f.to_json() for f in fidelity(decided, seed=recipe.seed)],
-        "reliability": _reliability(decided),
-        "classes": by_class(decided, material.classes) if labels is not None else [],
-        "differences": _differences(decided, material),
+        **_compared(material, chosen.logits_test, teacher_test, where, recipe.seed),
         "parity": shipped.parity,
         "artifacts": [a.to_json() for a in shipped.artifacts],
         "beside": [dataclasses.asdict(file) for file in material.beside],
@@ -162,6 +158,22 @@ def _would_do(
         [path], chosen.verdicts, limits, device, artifact.precision, beside=material.beside
     )
     return found.to_json()
+
+
+def _compared(
+    material: Material, student: np.ndarray, teacher: np.ndarray, where: str, seed: int
+) -> dict[str, Any]:
+    """Return the proof's parts that set student beside teacher on the test split."""
+    if material.decides == "values":
+        return compared_values(material, student, teacher, where, seed)
+    labels = material.data.test.labels
+    decided = Decided(student=student, teacher=teacher, labels=labels, where=where)
+    return {
+        "fidelity": [f.to_json() for f in fidelity(decided, seed=seed)],
+        "reliability": _reliability(decided),
+        "classes": by_class(decided, material.classes) if labels is not None else [],
+        "differences": _differences(decided, material),
+    }
 
 
 def _metered(recipe: Recipe, chosen: Weighed, limits: tuple[Limit, ...], run: Run) -> Weighed:
@@ -186,10 +198,8 @@ def _weigh(
     for name in ("validation", "test"):
         examples = getattr(material, name)
         logits[name] = artifact_decisions(path, examples)
-        labels, where = getattr(material.data, name).labels, f"{artifact.path}, {name} split"
-        figures.append(score(logits[name], labels, said[name], split=name, where=where))
-    if material.data.test.labels is not None:
-        figures += _by_class(logits["test"], material, f"{artifact.path}, test split")
+        where = f"{artifact.path}, {name} split"
+        figures += split_figures(material, name, logits[name], where, teacher=said[name])
     on_host = _host_figures(path)
     on_device = graph_figures(path, device, beside=material.beside)
     # On the machine itself the measured figures are the ones that count, so they come first.
@@ -201,14 +211,6 @@ def _weigh(
         verdicts=verdicts(limits, tuple(figures)),
         logits_test=logits["test"],
     )
-
-
-def _by_class(logits: np.ndarray, material: Material, where: str) -> list[Measurement]:
-    labels = material.data.test.labels
-    return [
-        dataclasses.replace(figure, name=f"{figure.name}_test")
-        for figure in class_metrics(logits, labels, where=where)
-    ]
 
 
 def _stream_figures(figures: list[Measurement], material: Material) -> list[Measurement]:
@@ -292,19 +294,13 @@ def _teacher_figures(
     figures: list[Measurement] = []
     held = taught.validation_decision.numpy()
     for name, logits in (("validation", held), ("test", test)):
-        labels = getattr(material.data, name).labels
-        if labels is not None:  # with itself it always agrees
-            figures.append(
-                score(logits, labels, logits, split=name, where=f"teacher, {name} split")
-            )
-    if material.data.test.labels is not None:
-        figures += _by_class(test, material, "teacher, test split")
+        figures += split_figures(material, name, logits, f"teacher, {name} split")
     figures.append(_parameters(taught.teacher.parameters, "teacher"))
     with tempfile.TemporaryDirectory(prefix="tutelage-teacher-") as folder:
         path = Path(folder) / "teacher-float32.onnx"
         try:
             teacher = taught.teacher
-            while isinstance(teacher, (Renormalised, Reordered)):
+            while isinstance(teacher, (Renormalised, Reordered, Rescaled)):
                 teacher = teacher.teacher
             if isinstance(teacher, TorchTeacher):
                 planes = (3,) if teacher.repeats else material.shape[:1]

@@ -16,7 +16,7 @@ from tutelage.audit.metrics import class_score
 from tutelage.errors import ExportError
 from tutelage.export.artifact import OnnxModel
 from tutelage.export.onnx_float import export_onnx
-from tutelage.export.parity import parity
+from tutelage.export.parity import Parity, parity
 from tutelage.export.quantize import quantize_within
 from tutelage.files import (
     hash_json,
@@ -34,6 +34,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit
 from tutelage.run import Run
+from tutelage.tasks.values import score
 from tutelage.teach.signals import Split
 from tutelage.train.distill import decisions
 
@@ -68,7 +69,7 @@ def ship(
     inputs = hash_json(
         [
             sha256_file(run.file("student/model.safetensors")),
-            asdict(meta_of(recipe, material)),
+            meta_of(recipe, material).to_json(),
             recipe.export.model_dump(mode="json"),
             material.content,
             recipe.threads,
@@ -100,7 +101,7 @@ def _export_all(
             f"{float_path.name} departs from the network by {close.largest_error:.2g} in a logit; "
             "it computes something torch does not. Simplify the student's forward function"
         )
-    rows = [{"artifact": float_path.name, **asdict(close)}]
+    rows = [_parity_row(material, float_path, close)]
     artifacts = [_artifact(run, float_path, "float32", ())]
     notes: list[str] = []
     run.file(_INT8).unlink(missing_ok=True)  # an earlier student's must not lie beside this one
@@ -116,7 +117,7 @@ def _export_all(
             notes.append(f"int8 was refused and only float32 is left: {error}")
         else:
             notes += remarks
-            rows.append({"artifact": int8.name, **asdict(parity(int8, reference, inputs))})
+            rows.append(_parity_row(material, int8, parity(int8, reference, inputs)))
             artifacts.append(_artifact(run, int8, "int8", tuple(remarks)))
     paths = [run.file(artifact.path) for artifact in artifacts]
     for name, content in material.task.beside(material.data).items():
@@ -147,14 +148,13 @@ def _int8(
         recipe.export.largest_loss,
         most_bytes=most,
     )
-    remarks = []
+    remarks, what = [], "R2" if material.metric == "r2" else material.metric.replace("_", " ")
     if outcome.method != "minmax":
         remarks.append(f"int8 ranges were set by {outcome.method}, which lost least")
     if outcome.kept_float:
-        remarks.append(f"left in float to keep {material.metric}: {', '.join(outcome.kept_float)}")
+        remarks.append(f"left in float to keep {what}: {', '.join(outcome.kept_float)}")
     if outcome.loss <= recipe.export.largest_loss:
         return path, remarks
-    what = material.metric.replace("_", " ")
     progress.say(f"export: int8 loses {outcome.loss:.3f} of {what}; teaching on with rounding")
     retaught = _retaught(recipe, material, taught, network, run, progress)
     again = run.file("artifacts/.retaught-float32.onnx")
@@ -207,25 +207,30 @@ class _Check:
     def __init__(
         self, recipe: Recipe, material: Material, taught: Taught, float_path: Path
     ) -> None:
-        self.split, self.metric = material.validation, recipe.metric
+        self.material, self.split, self.metric = material, material.validation, recipe.metric
         wanted = material.data.validation.labels
         if wanted is None:
-            wanted = taught.validation_decision.argmax(-1).numpy()
+            wanted = material.said(taught.validation_decision.numpy())
             self.metric = "accuracy"  # of agreement with the teacher
         self.wanted = wanted
         self.base = self._score(float_path)
-
-    @property
-    def name(self) -> str:
-        """The metric in words."""
-        return self.metric.replace("_", " ")
 
     def loss(self, path: Path) -> float:
         return self.base - self._score(path)
 
     def _score(self, path: Path) -> float:
-        decided = artifact_decisions(path, self.split).argmax(1)
-        return class_score(self.metric, decided, self.wanted)
+        said = self.material.said(artifact_decisions(path, self.split))
+        if self.material.decides == "values":
+            return score(said, self.wanted, "values")
+        return class_score(self.metric, said, self.wanted)
+
+
+def _parity_row(material: Material, path: Path, found: Parity) -> dict[str, Any]:
+    """Return what the proof says of parity; of values, the largest error in their own unit."""
+    if material.target is None:
+        return {"artifact": path.name, **asdict(found)}
+    error = found.largest_error * material.target.std
+    return {"artifact": path.name, "n": found.n, "largest_error": error}
 
 
 def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:

@@ -18,24 +18,24 @@ from tutelage.losses.objective import Term
 from tutelage.passes import Forward, call
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
+from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import inside, terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.pruned import pruning_loss
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe, TeacherPart
-from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.inside import look_inside
-from tutelage.tasks import accuracy
+from tutelage.tasks.values import Target
 from tutelage.teach.hf_vision import HfClassifier
 from tutelage.teach.inside import module_of
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import LiveSignals, SignalCache
 from tutelage.teach.teachers import Teacher, load_teacher
-from tutelage.teach.torch_teacher import Renormalised, Reordered
+from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled
 
-_ABOVE_CHANCE = 0.1
+_ABOVE_CHANCE = _LEAST_R2 = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def open_teacher(
     teacher = load_teacher(
         module if module is not None else str(part.source),
         weights=None if part.weights is None else Path(part.weights),
-        classes=len(material.classes or part.classes or ()) or None,
+        classes=material.outputs or len(part.classes or ()) or None,
         image_shape=material.shape,
         example=material.train.batch(torch.arange(2), 0).inputs,
         trust_code=trust_code,
@@ -96,6 +96,9 @@ def open_teacher(
         if part.channels == "repeat" and len(own.mean) == 1 and len(mean) == 3:
             own = dataclasses.replace(own, mean=own.mean * 3, std=own.std * 3)
         teacher = Renormalised(teacher, own, mean, std)
+    if material.target is not None and not part.fit:
+        unit = None if module is not None else students.note(str(part.source)).get("target")
+        teacher = Rescaled(teacher, material.target, Target(**unit) if unit else None)
     return teacher if order is None else Reordered(teacher, order)
 
 
@@ -213,29 +216,24 @@ def _fill(
         agreements = [lens.agreement for lens in lenses]
 
     def describe() -> tuple[Any, list[Path]]:
+        decision, suspicions = held.decision.numpy(), list(teacher.notes)
+        figures = split_figures(material, "validation", decision, "teacher on validation")
         labels, classes = material.data.validation.labels, material.classes
         # The data's names in the teacher's own order, where that is another.
         named = (
             dict(zip(teacher.order, classes, strict=True)) if isinstance(teacher, Reordered) else {}
         )
-        figures, suspicions = [], list(teacher.notes)
-        if labels is not None:
-            figure = accuracy(
-                held.decision.argmax(-1).numpy(), labels, where="teacher on validation"
-            )
-            figures.append(_named(figure, "accuracy_validation"))
-            refuse_other_order(
-                held.decision.argmax(-1).numpy(),
-                labels,
-                classes,
-                [named[i] for i in sorted(named)] or None,
-            )
-            suspicions += suspicion(figure.value, labels)
+        if labels is not None and material.decides == "classes":
+            own_order = [named[i] for i in sorted(named)] or None
+            refuse_other_order(material.said(decision), labels, classes, own_order)
+            suspicions += suspicion(float((material.said(decision) == labels).mean()), labels)
+        elif figures and figures[0].value < _LEAST_R2:
+            suspicions.append(_no_better(recipe, figures[0].value))
         lost = pruning_loss(
             recipe, material, teacher, held.decision, progress, trust_code=trust_code
         )
         if lost is not None:
-            figures.append(lost[0].to_json())
+            figures.append(lost[0])
             suspicions.append(lost[1])
         lenses = [
             {"tap": tap.path, "agreement": value}
@@ -247,7 +245,7 @@ def _fill(
             "parameters": teacher.parameters,
             "taps": [tap.path for tap in teacher.taps],
             "notes": suspicions,
-            "figures": figures,
+            "figures": [figure.to_json() for figure in figures],
             "lenses": lenses,
             "history": run.manifest["stages"].get("fit", {}).get("result", {}).get("history"),
         }, []
@@ -279,5 +277,8 @@ def suspicion(right: float, labels: Int[np.ndarray, " n"]) -> list[str]:
     ]
 
 
-def _named(figure: Measurement, name: str) -> dict[str, Any]:
-    return dataclasses.replace(figure, name=name).to_json()
+def _no_better(recipe: Recipe, value: float) -> str:
+    why = "give it more data or teacher.epochs" if recipe.teacher.fit else (
+        "it must answer in the unit of the labels, and its normalisation may differ"
+    )  # fmt: skip
+    return f"its R2 on validation is {value:.2f}, hardly better than always saying the mean: {why}"

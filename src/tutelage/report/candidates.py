@@ -38,16 +38,16 @@ class CandidateRow:
 class Candidates:
     """The table, its columns in words, the chart, limits as (name, words, source), the reason.
 
-    `metric` is what the trials measured: accuracy or agreement.
+    `trial` heads the column of what the short distillations measured.
     """
 
     columns: tuple[str, ...]
-    metric: str
     rows: tuple[CandidateRow, ...]
     chart: Chart | None
     limits: tuple[tuple[str, str, str], ...]
     why: str
     space: str
+    trial: str
 
 
 def candidates(plan: dict[str, Any]) -> Candidates | None:
@@ -60,18 +60,19 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
     rows = [_row(c, f, columns) for c, f in zip(given, figures, strict=True)]
     return Candidates(
         columns=tuple(_COLUMNS[name] for name in columns),
-        metric=_metric(given).capitalize(),
         rows=tuple(rows),
         chart=_chart(plan, given, figures),
         limits=tuple(_limit(given) for given in plan.get("limits") or []),
         why=str(plan.get("why", "")),
         space=str(plan.get("space", "")),
+        trial=f"{label(_metric(given))} in trial" if _metric(given) else "Trial",
     )
 
 
 def _metric(given: list[dict[str, Any]]) -> str:
-    names = (c["trial"]["name"] for c in given if c["trial"] is not None)
-    return next(names, "accuracy").removesuffix("_validation")
+    """Return what the trials measured, without the split; empty where there was none."""
+    names = [str(c["trial"]["name"]) for c in given if c["trial"] is not None]
+    return names[0].removesuffix("_validation") if names else ""
 
 
 def _row(
@@ -122,10 +123,10 @@ def _chart(
     }
     return scatter_chart(
         tuple(points),
-        metric=_metric(given),
         storage=limits.get("storage_bytes"),
         storage_text=named.get("storage_bytes", ""),
         floor=limits.get("accuracy"),
         floor_text=named.get("accuracy", ""),
+        metric=_metric(given),
         bytes_kind=weakest([f["storage_bytes"].kind for f in figures if "storage_bytes" in f]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,19 @@ from tutelage.report.canvas import (
     log_ticks,
     percent_format,
 )
-from tutelage.report.figures import quantity
+from tutelage.report.figures import headline, label, quantity
 
 if TYPE_CHECKING:
     import altair as alt
 
+_AS_THE_END = "Decides as the teacher’s end does"
 _FAR = 300  # a limit this many times the largest candidate would squeeze the rest
 _BYTES_LABEL = "replace(format(datum.value, '.3~s'), /([a-zA-Z]?)$/, ' $1B')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A candidate: bytes, accuracy, `chosen`, `fits` or `does not fit`, and its hover text."""
+    """A candidate: bytes, its figure, `chosen`, `fits` or `does not fit`, and its hover text."""
 
     x: float
     y: float
@@ -62,14 +64,14 @@ class Cell:
 def scatter_chart(
     points: tuple[Point, ...],
     *,
-    metric: str,
     storage: float | None,
     storage_text: str,
     floor: float | None,
     floor_text: str,
     bytes_kind: Kind,
+    metric: str = "accuracy",
 ) -> Chart:
-    """Draw `metric` (accuracy or agreement) against bytes, with the limits as lines."""
+    """Draw the figure of `metric` against bytes, with the limits as lines."""
     import altair as alt
 
     largest = max(p.x for p in points)
@@ -78,9 +80,11 @@ def scatter_chart(
     x = _bytes_axis(min(sizes), max(sizes))
     heights = [p.y for p in points] + ([floor] if floor else [])
     room = max(0.01, 0.12 * (max(heights) - min(heights)))
-    span = [max(0.0, min(heights) - room), min(1.0, max(heights) + room)]
-    y = alt.Y("y:Q", title=f"Validation {metric}", scale=alt.Scale(domain=span, nice=False))
-    y = y.axis(format=percent_format(span[1] - span[0]), tickCount=6)
+    least = -math.inf if metric == "r2" else 0.0
+    span = [max(least, min(heights) - room), min(1.0, max(heights) + room)]
+    y = alt.Y("y:Q", title=f"Validation {headline(metric)}")
+    y = y.scale(domain=span, nice=False)
+    y = y.axis(format=".3~g" if metric == "r2" else percent_format(span[1] - span[0]), tickCount=6)
     layers: list[alt.Chart] = []
     if near and storage:
         layers += line(storage, storage_text, x=x)
@@ -92,8 +96,9 @@ def scatter_chart(
     listed = f"{len(points)} candidates; chosen: {chosen}"
     chart = finish(alt.layer(*layers, _candidate_marks(points).encode(x=x, y=y)))
     title: tuple[tuple[str, Kind], ...] = (
-        (metric.capitalize(), "measured"), ("against bytes", bytes_kind)
-    )  # fmt: skip
+        (label(metric), "measured"),
+        ("against bytes", bytes_kind),
+    )
     return Chart(svg=chart, title=title, alt=f"{listed}. {storage_text}".strip())
 
 
@@ -209,19 +214,24 @@ def _cell_row(c: Cell) -> dict[str, Any]:
     }
 
 
-def lens_chart(lenses: tuple[tuple[str, float], ...]) -> Chart:
-    """Draw how often each tap's lens already decides as the teacher's end does."""
+def lens_chart(lenses: tuple[tuple[str, float], ...], *, values: bool = False) -> Chart:
+    """Draw how often each tap's lens already decides as the teacher's end does.
+
+    Of values, R2 with the teacher's own value as the truth; below 0 is drawn as 0.
+    """
     import altair as alt
 
-    rows = [{"tap": tap, "v": v, "shown": quantity("agreement", v, "1")} for tap, v in lenses]
-    x = alt.X("v:Q", title="Decides as the teacher’s end does", scale=alt.Scale(domain=[0, 1.16]))
-    x = x.axis(format=".0%", values=[0, 0.25, 0.5, 0.75, 1], domain=False)
+    metric = "r2" if values else "agreement"
+    title = "R² with the teacher’s end as the truth" if values else _AS_THE_END
+    rows = [{"tap": t, "v": max(0.0, v), "shown": quantity(metric, v, "1")} for t, v in lenses]
+    x = alt.X("v:Q", title=title, scale=alt.Scale(domain=[0, 1.16]))
+    x = x.axis(format=".2f" if values else ".0%", values=[0, 0.25, 0.5, 0.75, 1], domain=False)
     y = alt.Y("tap:N", title=None, sort=[tap for tap, _ in lenses]).axis(labelLimit=150)
     base = data(rows).encode(x=x, y=y)
     bars = base.mark_bar(color=TEACHER, size=16, aria=False)
     texts = base.mark_text(align="left", dx=5, color=INK, aria=False).encode(text="shown:N")
     height = max(110, min(420, 30 * len(rows) + 60))
-    listed = ", ".join(f"{tap} {quantity('agreement', v, '1')}" for tap, v in lenses)
+    listed = ", ".join(f"{tap} {quantity(metric, v, '1')}" for tap, v in lenses)
     svg = finish(alt.layer(bars, texts), height=height)
     return Chart(svg=svg, title=(("When does the teacher know?", "measured"),), alt=listed)
 

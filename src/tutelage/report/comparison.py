@@ -10,11 +10,17 @@ from tutelage.report.figures import Figure, label, measurement, points, ratio, s
 
 _ORDER = (
     "accuracy_validation",
+    "r2_validation",
+    "mae_validation",
+    "rmse_validation",
     "accuracy_test",
     "agreement_validation",
     "agreement_test",
     "macro_f1_test",
     "balanced_accuracy_test",
+    "r2_test",
+    "mae_test",
+    "rmse_test",
     "storage_bytes",
     "parameters",
     "macs",
@@ -32,7 +38,7 @@ _OF_A_MACHINE = ("latency", "energy", "ram")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareRow:
-    """One metric at one place; `change` is the teacher's over the student's, or points."""
+    """One metric at one place; `change` is a ratio, points or a share."""
 
     name: str
     where: str
@@ -86,8 +92,15 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
     if teacher.name.startswith(("accuracy", "macro_f1", "balanced_accuracy")):
         text = f"{points(student.value - teacher.value)} pt"
         return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher, points")
+    if teacher.name.startswith("r2"):
+        change = student.value - teacher.value
+        text = "±0" if abs(change) < 5e-4 else f"{change:+.3f}".replace("-", "−")
+        return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher")
     if not teacher.value > 0 or not student.value > 0:
         return None
+    if teacher.name.startswith(("mae", "rmse")):
+        change = f"{student.value / teacher.value - 1:+.1%}".replace("-", "−").replace("%", " %")
+        return Figure(text=change, kind=kind, hint=f"{kind}: student's over teacher's")
     if teacher.value >= student.value:
         text = f"{ratio(teacher.value, student.value)} less"
     else:

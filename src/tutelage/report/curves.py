@@ -1,4 +1,4 @@
-"""The learning curves: loss and validation figure (accuracy or agreement) by epoch."""
+"""The learning curves: loss and validation figure by epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tutelage.report.canvas import (
     log_ticks,
     percent_format,
 )
-from tutelage.report.figures import quantity
+from tutelage.report.figures import headline, quantity
 
 if TYPE_CHECKING:
     import altair as alt
@@ -61,19 +61,25 @@ def loss_chart(series: tuple[Series, ...]) -> Chart:
     return Chart(svg=finish(chart), title=(("Loss by epoch", "measured"),), alt=text)
 
 
-def figure_chart(student: Series, *, teacher: float | None, best: int, metric: str) -> Chart:
-    """Draw the student's validation `metric` by epoch, with the teacher's as a line."""
+def figure_chart(
+    student: Series, *, teacher: float | None, best: int, metric: str = "accuracy"
+) -> Chart:
+    """Draw the student's validation figure by epoch, with the teacher's as a line.
+
+    R2 may start far below 0: what is lower is drawn at the lower edge.
+    """
     import altair as alt
 
+    lowest = -0.2 if metric == "r2" else 0.0
+    name = f"Validation {headline(metric)}"
     rows = [
-        {"x": e, "y": v, "text": f"epoch {e}: {quantity(metric, v, '1')}"}
+        {"x": e, "y": max(v, lowest), "text": f"epoch {e}: {quantity(metric, v, '1')}"}
         for e, v in student.values
     ]
     values = [row["y"] for row in rows] + ([teacher] if teacher is not None else [])
-    low = max(0.0, min(values) - 0.02)
-    name = metric.replace("_", " ").replace("f1", "F1")
-    y = alt.Y("y:Q", title=f"Validation {name}", scale=alt.Scale(domain=[low, 1.0]))
-    y = y.axis(format=percent_format(1.0 - low), tickCount=6)
+    low = max(lowest, min(values) - 0.02)
+    y = alt.Y("y:Q", title=name, scale=alt.Scale(domain=[low, 1.0]))
+    y = y.axis(format=".2f" if metric == "r2" else percent_format(1.0 - low), tickCount=6)
     base = data(rows).encode(x=_epoch_axis(rows), y=y)
     layers: list[alt.Chart] = []
     if teacher is not None:
@@ -88,7 +94,7 @@ def figure_chart(student: Series, *, teacher: float | None, best: int, metric: s
     text = f"Best at epoch {marked['x']}: {quantity(metric, marked['y'], '1')}"
     if teacher is not None:
         text += f"; the teacher has {quantity(metric, teacher, '1')}"
-    title = f"Validation {name} by epoch"
+    title = f"{name} by epoch"
     return Chart(svg=finish(alt.layer(*layers)), title=((title, "measured"),), alt=text)
 
 

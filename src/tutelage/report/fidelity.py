@@ -10,12 +10,17 @@ from typing import Any
 
 from tutelage.report.canvas import Chart
 from tutelage.report.charts import Bin, reliability_chart
-from tutelage.report.figures import Figure, label, made, points, read_figure
+from tutelage.report.figures import Figure, label, made, points, quantity, read_figure
+from tutelage.report.values import Point, value_chart
 
 _IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+\Z")
 _FIDELITY = (
     "Fidelity is not accuracy: a student can be right where the teacher is wrong, and the other "
     "way round."
+)
+_OF_VALUES = (
+    "Fidelity is not error: a student can be nearer to the label than its teacher, and the other way "
+    "round."
 )
 _UNLABELLED = "The test examples have no labels, so nothing here says how often either is right."
 _PNG = "data:image/png;base64,"
@@ -38,7 +43,8 @@ class Example:
     """One example on which teacher and student differ, shown as an image or as words.
 
     `image` is a data URI and `alt` its text; both are empty when `text` is shown. `wide` says that
-    the image is a drawing broader than high, `label` and `right` are empty without a label.
+    the image is a drawing broader than high, `label` and `right` are empty without a label. Values
+    have no confidence.
     """
 
     image: str
@@ -48,8 +54,8 @@ class Example:
     label: str
     teacher: str
     student: str
-    teacher_confidence: Figure
-    student_confidence: Figure
+    teacher_confidence: Figure | None
+    student_confidence: Figure | None
     right: str
 
 
@@ -57,7 +63,8 @@ class Example:
 class Fidelity:
     """Named figures, the reliability chart, the table by class and the differing examples.
 
-    `lead` says what the figures mean; `unseen` are classes without test examples.
+    `lead` says what the figures mean; `unseen` are classes without test examples. With `values`,
+    decisions are values: the chart sets them against the labels, and there are no classes.
     """
 
     lead: str
@@ -66,10 +73,13 @@ class Fidelity:
     classes: tuple[ClassRow, ...]
     unseen: tuple[str, ...]
     examples: tuple[Example, ...]
+    values: bool = False
 
 
 def fidelity(proof: dict[str, Any]) -> Fidelity:
     """Return what the proof says of fidelity; parts that it lacks are empty."""
+    if proof.get("decides") == "values":
+        return _of_values(proof)
     given = proof.get("classes") or []
     seen = [c for c in given if c["teacher"] is not None and c["student"] is not None]
     seen.sort(key=lambda c: c["student"] - c["teacher"])
@@ -81,6 +91,29 @@ def fidelity(proof: dict[str, Any]) -> Fidelity:
         unseen=tuple(str(c["name"]) for c in given if c not in seen),
         examples=tuple(_example(d) for d in proof.get("differences") or []),
     )
+
+
+def _of_values(proof: dict[str, Any]) -> Fidelity:
+    named = {"kept": "Teacher’s R² kept"}
+    figures = proof.get("fidelity") or []
+    return Fidelity(
+        lead=_OF_VALUES,
+        figures=tuple((named.get(m["name"]) or label(m["name"]), read_figure(m)) for m in figures),
+        chart=_cloud(proof.get("points") or []),
+        classes=(),
+        unseen=(),
+        examples=tuple(_valued(d) for d in proof.get("differences") or []),
+        values=True,
+    )
+
+
+def _cloud(given: list[dict[str, Any]]) -> Chart | None:
+    points = tuple(
+        Point(who=who, label=float(p["label"]), value=float(p[who]))
+        for who in ("teacher", "student")
+        for p in given
+    )
+    return value_chart(points) if points else None
 
 
 def _class(c: dict[str, Any]) -> ClassRow:
@@ -117,6 +150,25 @@ def _example(d: dict[str, Any]) -> Example:
         teacher_confidence=sure[0],
         student_confidence=sure[1],
         right=_right(d),
+    )
+
+
+def _valued(d: dict[str, Any]) -> Example:
+    """Return an example whose label and decisions are values."""
+    image, text = d.get("image"), d.get("text")
+    told = {who: quantity("value", d[who], "1") for who in ("label", "teacher", "student")}
+    off = {who: abs(d[who] - d["label"]) for who in ("teacher", "student")}
+    nearer = min(off, key=lambda who: off[who])
+    return Example(
+        image="" if image is None else _image(image),
+        alt=f"A drawing labelled {told['label']}: the teacher says {told['teacher']}, the student "
+        f"{told['student']}",
+        wide=image is not None and _wide(image),
+        text="" if text is None else _words(text),
+        **told,
+        teacher_confidence=None,
+        student_confidence=None,
+        right="equally near" if off["teacher"] == off["student"] else f"{nearer} nearer",
     )
 
 

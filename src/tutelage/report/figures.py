@@ -33,6 +33,8 @@ _LABELS = {
     "energy_an_hour_j": "Energy an hour, while it decides",
     "decisions_an_hour": "Decisions an hour",
     "parameters": "Parameters",
+    "difference": "Mean absolute difference from the teacher",
+    "r2_to_teacher": "R² with the teacher as the truth",
     "agreement": "Same decision as the teacher",
     "kept": "Teacher’s accuracy kept",
     "kl": "KL divergence from the teacher, nats",
@@ -119,6 +121,12 @@ def quantity(name: str, value: float, unit: str) -> str:
     if unit == "1" and float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     return format_quantity(value, unit)
+
+
+def headline(metric: str) -> str:
+    """Return a metric's name as it stands inside a sentence."""
+    name = label(metric)
+    return name if name.startswith("R²") else name[:1].lower() + name[1:]
 
 
 def ratio(larger: float, smaller: float) -> str:

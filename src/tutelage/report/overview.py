@@ -8,6 +8,7 @@ from typing import Any, Literal
 from tutelage.records import Measurement
 from tutelage.report.figures import (
     Figure,
+    headline,
     label,
     made,
     measurement,
@@ -90,7 +91,9 @@ def _who(proof: dict[str, Any]) -> Words:
 
 def _kept(proof: dict[str, Any]) -> Words:
     metric = proof.get("metric", "accuracy")
-    if metric != "accuracy":
+    if _valued(proof):
+        return _kept_of_values(proof)
+    if metric not in ("accuracy", "agreement"):
         return _kept_of(metric, proof)
     for data in proof.get("fidelity") or []:
         if data["name"] == "kept":
@@ -113,6 +116,21 @@ def _kept_of(metric: str, proof: dict[str, Any]) -> Words:
         return (" is measured",)
     name = label(metric).lower().replace("f1", "F1")
     return (f" has a test {name} of ", show(student), " where the teacher has ", show(teacher))
+
+
+def _kept_of_values(proof: dict[str, Any]) -> Words:
+    for data in proof.get("fidelity") or []:
+        if data["name"] == "kept":
+            share = show(measurement(data))
+            return (" keeps ", share, " of the teacher’s R² on the test split")
+    for data in (proof.get("figures") or {}).get("student") or []:
+        if data["name"] == "r2_test":
+            return (" has an R² of ", show(measurement(data)), " on the test split")
+    return (" is measured",)
+
+
+def _valued(proof: dict[str, Any]) -> bool:
+    return proof.get("decides") == "values"
 
 
 def _fits(proof: dict[str, Any]) -> Words:
@@ -165,8 +183,9 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
     device = (proof.get("device") or {}).get("name", "")
     metric = proof.get("metric", "accuracy")
     for names, title in (
-        ((f"{metric}_test",), f"Test {label(metric).lower().replace('f1', 'F1')}"),
-        (("agreement_test",), "Agreement with the teacher"),
+        ((f"{metric}_test",), "Test R²" if metric == "r2" else f"Test {headline(metric)}"),
+        (("agreement_test",) if metric != "agreement" else (), "Agreement with the teacher"),
+        (("mae_test",), "Mean absolute error, test"),
         (("storage_bytes",), "Storage"),
         # The named device's own figure, where its profile has one, before that of this machine.
         (("latency_s", "latency_p50_s"), "Latency"),
@@ -206,12 +225,19 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
         counts = ", ".join(f"{int(n):,} {split}" for split, n in data["counts"].items())
         shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
         rows.append(("Data", (str(data["source"]),)))
-        rows.append(("Examples", (f"{counts}; each {shape}, {len(data['classes']):,} classes",)))
+        rows.append(("Examples", (f"{counts}; each {shape}, {_labels(data)}",)))
     if teacher:
         rows.append(("Teacher", (str(teacher["source"]),)))
         if teacher.get("parameters") is not None:
             rows.append(("", (made("parameters", teacher["parameters"]), " parameters")))
     return tuple(rows)
+
+
+def _labels(data: dict[str, Any]) -> str:
+    if "target" not in data:
+        return f"{len(data['classes']):,} classes"
+    mean, std = (quantity("value", data["target"][key], "1") for key in ("mean", "std"))
+    return f"one value: mean {mean}, spread {std}"
 
 
 def came_out(distilled: dict[str, Any]) -> Rows:

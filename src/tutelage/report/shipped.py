@@ -12,12 +12,12 @@ from tutelage.report.snippets import snippet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
-    """One artifact against torch, example by example."""
+    """One artifact against torch, example by example; values have no `agreement`."""
 
     artifact: str
     n: int
     largest_error: Figure
-    agreement: Figure
+    agreement: Figure | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +69,11 @@ def shipped(proof: dict[str, Any]) -> Shipped | None:
                 artifact=str(p["artifact"]),
                 n=int(p["n"]),
                 largest_error=made("largest_error", p["largest_error"], n=int(p["n"])),
-                agreement=made("agreement", p["agreement"], n=int(p["n"])),
+                agreement=made("agreement", p["agreement"], n=int(p["n"]))
+                if "agreement" in p
+                else None,
             )
             for p in (proof.get("parity") or [])
         ),
-        snippet=snippet(proof["task"], chosen),
+        snippet=snippet(proof["task"], chosen, decides=proof.get("decides", "classes")),
     )

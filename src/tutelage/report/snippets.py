@@ -26,8 +26,8 @@ mean, std = (np.reshape(meta[key], (-1, 1)) for key in ("mean", "std"))
 
 values = np.zeros(meta["shape"])  # your window: channels, steps; NaN where a value is missing
 window = np.nan_to_num((values - mean) / std)
-(logits,) = session.run(None, {{meta["input"]: window[None].astype(np.float32)}})
-print(meta["classes"][int(logits[0].argmax())])
+({said},) = session.run(None, {{meta["input"]: window[None].astype(np.float32)}})
+{answer}
 """
 _TEXT = """\
 tokenizer = Tokenizer.from_file({tokenizer})  # it cuts and fills up to the right length
@@ -42,10 +42,17 @@ _BY_TASK = {
     "series": (_NUMPY, _SERIES),
     "text": (f"{_NUMPY}\nfrom tokenizers import Tokenizer", _TEXT),
 }
+_ANSWER = {
+    "classes": ("logits", 'print(meta["classes"][int(logits[0].argmax())])'),
+    "values": ("output", 'print(output[0, 0] * meta["target"]["std"] + meta["target"]["mean"])'),
+}
 
 
-def snippet(task: str, path: str) -> str:
+def snippet(task: str, path: str, *, decides: str = "classes") -> str:
     """Return a program that decides about one example with the artifact at `path`."""
+    said, answer = _ANSWER[decides]
     imports, body = _BY_TASK[task]
     tokenizer = json.dumps(path.rpartition("/")[0] + "/tokenizer.json")
-    return _OPEN.format(imports=imports, path=json.dumps(path)) + body.format(tokenizer=tokenizer)
+    return _OPEN.format(imports=imports, path=json.dumps(path)) + body.format(
+        tokenizer=tokenizer, said=said, answer=answer
+    )

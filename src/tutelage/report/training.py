@@ -38,7 +38,7 @@ class Training:
 def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | None:
     """Return the section from the stages' results; None when neither has anything to show."""
     history = distilled.get("history") or {}
-    metric = distilled.get("metric") or "accuracy"
+    metric = str(distilled.get("metric", "accuracy"))
     found = Training(
         curves=_curves(history, _teacher_line(teacher, metric), metric),
         losses=_losses(distilled, history),
@@ -46,7 +46,7 @@ def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | N
         pairing=_heat(distilled.get("pairing") or {}),
         pairs=_pairs(distilled.get("pairing") or {}),
         paired_by=str((distilled.get("pairing") or {}).get("by", "")),
-        lenses=_lenses(teacher.get("lenses") or []),
+        lenses=_lenses(teacher.get("lenses") or [], metric),
     )
     return found if distilled or found.lenses else None
 
@@ -137,6 +137,6 @@ def _pairs(pairing: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _lenses(given: list[dict[str, Any]]) -> Chart | None:
+def _lenses(given: list[dict[str, Any]], metric: str) -> Chart | None:
     found = tuple((str(lens["tap"]), float(lens["agreement"])) for lens in given)
-    return lens_chart(found) if found else None
+    return lens_chart(found, values=metric == "r2") if found else None

@@ -113,6 +113,12 @@ def save(folder: Path, spec: StudentSpec, network: nn.Module, note: Any = None) 
     return paths
 
 
+def note(folder: str | Path) -> dict[str, Any]:
+    """Return what `save` noted beside the spec; empty where there is no such file, or no note."""
+    path = Path(folder) / "spec.json"
+    return (read_json(path).get("note") or {}) if path.is_file() else {}
+
+
 def load(folder: str | Path) -> nn.Module:
     """Rebuild a student (or built-in teacher) from its folder, in evaluation mode.
 

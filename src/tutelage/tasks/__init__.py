@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from tutelage.records import Measurement
 from tutelage.registry import Registry
 
 if TYPE_CHECKING:
-    from tutelage.types import Batch
+    from tutelage.types import Batch, Decides
 
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -23,13 +23,13 @@ class Examples(Protocol):
     """One split of a data set: the task alone knows what an example looks like."""
 
     @property
-    def labels(self) -> Int[np.ndarray, " n"] | None:
-        """Class numbers, -1 where an example has none; None where all have none."""
+    def labels(self) -> Int[np.ndarray, " n"] | Float[np.ndarray, " n"] | None:
+        """Class numbers (-1 where an example has none), values, or None where all have none."""
         ...
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, by class number."""
+        """Class names, by class number; none where labels are values."""
         ...
 
     @property
@@ -71,8 +71,6 @@ class Task(Protocol):
     """
 
     name: str
-    decision: Literal["classes"]
-    metric: Literal["accuracy"]
     families: tuple[str, ...]
     keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 
@@ -81,6 +79,10 @@ class Task(Protocol):
 
         `train` is a path, or (inputs, labels) given from Python.
         """
+        ...
+
+    def decides(self, data: Any) -> Decides:
+        """Return what a decision about this data is: one of its classes, or one value."""
         ...
 
     def input_shape(self, examples: Any) -> tuple[int, ...]:
@@ -135,7 +137,10 @@ class Task(Protocol):
         augment: Any,
         normalisation: Any,
     ) -> Batch:
-        """Form one batch: a pure function of its arguments; view 0 is the untouched example."""
+        """Form one batch: a pure function of its arguments; view 0 is the untouched example.
+
+        Labels that are values stay in the user's unit.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from tutelage.passes import shown, tensors
 from tutelage.tasks.augment import hash_keys
 from tutelage.tasks.loaders import Found
 from tutelage.tasks.splits import overlap, set_aside
-from tutelage.types import Batch
+from tutelage.types import Batch, Decides
 
 _MOST_OVERLAP = 0.01
 _SALT = 2
@@ -138,14 +138,16 @@ class GivenTask:
     """Classification of whatever a loader yields; see `tutelage.tasks.Task`."""
 
     name = "given"
-    decision: Literal["classes"] = "classes"
-    metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ()
     keys: frozenset[str] = frozenset()
 
     def load(self, train: Found, test: None = None, **options: Any) -> GivenData:
         """Check and split what loaders hold; options as in `arrange`."""
         return arrange(train, options.pop("validation"), **options)
+
+    def decides(self, data: GivenData) -> Decides:
+        """Return that a decision is one of the classes."""
+        return "classes"
 
     def input_shape(self, examples: Given) -> tuple[int, ...]:
         """Return the shape of the first tensor of one example."""

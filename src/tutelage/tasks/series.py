@@ -1,4 +1,4 @@
-"""The `series` task: classes of sensor series. Checks and splits the data, and forms batches."""
+"""The `series` task: classes or values of series. Checks and splits the data, forms batches."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ from tutelage.tasks.unlabelled import (
     strata,
     with_unlabelled,
 )
-from tutelage.types import Batch
+from tutelage.tasks.values import check_varied
+from tutelage.tasks.values import strata as like_values
+from tutelage.types import Batch, Decides
 
 _TEST_SHARE = 0.2
+_MANY_NUMBERS = 10  # so many classes that are numbers may be values
 _MOST_OVERLAP = 0.05  # short series of coarse numbers may coincide by chance
 _SALT = {"test": 1, "validation": 2}
 _SHOWN = (192, 96)
@@ -71,6 +74,7 @@ def load(
     length: int | None = None,
     hop: int | None = None,
     rate: float | None = None,
+    target: Literal["auto", "classes", "values"] = "auto",
 ) -> SeriesData:
     """Read, check and split series; paths as `read_series` takes them, or (series, labels).
 
@@ -80,16 +84,18 @@ def load(
     """
     options = SeriesOptions(
         label_column=label_column, series_column=series_column, time_column=time_column,
-        bare=label_column == NO_LABELS,
+        bare=label_column == NO_LABELS, target=target,
     )  # fmt: skip
     if isinstance(train, tuple):
-        found = SeriesParts(train=make_series(*train, source="the series given"))
+        decides: Decides = "values" if target == "values" else "classes"
+        found = SeriesParts(train=make_series(*train, decides=decides, source="the series given"))
     else:
         found = read_series(train, format=format, options=options)
     more = None
     if unlabelled is not None:
         more = read_series(unlabelled, options=replace(options, bare=True)).train
     if test is not None:
+        options = replace(options, target=found.train.decides)
         alike = isinstance(train, tuple) or Path(test).suffix == Path(train).suffix
         other = read_series(test, format=format if alike else "auto", options=options)
         found = SeriesParts(
@@ -122,10 +128,10 @@ def arrange(
 ) -> SeriesData:
     """Check series in memory, bring them to one length and take out the splits that are missing.
 
-    The length is `length`, in steps, or that of the longest in `train`. The splits are stratified,
-    and a pure function of the seed and of the values: series may be reordered, and equal ones fall
-    on the same side. Then `unlabelled` series join the training split, but for copies of validation
-    or test series.
+    The length is `length`, in steps, or that of the longest in `train`. The splits are stratified
+    (by class, or by groups of like values), and a pure function of the seed and of the values:
+    series may be reordered, and equal ones fall on the same side. Then `unlabelled` series join the
+    training split, but for copies of validation or test series.
     """
     _check_options(validation_share, length, hop)
     steps = int(train.lengths.max()) if length is None else length
@@ -146,7 +152,9 @@ def arrange(
     train, test, validation = fitted(train, steps), whole["test"], whole["validation"]
     unlabelled = whole["unlabelled"]
     taken = 1 + (test is None) + (validation is None)
-    check_learnable(train, least=max(2, taken))
+    _check_values(training=train)
+    if train.decides == "classes":
+        check_learnable(train, least=max(2, taken))
     if test is None:
         train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
     notes += _overlap_notes(test, "test", train)
@@ -158,9 +166,17 @@ def arrange(
     if unlabelled is not None:
         train, joining = _joined(train, unlabelled, validation, test)
         notes += joining
+    _check_values(training=train, validation=validation, test=test)
     return SeriesData(
         train=train, validation=validation, test=test, notes=notes, hop=hop or steps, rate=rate
     )  # fmt: skip
+
+
+def _check_values(**parts: Series) -> None:
+    """Raise `DataError` for a split of values that are all alike."""
+    for name, part in parts.items():
+        if part.labels is not None and part.decides == "values":
+            check_varied(part.labels, part.source, name)
 
 
 def _check_options(validation_share: float, length: int | None, hop: int | None) -> None:
@@ -216,8 +232,16 @@ def check_learnable(series: Series, *, least: int) -> None:
     if counts[rare] < least:
         raise DataError(
             f"{series.source} has {counts[rare]} series of class '{series.classes[rare]}' where "
-            f"{least} are needed: add some, drop the class, or give a test path"
+            f"{least} are needed: add some, drop the class, or give a test path{_if_values(series)}"
         )
+
+
+def _if_values(series: Series) -> str:
+    """Advise for class names that are many numbers."""
+    numbers = all(name.lstrip("+-").replace(".", "", 1).isdecimal() for name in series.classes)
+    if len(series.classes) < _MANY_NUMBERS or not numbers:
+        return ""
+    return "; if the labels are values to predict, write data.target: values"
 
 
 def aligned(series: Series, train: Series) -> Series:
@@ -228,6 +252,11 @@ def aligned(series: Series, train: Series) -> Series:
         raise DataError(f"{series.source} has no labels, which it needs to be tested on: add them")
     if train.labels is None:
         raise some_labels(series.source, train.source)
+    if series.decides != train.decides:
+        raise DataError(
+            f"{train.source} has {train.decides} as labels and {series.source} {series.decides}: "
+            "give both the same (data.target)"
+        )
     if series.classes == train.classes:
         return series
     labels = renumbered(series.labels, series.classes, series.source, train.classes, train.source)
@@ -246,6 +275,11 @@ def _joined(
     train: Series, unlabelled: Series, validation: Series, test: Series
 ) -> tuple[Series, tuple[str, ...]]:
     """Return `train` with the unlabelled series behind it, and what to say of them."""
+    if train.decides == "values":
+        raise DataError(
+            f"data.unlabelled goes with classes, and the labels of {train.source} are values: "
+            "remove the key"
+        )
     held = np.concatenate([content_keys(part) for part in (validation, test)])
     keys = content_keys(unlabelled)
     kept, notes = fresh(keys, held, source=unlabelled.source, noun="series")
@@ -261,9 +295,15 @@ def _joined(
 def take_out(
     series: Series, share: float, *, seed: int, split: Literal["test", "validation"]
 ) -> tuple[Series, Series]:
-    """Return what stays and what is taken: `share` of each class, at least one, never all."""
+    """Return what stays and what is taken: `share` of each class, at least one, never all.
+
+    Values are taken alike from groups of like values; equal series stay together.
+    """
     ranks = hash_keys(content_keys(series)[:, 0], seed, _SALT[split])
-    taken = set_aside(ranks, strata(series.labels, len(series)), share)
+    if series.labels is not None and series.decides == "values":
+        taken = set_aside(ranks, like_values(series.labels, ranks, share), share, part_equal=False)
+    else:
+        taken = set_aside(ranks, strata(series.labels, len(series)), share)
     return series.take(np.flatnonzero(~taken)), series.take(np.flatnonzero(taken))
 
 
@@ -307,20 +347,22 @@ def plot(series: Series, index: int) -> bytes:
 
 
 class SeriesTask:
-    """Classification of series; see `tutelage.tasks.Task`."""
+    """Classification and regression of series; see `tutelage.tasks.Task`."""
 
     name = "series"
-    decision: Literal["classes"] = "classes"
-    metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet1d", "gru")
     keys = frozenset(
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate",
-         "unlabelled"}
+         "target", "unlabelled"}
     )  # fmt: skip
 
     def load(self, train: Any, test: str | Path | None = None, **options: Any) -> SeriesData:
         """Read, check and split the data; options as in `load`."""
         return load(train, test, **options)
+
+    def decides(self, data: SeriesData) -> Decides:
+        """Return what a label is: a class, or a value."""
+        return data.train.decides
 
     def input_shape(self, examples: Series) -> tuple[int, int]:
         """Return (channels, steps)."""
@@ -336,8 +378,14 @@ class SeriesTask:
         return SeriesNormalisation.fit(examples.values)
 
     def augment(self, examples: Series, wanted: Any) -> SeriesAugment:
-        """Return the recipe's augmentation; a little noise and stretch where it names none."""
-        return SeriesAugment.wanted(wanted, examples.shape[1])
+        """Return the recipe's augmentation; a little noise and stretch where it names none.
+
+        A value may hang on the height, so values get no stretch unless the recipe names one.
+        """
+        chosen = SeriesAugment.wanted(wanted, examples.shape[1])
+        if examples.decides == "values" and getattr(wanted, "stretch", None) is None:
+            chosen = replace(chosen, stretch=0.0)
+        return chosen
 
     def show(self, examples: Series, index: int) -> str:
         """Return one series as a line plot, a PNG data URI of 192 x 96 pixels."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
@@ -17,6 +17,8 @@ from jaxtyping import Float, Int, UInt64
 from tutelage.errors import DataError
 from tutelage.tasks.series_cells import MISSING, one_line
 from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
+from tutelage.tasks.values import as_values
+from tutelage.types import Decides
 
 _MOST_VALUES = 1 << 31
 _X_KEYS = ("x", "X", "series", "data", "values")
@@ -34,16 +36,23 @@ _BROKEN = (OSError, EOFError, KeyError, ValueError, AttributeError, NotImplement
 class Series:
     """Series of equal shape, channels before steps, with class numbers and class names.
 
-    NaN in `values` stands for a missing value or for padding. `lengths` counts the steps of each
-    up to the last that any channel has a value for. `labels` is None, and `classes` empty, without
-    labels; where some have none, theirs is -1. `source` names the place they came from.
+    Where a label is a value, `labels` are floats and there are no `classes`; without labels they
+    are None, and `classes` empty; where some have none, theirs is -1. NaN in `values` stands for a
+    missing value or for padding. `lengths` counts the steps of each up to the last that any channel
+    has a value for. `source` names the place they came from.
     """
 
     values: Float[np.ndarray, "n c t"]
     lengths: Int[np.ndarray, " n"]
-    labels: Int[np.ndarray, " n"] | None
+    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"] | None
     classes: tuple[str, ...]
     source: str
+
+    @property
+    def decides(self) -> Decides:
+        """What a label is."""
+        valued = self.labels is not None and self.labels.dtype.kind == "f"
+        return "values" if valued else "classes"
 
     def __len__(self) -> int:
         return len(self.values)
@@ -61,7 +70,8 @@ class Series:
         digest = hashlib.sha256(f"{self.values.shape}|{names}|".encode())
         digest.update(np.ascontiguousarray(self.values, dtype="<f4").data)
         if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+            kind = "<i8" if self.decides == "classes" else "<f8"
+            digest.update(np.ascontiguousarray(self.labels, dtype=kind).data)
         return digest.hexdigest()
 
     def take(self, index: Int[np.ndarray, " m"]) -> Series:
@@ -85,15 +95,17 @@ class SeriesParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesOptions:
-    """Columns of tables: the class, which rows are one series (long form), and their time.
+    """Columns of tables: the label, which rows are one series (long form), and their time.
 
-    `bare`: labels are not read, whether there are any or not.
+    `bare`: labels are not read, whether there are any or not. `target`: what a label is; `auto`: as
+    a .ts file's header says, else a class.
     """
 
     label_column: str | None = None
     series_column: str | None = None
     time_column: str | None = None
     bare: bool = False
+    target: Literal["auto", "classes", "values"] = "auto"
 
 
 def gather_parts(found: dict[str, Series], source: str) -> SeriesParts:
@@ -115,21 +127,25 @@ def make_series(
     labels: Sequence[Any] | np.ndarray | None,
     *,
     classes: tuple[str, ...] | None = None,
+    decides: Decides = "classes",
     source: str,
     names: Sequence[str] | None = None,
 ) -> Series:
     """Build `Series` from arrays, padding the shorter ones with NaN at the end.
 
     `items`: `[n, c, t]` or `[n, t]`, or one `[c, t]` array a series. `labels`: whole numbers or
-    names, one a series; with `classes` given, names among them. `names` says how each series is
-    called in messages. Raises `DataError` for values or labels that cannot be used.
+    names, one a series; with `classes` given, names among them; numbers where `decides` is
+    `values`. `names` says how each series is called in messages. Raises `DataError` for values or
+    labels that cannot be used.
     """
     if len(items) == 0:
         raise DataError(f"{source} holds no series: check that the path is the right one")
     called = [f"series {i}" for i in range(len(items))] if names is None else names
     values = _stacked(items, source, called)
     numbers, known = None, ()
-    if labels is not None:
+    if labels is not None and decides == "values":
+        numbers = as_values(labels, source, called)
+    elif labels is not None:
         numbers, known = as_classes(labels, classes, source, called)
     if numbers is not None and len(numbers) != len(values):
         raise DataError(
@@ -238,7 +254,7 @@ def as_classes(
 ) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
     """Return class numbers and class names; whole numbers are their own names, in their order.
 
-    Raises `DataError` for missing or unknown labels, and for fractions, which ask for regression.
+    Raises `DataError` for missing or unknown labels, and for fractions, which may be values.
     """
     array = labels if isinstance(labels, np.ndarray) else None
     if array is not None and array.dtype.kind == "S":
@@ -288,8 +304,8 @@ def _ordered(names: set[str], source: str) -> tuple[str, ...]:
     parts = sorted(name for name, value in numbers.items() if not value.is_integer())
     if parts:
         raise DataError(
-            f"{source}: labels such as {parts[0]} are fractions, and regression is not supported "
-            "yet: give one class a series"
+            f"{source}: labels such as {parts[0]} are fractions: give one class a series, or, if "
+            "they are values to predict, write data.target: values"
         )
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
@@ -300,10 +316,11 @@ def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
     found: dict[str, Series] = {}
     for part, (x_keys, y_keys) in _NPZ_PARTS.items():
         if any(key in arrays for key in x_keys):
-            found[part] = _npz_part(path, arrays, x_keys, () if options.bare else y_keys)
+            keys = () if options.bare else y_keys
+            found[part] = _npz_part(path, arrays, x_keys, keys, options)
     if not found:
         keys = () if options.bare else _Y_KEYS
-        found["train"] = _npz_part(path, arrays, _X_KEYS, keys)
+        found["train"] = _npz_part(path, arrays, _X_KEYS, keys, options)
     return gather_parts(found, str(path))
 
 
@@ -322,8 +339,9 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _npz_part(
-    path: Path, arrays: dict[str, np.ndarray], x_keys: tuple[str, ...], y_keys: tuple[str, ...]
-) -> Series:
+    path: Path, arrays: dict[str, np.ndarray], x_keys: tuple[str, ...], y_keys: tuple[str, ...],
+    options: SeriesOptions,
+) -> Series:  # fmt: skip
     x = next((key for key in x_keys if key in arrays), None)
     y = next((key for key in y_keys if key in arrays), None)
     if x is None:
@@ -333,4 +351,6 @@ def _npz_part(
         )
     if arrays[x].ndim == 0:
         raise DataError(f"{path}: {x} is a single number: save series as [n, channels, steps]")
-    return make_series(arrays[x], None if y is None else arrays[y], source=f"{path}:{x}")
+    decides = "values" if options.target == "values" else "classes"
+    labels = None if y is None else arrays[y]
+    return make_series(arrays[x], labels, decides=decides, source=f"{path}:{x}")

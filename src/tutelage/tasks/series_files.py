@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from tutelage.tasks.series_base import (
 from tutelage.tasks.series_cells import one_line, plain, stamped
 from tutelage.tasks.series_tables import read_csv, read_parquet
 from tutelage.tasks.several import parts_among, several_labels
+from tutelage.types import Decides
 
 _OUTSIDE = re.compile(r":(?![^(]*\))")
 
@@ -102,7 +104,9 @@ class _Header:
 
     path: Path
     bare: bool
+    target: Literal["auto", "classes", "values"]
     classes: tuple[str, ...] | None = None
+    decides: Decides | None = None
     univariate: bool | None = None
     equal: bool | None = None
     dimensions: int | None = None
@@ -110,6 +114,11 @@ class _Header:
     items: list[np.ndarray] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every line ends in a label."""
+        return bool(self.classes) or self.decides == "values"
 
 
 def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
@@ -120,7 +129,7 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
         raise DataError(
             f"{path} is not readable text ({one_line(error)}): check the file"
         ) from None
-    held = _Header(path=path, bare=options.bare)
+    held = _Header(path=path, bare=options.bare, target=options.target)
     data = False
     for number, line in enumerate(lines, 1):
         line = line.strip()
@@ -139,8 +148,10 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
         raise DataError(f"{path} has no line '@data': is it a .ts file, and whole?")
     if held.items:
         _ts_agrees(held)
-    labels = None if options.bare or not held.classes else held.labels
-    made = make_series(held.items, labels, classes=held.classes, source=str(path), names=held.names)
+    made = make_series(
+        held.items, held.labels if held.labelled and not held.bare else None, classes=held.classes,
+        decides=held.decides or "classes", source=str(path), names=held.names,
+    )  # fmt: skip
     return SeriesParts(train=made)
 
 
@@ -150,18 +161,12 @@ def _ts_header(held: _Header, line: str, number: int) -> bool:
     key = word.lower()
     where = f"{held.path}, line {number}"
     if key == "data":
-        if held.classes is None:
-            raise DataError(
-                f"{held.path} has no labels: add a line '@classLabel true NAMES' (false, if so)"
-            )
+        _ts_decides(held)
         return True
     if key == "classlabel":
         held.classes = _class_names(values, word, where)
     elif key == "targetlabel" and _truth(values, word, where):
-        raise DataError(
-            f"{where}: @targetLabel asks for regression, which is not supported yet: "
-            "give series with @classLabel"
-        )
+        held.decides = "values"
     elif key == "univariate":
         held.univariate = _truth(values, word, where)
     elif key == "equallength":
@@ -171,6 +176,22 @@ def _ts_header(held: _Header, line: str, number: int) -> bool:
     elif key == "serieslength":
         held.length = _count(values, word, where)
     return False
+
+
+def _ts_decides(held: _Header) -> None:
+    """Settle what a label is, by the header and the recipe."""
+    if held.decides is None and held.classes is None:
+        raise DataError(
+            f"{held.path} has no labels: add a line '@classLabel true NAMES' (false, if so), or "
+            "'@targetLabel true' if they are values"
+        )
+    if held.target == "classes" and held.decides == "values" and not held.classes:
+        raise DataError(
+            f"{held.path} says @targetLabel true, so its labels are values, and data.target says "
+            "classes: correct either"
+        )
+    if held.target != "auto" and held.labelled:
+        held.decides = held.target
 
 
 def _class_names(values: list[str], word: str, where: str) -> tuple[str, ...]:
@@ -200,7 +221,7 @@ def _ts_series(held: _Header, line: str, number: int) -> None:
     where = f"{held.path}, line {number}"
     timed = "(" in line
     dimensions = _OUTSIDE.split(line) if timed else line.split(":")
-    if held.classes:
+    if held.labelled:
         held.labels.append(_ts_label(held, dimensions, where))
     parse = stamped if timed else plain
     rows = [parse(part, where) for part in dimensions]
@@ -217,8 +238,9 @@ def _ts_label(held: _Header, parts: list[str], where: str) -> str:
     if parts_among(label, held.classes or ()):
         raise several_labels(where, label.strip())
     if not parts or "," in label:
-        raise DataError(f"{where} does not end in ':' and a class: add the label")
-    if not held.bare and label.strip() not in (held.classes or ()):
+        raise DataError(f"{where} does not end in ':' and one label: correct it")
+    values = held.bare or held.decides == "values"
+    if not values and label.strip() not in (held.classes or ()):
         raise DataError(
             f"{where}: label '{label.strip()[:40]}' is not one of the {len(held.classes or ())} "
             "classes of the header: correct either"

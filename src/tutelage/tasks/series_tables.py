@@ -25,6 +25,7 @@ from tutelage.tasks.series_cells import (
     one_line,
 )
 from tutelage.tasks.several import refuse_lists
+from tutelage.types import Decides
 
 _LABEL_COLUMNS = ("label", "class", "target", "y")
 
@@ -82,6 +83,7 @@ def _table(
         raise DataError(f"{path} holds no series: check that the path is the right one")
     ids = _wanted(path, table, options.series_column, "series")
     times = _wanted(path, table, options.time_column, "time")
+    decides: Decides = "values" if options.target == "values" else "classes"
     label = _label(path, table, options, {ids, times})
     if times is not None and ids is None:
         raise DataError(f"{path}: data.time_column is for the long form: give data.series_column")
@@ -93,8 +95,9 @@ def _table(
         refuse_lists(labels, lambda i: f"{path}, {rows[i]}")
     values = np.stack([_values(path, table[name], name, rows) for name in steps], axis=1)
     if ids is None:
-        return make_series(values, labels, source=str(path), names=rows)
-    return _joined(path, values, table[ids], labels, table[times] if times else None)
+        return make_series(values, labels, decides=decides, source=str(path), names=rows)
+    moments = table[times] if times else None
+    return _joined(path, values, table[ids], labels, moments, decides)
 
 
 def _joined(
@@ -103,6 +106,7 @@ def _joined(
     ids: Sequence[Any],
     cells: Sequence[Any] | None,
     times: Sequence[Any] | None,
+    decides: Decides,
 ) -> Series:
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(ids):
@@ -122,7 +126,7 @@ def _joined(
         labels.append(known.pop())
     items = [values[at].T for at in groups.values()]
     names = [f"series '{key}'" for key in groups]
-    return make_series(items, labels, source=str(path), names=names)
+    return make_series(items, labels, decides=decides, source=str(path), names=names)
 
 
 def _values(path: Path, cells: Sequence[Any], name: str, rows: list[str]) -> np.ndarray:
@@ -157,7 +161,8 @@ def _label(
     if "x" in by_name:  # beside an x, y is an axis
         by_name.pop("y", None)
     found = [by_name[usual] for usual in _LABEL_COLUMNS if usual in by_name]
-    found += [column for column in reversed(free) if any(map(is_text, table[column]))]
+    if options.target != "values":
+        found += [column for column in reversed(free) if any(map(is_text, table[column]))]
     if not found and not options.bare:
         raise DataError(
             f"{path} has no column of labels: name it with data.label_column (none, if there is "

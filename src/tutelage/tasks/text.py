@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from tutelage.tasks.text_vocabulary import (
     shorten,
 )
 from tutelage.tasks.unlabelled import NO_LABELS, with_unlabelled
-from tutelage.types import Batch
+from tutelage.types import Batch, Decides
 
 _MOST_TOKENS = 256  # where data.length is silent
 _STEP, _COVERED = 16, 0.95  # lengths are multiples; share of the training texts that fit
@@ -202,8 +202,6 @@ class TextTask:
     """Classification of texts; see `tutelage.tasks.Task`."""
 
     name = "text"
-    decision: Literal["classes"] = "classes"
-    metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("encoder", "textconv")
     keys = frozenset(
         {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",
@@ -213,6 +211,10 @@ class TextTask:
     def load(self, train: Any, test: str | Path | None = None, **options: Any) -> TextData:
         """Read, split and tokenise the data; options as in `load`."""
         return load(train, test, **options)
+
+    def decides(self, data: TextData) -> Decides:
+        """Return `classes`: a label is one."""
+        return "classes"
 
     def input_shape(self, examples: Texts) -> tuple[int]:
         """Return (tokens,)."""

@@ -36,7 +36,7 @@ from tutelage.tasks.unlabelled import (
     strata,
     with_unlabelled,
 )
-from tutelage.types import Batch
+from tutelage.types import Batch, Decides
 
 _TEST_SHARE = 0.2
 _MOST_OVERLAP = 0.01
@@ -237,8 +237,6 @@ class VisionTask:
     """Image classification; see `tutelage.tasks.Task`."""
 
     name = "vision"
-    decision: Literal["classes"] = "classes"
-    metric: Literal["accuracy"] = "accuracy"
     families: tuple[str, ...] = ("convnet",)
     keys = frozenset(
         {"format", "labels", "test_labels", "image_column", "label_column", "size", "unlabelled"}
@@ -250,6 +248,10 @@ class VisionTask:
             if options.get(key) is not None:
                 options[argument] = Path(options.pop(key))
         return load(train, test, **options)
+
+    def decides(self, data: VisionData) -> Decides:
+        """Return `classes`: a label is one."""
+        return "classes"
 
     def input_shape(self, examples: Images) -> tuple[int, int, int]:
         """Return (channels, height, width)."""

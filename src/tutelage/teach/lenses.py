@@ -1,13 +1,15 @@
-"""Lenses: linear heads that turn what a teacher's tap reads into a decision."""
+"""Lenses: linear heads that turn what a teacher's tap reads into a decision, or a value."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from tutelage.tasks.values import score
 
 _MOST_EXAMPLES = 20_000
 _DECAY = 1e-4
@@ -15,7 +17,10 @@ _DECAY = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lens:
-    """One linear head; `agreement` is how often it decides as the teacher's end does."""
+    """One linear head; `agreement` is how often it decides as the teacher's end does.
+
+    Of values, `agreement` is R2 with the teacher's own value as the truth.
+    """
 
     weight: Float[Tensor, "classes channels"]
     bias: Float[Tensor, " classes"]
@@ -34,11 +39,36 @@ def fit_lens(
     """Fit one lens to the teacher's own final decision by KL, with L-BFGS on all examples at once.
 
     `held_out` is (features, decision) of examples not fitted on, for the agreement. The fit is
-    deterministic; features are standardised for it and the scaling is folded into the weights.
+    deterministic; features are standardised for it and the scaling is folded into the weights. A
+    decision of one column is a value, and is fitted by least squares.
     """
     x, target = features[:_MOST_EXAMPLES].float(), decision[:_MOST_EXAMPLES].float()
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - mean) / scale
+    if target.shape[1] == 1:
+        weight, bias = _least_squares(x, target)
+    else:
+        weight, bias = _by_kl(x, target)
+    folded = weight / scale
+    lens = Lens(weight=folded, bias=bias - folded @ mean, agreement=0.0)
+    return replace(lens, agreement=_agreement(lens(held_out[0]), held_out[1]))
+
+
+def _agreement(said: Tensor, wanted: Tensor) -> float:
+    if wanted.shape[1] == 1:
+        return score(said[:, 0], wanted[:, 0], "values")
+    return float((said.argmax(-1) == wanted.argmax(-1)).float().mean())
+
+
+def _least_squares(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve (x'x / n + decay) w = x'y / n for centred y; x is standardised."""
+    x, y = x.double(), target[:, 0].double()
+    square = x.T @ x / len(x) + _DECAY * torch.eye(x.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(square, x.T @ (y - y.mean()) / len(x))
+    return weight[None].float(), y.mean()[None].float()
+
+
+def _by_kl(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     wanted = target.softmax(-1)
     weight = torch.zeros(target.shape[1], x.shape[1], requires_grad=True)
     bias = torch.zeros(target.shape[1], requires_grad=True)
@@ -54,11 +84,7 @@ def fit_lens(
         return loss
 
     solver.step(closure)
-    with torch.no_grad():
-        folded = weight / scale
-        lens = Lens(weight=folded, bias=bias - folded @ mean, agreement=0.0)
-        agreement = float((lens(held_out[0]).argmax(-1) == held_out[1].argmax(-1)).float().mean())
-    return Lens(weight=lens.weight.detach(), bias=lens.bias.detach(), agreement=agreement)
+    return weight.detach(), bias.detach()
 
 
 def fit_lenses(

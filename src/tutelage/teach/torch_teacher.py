@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tutelage.errors import TeacherError, TutelageError
 from tutelage.passes import Forward, Inputs, call, count_of, mapped, reason, shown, source_of
 from tutelage.students.taps import describe_taps, find_taps, reading
+from tutelage.tasks.values import Target
 from tutelage.types import Reading, Tap
 
 Channels = Literal["keep", "repeat"]
@@ -224,6 +225,32 @@ def _names(module: nn.Module, classes: int) -> tuple[str, ...]:
     return found if named and len(found) == classes else ()
 
 
+class Rescaled:
+    """A teacher of values; what it says is brought into the unit in which students learn.
+
+    It answers in the user's unit, or, with `own`, in units of the spread of the labels that it was
+    trained on itself. `target` is that of the data at hand.
+    """
+
+    def __init__(self, teacher: Any, target: Target, own: Target | None = None) -> None:
+        self.teacher, self.taps, self.classes = teacher, teacher.taps, teacher.classes
+        self.parameters, self.notes = teacher.parameters, teacher.notes
+        self.names: tuple[str, ...] = ()
+        unit = own or Target(mean=0.0, std=1.0)
+        self._scale, self._shift = unit.std / target.std, (unit.mean - target.mean) / target.std
+        text = f"{teacher.fingerprint} {self._scale} {self._shift}"
+        self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()
+
+    def read(
+        self, inputs: Inputs, *, features: bool = False, maps: bool = False,
+        keep: Tensor | None = None,
+    ) -> Reading:  # fmt: skip
+        """Return what the teacher says, its value in units of the data's spread."""
+        found = self.teacher.read(inputs, features=features, maps=maps, keep=keep)
+        decision = (found.decision.double() * self._scale + self._shift).float()
+        return replace(found, decision=decision)
+
+
 def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:
     """Return two fixed noise images in [0, 1); the global random state stays as it was."""
     return torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
@@ -260,6 +287,8 @@ def as_decision(output: Tensor, count: int) -> Float[Tensor, "batch classes"]:
     """
     if output.ndim == 1 and count == 1:
         output = output[None]
+    if output.ndim == 1 and len(output) == count:
+        output = output[:, None]  # one value an example
     if output.ndim > 2 and all(size == 1 for size in output.shape[2:]):
         output = output.flatten(1)
     if output.ndim != 2 or output.shape[0] != count:
@@ -272,7 +301,12 @@ def as_decision(output: Tensor, count: int) -> Float[Tensor, "batch classes"]:
 
 
 def check_classes(decision: Float[Tensor, "batch classes"], classes: int) -> None:
-    """Raise `TeacherError` unless the teacher decides among the data's classes."""
+    """Raise `TeacherError` unless the teacher decides among the data's classes; 1: a value."""
+    if decision.shape[1] != classes and classes == 1:
+        raise TeacherError(
+            f"the teacher answers with {decision.shape[1]} numbers and the data's label is one "
+            "value. Use a teacher that answers with that value, or give classes"
+        )
     if decision.shape[1] != classes:
         raise TeacherError(
             f"the teacher decides among {decision.shape[1]} classes and the data has {classes}. "
@@ -296,7 +330,9 @@ def check_finite(decision: Float[Tensor, "batch classes"], batch: int, advice: s
 
 
 def says_probabilities(decision: Float[Tensor, "batch classes"]) -> bool:
-    """Say whether these are probabilities: none below 0, every row sums to 1."""
+    """Say whether these are probabilities: several, none below 0, every row sums to 1."""
+    if decision.shape[1] == 1:
+        return False
     ones = torch.ones(len(decision), device=decision.device)
     return bool((decision >= 0).all()) and torch.allclose(decision.sum(1), ones, atol=1e-3)
 

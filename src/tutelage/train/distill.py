@@ -18,8 +18,9 @@ from tutelage.passes import Forward, Inputs, call, first_tensor, mapped, source_
 from tutelage.students.branches import Branches
 from tutelage.students.inside import Inside
 from tutelage.students.taps import TapReader
+from tutelage.tasks.values import score
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
-from tutelage.types import Batch, Reading, Tap, energy_map, pooled
+from tutelage.types import Batch, Decides, Reading, Tap, energy_map, pooled
 
 _EVALUATION_BATCH = 512
 _NOTHING = Inside()
@@ -33,7 +34,8 @@ class Distillation:
     `e % views`; view 0 is the untouched example. `examples` limits training to the first ones of a
     fixed random order (short trials). `metric` is what validation is judged by, `forward` how the
     student is called. `validation_decision` is the teacher's; it stands in for labels that
-    validation has not.
+    validation has not. `classes` is how many numbers the student answers with: one where it
+    `decides` values.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Distillation:
         taps: Sequence[Tap] = (),
         inside: Inside = _NOTHING,
         classes: int,
+        decides: Decides = "classes",
         views: int,
         batch: int,
         seed: int,
@@ -58,6 +61,7 @@ class Distillation:
         self.student, self.objective, self.signals = student, objective, signals
         self.forward = forward
         self.train, self.validation = train, validation
+        self.decides: Decides = decides
         self.validation_decision = validation_decision
         self.metric = metric
         self.needs = objective.student_needs
@@ -159,22 +163,30 @@ class Distillation:
         )
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return the metric on validation; agreement with the teacher where there are no labels."""
+        """Return the metric on validation (R2 of values).
+
+        Without labels it is agreement with the teacher.
+        """
         network = modules[0]
         device = next(network.parameters()).device
-        decided, wanted = [], []
+        said, wanted = [], []
         for start in range(0, self.validation.count, _EVALUATION_BATCH):
             stop = min(start + _EVALUATION_BATCH, self.validation.count)
             batch = self.validation.batch(torch.arange(start, stop), 0)
             output = self.forward(network, _to(batch.inputs, device))
-            decided.append(_single(output).argmax(-1).cpu())
+            said.append(self._said(_single(output).cpu()))
             if batch.labels is not None:
                 wanted.append(batch.labels)
+        if self.decides == "values":
+            return score(torch.cat(said), torch.cat(wanted), self.decides)
         if wanted:
-            return class_score(self.metric, torch.cat(decided).numpy(), torch.cat(wanted).numpy())
+            return class_score(self.metric, torch.cat(said).numpy(), torch.cat(wanted).numpy())
         assert self.validation_decision is not None
-        right = torch.cat(decided) == self.validation_decision.argmax(-1)
+        right = torch.cat(said) == self._said(self.validation_decision)
         return int(right.sum()) / self.validation.count
+
+    def _said(self, decision: Tensor) -> Tensor:
+        return decision.argmax(-1) if self.decides == "classes" else decision[:, 0]
 
 
 def decisions(network: nn.Module, split: Split, forward: Forward = call) -> Tensor:
