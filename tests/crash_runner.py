@@ -82,6 +82,8 @@ def end(job: dict[str, Any]) -> None:
 
 def child(job: dict[str, Any], answer: Path) -> None:
     watch(job)
+    # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     proving.measure_memory = _no_memory
     # Notes of the time come as a clock has it, and the writes of a run must be as many each time.
     pipeline._SHORTEST_S = job.get("note_s", math.inf)
