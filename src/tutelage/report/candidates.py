@@ -8,7 +8,16 @@ from typing import Any
 from tutelage.records import Measurement
 from tutelage.report.canvas import Chart
 from tutelage.report.charts import Point, scatter_chart
-from tutelage.report.figures import Figure, label, made, measurement, quantity, show, weakest
+from tutelage.report.figures import (
+    Figure,
+    headline,
+    label,
+    made,
+    measurement,
+    quantity,
+    show,
+    weakest,
+)
 from tutelage.report.overview import describe, structure, unit_of
 
 _COLUMNS = {
@@ -65,8 +74,13 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
         limits=tuple(_limit(given) for given in plan.get("limits") or []),
         why=str(plan.get("why", "")),
         space=str(plan.get("space", "")),
-        trial=f"{label(_metric(given))} in trial" if _metric(given) else "Trial",
+        trial=_trial(_metric(given)),
     )
+
+
+def _trial(metric: str) -> str:
+    name = headline(metric) if metric else ""
+    return f"{name[0].upper()}{name[1:]} in trial" if name else "Trial"
 
 
 def _metric(given: list[dict[str, Any]]) -> str:

@@ -19,8 +19,8 @@ _FIDELITY = (
     "way round."
 )
 _OF_VALUES = (
-    "Fidelity is not error: a student can be nearer to the label than its teacher, and the other way "
-    "round."
+    "Fidelity is not error: a student can be nearer to the label than its teacher, and the other "
+    "way round."
 )
 _UNLABELLED = "The test examples have no labels, so nothing here says how often either is right."
 _PNG = "data:image/png;base64,"

@@ -125,6 +125,8 @@ def quantity(name: str, value: float, unit: str) -> str:
 
 def headline(metric: str) -> str:
     """Return a metric's name as it stands inside a sentence."""
+    if metric == "agreement":
+        return metric
     name = label(metric)
     return name if name.startswith("R²") else name[:1].lower() + name[1:]
 

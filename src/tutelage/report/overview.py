@@ -183,8 +183,7 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
     device = (proof.get("device") or {}).get("name", "")
     metric = proof.get("metric", "accuracy")
     for names, title in (
-        ((f"{metric}_test",), "Test R²" if metric == "r2" else f"Test {headline(metric)}"),
-        (("agreement_test",) if metric != "agreement" else (), "Agreement with the teacher"),
+        ((f"{metric}_test",), _test_title(metric)),
         (("mae_test",), "Mean absolute error, test"),
         (("storage_bytes",), "Storage"),
         # The named device's own figure, where its profile has one, before that of this machine.
@@ -197,6 +196,10 @@ def _tiles(proof: dict[str, Any]) -> tuple[Tile, ...]:
             other = _beside(own, teachers)
             tiles.append(Tile(name=title, figure=show(own), note=_note(own, other)))
     return tuple(tiles)
+
+
+def _test_title(metric: str) -> str:
+    return "Agreement with the teacher" if metric == "agreement" else f"Test {headline(metric)}"
 
 
 def _beside(own: Measurement, teachers: list[Measurement]) -> Measurement | None:

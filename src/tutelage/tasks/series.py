@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +22,12 @@ from tutelage.tasks.series_augment import (
 )
 from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys, make_series
 from tutelage.tasks.series_files import read_series
-from tutelage.tasks.splits import overlap, renumbered, set_aside
+from tutelage.tasks.series_plot import plot
+from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
 from tutelage.tasks.unlabelled import (
     NO_LABELS,
-    check_enough,
     fresh,
     no_labels,
-    some_labels,
     strata,
     with_unlabelled,
 )
@@ -41,8 +39,6 @@ _TEST_SHARE = 0.2
 _MANY_NUMBERS = 10  # so many classes that are numbers may be values
 _MOST_OVERLAP = 0.05  # short series of coarse numbers may coincide by chance
 _SALT = {"test": 1, "validation": 2}
-_SHOWN = (192, 96)
-_LINES = ("#1f5fa8", "#c2571a", "#2c7d4f", "#8a3f94")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,7 +150,10 @@ def arrange(
     taken = 1 + (test is None) + (validation is None)
     _check_values(training=train)
     if train.decides == "classes":
-        check_learnable(train, least=max(2, taken))
+        check_learnable(
+            train.labels, train.classes, count=len(train), least=max(2, taken),
+            source=train.source, noun="series", advice=_if_values(train),
+        )  # fmt: skip
     if test is None:
         train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
     notes += _overlap_notes(test, "test", train)
@@ -215,27 +214,6 @@ def _length_notes(series: Series, name: str, steps: int, by: str) -> tuple[str, 
     )
 
 
-def check_learnable(series: Series, *, least: int) -> None:
-    """Raise `DataError` unless there are two classes, each with `least` examples.
-
-    Series without labels must be so many in all.
-    """
-    if series.labels is None:
-        return check_enough(len(series), least=least, source=series.source, noun="series")
-    counts = np.bincount(series.labels, minlength=len(series.classes))
-    if np.count_nonzero(counts) < 2:
-        only = series.classes[int(counts.argmax())]
-        raise DataError(
-            f"{series.source} has one class only ('{only}'): add series of another class"
-        )
-    rare = int(counts.argmin())
-    if counts[rare] < least:
-        raise DataError(
-            f"{series.source} has {counts[rare]} series of class '{series.classes[rare]}' where "
-            f"{least} are needed: add some, drop the class, or give a test path{_if_values(series)}"
-        )
-
-
 def _if_values(series: Series) -> str:
     """Advise for class names that are many numbers."""
     numbers = all(name.lstrip("+-").replace(".", "", 1).isdecimal() for name in series.classes)
@@ -246,20 +224,15 @@ def _if_values(series: Series) -> str:
 
 def aligned(series: Series, train: Series) -> Series:
     """Return `series` with the class numbers of `train`, matched by name; raises `DataError`."""
-    if series.labels is None and train.labels is None:
-        return series
-    if series.labels is None:
-        raise DataError(f"{series.source} has no labels, which it needs to be tested on: add them")
-    if train.labels is None:
-        raise some_labels(series.source, train.source)
-    if series.decides != train.decides:
+    if series.labels is not None and train.labels is not None and series.decides != train.decides:
         raise DataError(
             f"{train.source} has {train.decides} as labels and {series.source} {series.decides}: "
             "give both the same (data.target)"
         )
-    if series.classes == train.classes:
+    if train.decides == "values":
         return series
-    labels = renumbered(series.labels, series.classes, series.source, train.classes, train.source)
+    known = None if train.labels is None else train.classes
+    labels = matched(series.labels, series.classes, series.source, known, train.source)
     return replace(series, labels=labels, classes=train.classes)
 
 
@@ -319,31 +292,6 @@ def _overlap_notes(
         shared, len(series), most=_MOST_OVERLAP, name=name, source=series.source, other=other,
         other_source=train.source, noun="series",
     )  # fmt: skip
-
-
-def plot(series: Series, index: int) -> bytes:
-    """Draw one series as a PNG of 192 x 96 pixels: at most four channels, each on its own scale."""
-    from PIL import Image, ImageDraw
-
-    width, height = 2 * _SHOWN[0], 2 * _SHOWN[1]
-    image = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(image)
-    at = np.linspace(6, width - 7, series.shape[1])
-    for values, colour in zip(series.values[index], _LINES, strict=False):
-        known = np.flatnonzero(~np.isnan(values))
-        if len(known) == 0:
-            continue
-        y = values[known].astype(np.float64)
-        spread = y.max() - y.min()
-        share = (y - y.min()) / spread if spread > 0 else np.full(len(y), 0.5)
-        points = list(
-            zip(at[known].tolist(), ((height - 13) * (1 - share) + 6).tolist(), strict=True)
-        )
-        pen.line(points if len(points) > 1 else points * 2, fill=colour, width=3)
-    image = image.resize(_SHOWN, Image.Resampling.LANCZOS)
-    held = io.BytesIO()
-    image.quantize(32).save(held, format="PNG", optimize=True)
-    return held.getvalue()
 
 
 class SeriesTask:

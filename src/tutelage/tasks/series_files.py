@@ -238,7 +238,7 @@ def _ts_label(held: _Header, parts: list[str], where: str) -> str:
     if parts_among(label, held.classes or ()):
         raise several_labels(where, label.strip())
     if not parts or "," in label:
-        raise DataError(f"{where} does not end in ':' and one label: correct it")
+        raise DataError(f"{where} does not end in ':' and one label: add the label, or correct it")
     values = held.bare or held.decides == "values"
     if not values and label.strip() not in (held.classes or ()):
         raise DataError(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from tutelage.errors import DataError
+from tutelage.tasks.unlabelled import check_enough, some_labels
 
 _RARE = 0.1  # of the commonest class's examples
 
@@ -28,6 +29,51 @@ def renumbered(
             f"{len(number)} classes of {wanted_source}: correct the labels"
         )
     return np.array([number.get(name, -1) for name in classes], np.int64)[labels]
+
+
+def matched(
+    labels: Int[np.ndarray, " n"] | None, classes: Sequence[str], source: str,
+    wanted: Sequence[str] | None, wanted_source: str,
+) -> Int[np.ndarray, " n"] | None:  # fmt: skip
+    """Return `labels` in the class numbers `wanted`, None where both sources have no labels.
+
+    `wanted` is None for a source without labels. Raises `DataError` where one alone has labels.
+    """
+    if labels is None and wanted is None:
+        return None
+    if labels is None:
+        raise DataError(f"{source} has no labels, which it needs to be tested on: add them")
+    if wanted is None:
+        raise some_labels(source, wanted_source)
+    return renumbered(labels, classes, source, wanted, wanted_source)
+
+
+def check_learnable(
+    labels: Int[np.ndarray, " n"] | None, classes: Sequence[str], *, count: int, least: int,
+    source: str, noun: str, advice: str = "",
+) -> None:  # fmt: skip
+    """Raise `DataError` unless there are two classes, each with `least` of the `count` examples.
+
+    Without labels, that many must there be in all. `advice` ends what is said of a rare class.
+    """
+    if labels is None:
+        return check_enough(count, least=least, source=source, noun=noun)
+    counts = np.bincount(labels, minlength=len(classes))
+    if np.count_nonzero(counts) < 2:
+        only = classes[int(counts.argmax())]
+        raise DataError(f"{source} has one class only ('{only}'): add {noun} of another class")
+    rare = int(counts.argmin())
+    if counts[rare] >= least:
+        return
+    if counts[rare] == 0:
+        raise DataError(
+            f"{source} has no example of class '{classes[rare]}', though its {len(counts)} classes "
+            f"reach '{classes[-1]}': add examples of it, or number the classes without gaps"
+        )
+    raise DataError(
+        f"{source} has {counts[rare]} {noun} of class '{classes[rare]}' where {least} are needed: "
+        f"add some, drop the class, or give a test path{advice}"
+    )
 
 
 def set_aside(

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int, UInt64
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.splits import overlap, renumbered, set_aside
+from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
 from tutelage.tasks.text_files import TextSource
-from tutelage.tasks.unlabelled import check_enough, fresh, no_labels, some_labels
+from tutelage.tasks.unlabelled import fresh, no_labels
 
 _TEST_SHARE = 0.2
 _MOST_OVERLAP = 0.01
@@ -54,7 +54,10 @@ def split_texts(
     read = {name: held for name, held in read.items() if held is not more}
     if not train.classes:
         notes.append(no_labels(train.source.name))
-    _check_learnable(train, least=max(2, 4 - len(read)))
+    check_learnable(
+        train.labels if train.classes else None, train.classes, count=len(train.labels),
+        least=max(2, 4 - len(read)), source=train.source.name, noun="texts",
+    )  # fmt: skip
     parts = {
         k: (_aligned(held, train), np.ones(len(held.labels), np.bool_)) for k, held in read.items()
     }
@@ -76,36 +79,12 @@ def split_texts(
     return parts
 
 
-def _check_learnable(held: ReadTexts, *, least: int) -> None:
-    if not held.classes:
-        return check_enough(
-            len(held.labels), least=least, source=held.source.name, noun="texts"
-        )  # fmt: skip
-    counts = np.bincount(held.labels, minlength=len(held.classes))
-    if np.count_nonzero(counts) < 2:
-        only = held.classes[int(counts.argmax())]
-        raise DataError(
-            f"{held.source.name} has one class only ('{only}'): add texts of another class"
-        )
-    rare = int(counts.argmin())
-    if counts[rare] < least:
-        raise DataError(
-            f"{held.source.name} has {counts[rare]} texts of class '{held.classes[rare]}' where "
-            f"{least} are needed: add some, or give a test path"
-        )
-
-
 def _aligned(held: ReadTexts, train: ReadTexts) -> ReadTexts:
-    if not held.classes and train.classes:
-        raise DataError(f"{held.source.name} has no labels, which it needs to be tested on")
-    if held.classes and not train.classes:
-        raise some_labels(held.source.name, train.source.name)
-    if not train.classes:
-        return held
-    labels = renumbered(
-        held.labels, held.classes, held.source.name, train.classes, train.source.name
+    known = held.labels if held.classes else None
+    labels = matched(
+        known, held.classes, held.source.name, train.classes or None, train.source.name
     )
-    return replace(held, labels=labels, classes=train.classes)
+    return held if labels is None else replace(held, labels=labels, classes=train.classes)
 
 
 def _set_aside(

@@ -26,13 +26,11 @@ from tutelage.tasks.augment import (
 )
 from tutelage.tasks.images import Images, Splits, read_splits
 from tutelage.tasks.images_base import make_images
-from tutelage.tasks.splits import overlap, renumbered, set_aside
+from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
 from tutelage.tasks.unlabelled import (
     NO_LABELS,
-    check_enough,
     fresh,
     no_labels,
-    some_labels,
     strata,
     with_unlabelled,
 )
@@ -117,7 +115,10 @@ def arrange(
     if not 0 < validation_share < 1:
         raise RecipeError(f"validation_share is {validation_share}: it must lie between 0 and 1")
     taken = 1 + (test is None) + (validation is None)
-    check_learnable(train, least=max(2, taken))
+    check_learnable(
+        train.labels, train.classes, count=len(train), least=max(2, taken), source=train.source,
+        noun="examples",
+    )  # fmt: skip
     test = None if test is None else aligned(test, train)
     validation = None if validation is None else aligned(validation, train)
     if test is None:
@@ -136,47 +137,12 @@ def arrange(
     return VisionData(train=train, validation=validation, test=test, notes=notes)
 
 
-def check_learnable(images: Images, *, least: int) -> None:
-    """Raise `DataError` unless there are two classes, each with `least` examples.
-
-    Images without labels must be so many in all.
-    """
-    if images.labels is None:
-        return check_enough(len(images), least=least, source=images.source, noun="images")
-    counts = np.bincount(images.labels, minlength=len(images.classes))
-    if np.count_nonzero(counts) < 2:
-        only = images.classes[int(counts.argmax())]
-        raise DataError(
-            f"{images.source} has one class only ('{only}'): add examples of another class"
-        )
-    rare = int(counts.argmin())
-    if counts[rare] >= least:
-        return
-    name = images.classes[rare]
-    if counts[rare] == 0:
-        raise DataError(
-            f"{images.source} has no example of class '{name}', though its {len(counts)} classes "
-            f"reach '{images.classes[-1]}': add examples of it, or number the classes without gaps"
-        )
-    raise DataError(
-        f"{images.source} has {counts[rare]} examples of class '{name}' where {least} are needed: "
-        "add examples, drop the class, or give a test path"
-    )
-
-
 def aligned(images: Images, train: Images) -> Images:
     """Return `images` with the class numbers of `train`, matched by name; raises `DataError`."""
     _check_shape(images, train)
-    if images.labels is None and train.labels is None:
-        return images
-    if images.labels is None:
-        raise DataError(f"{images.source} has no labels, which it needs to be tested on: add them")
-    if train.labels is None:
-        raise some_labels(images.source, train.source)
-    if images.classes == train.classes:
-        return images
-    labels = renumbered(images.labels, images.classes, images.source, train.classes, train.source)
-    return Images(pixels=images.pixels, labels=labels, classes=train.classes, source=images.source)
+    known = None if train.labels is None else train.classes
+    labels = matched(images.labels, images.classes, images.source, known, train.source)
+    return replace(images, labels=labels, classes=train.classes)
 
 
 def _check_shape(images: Images, train: Images) -> None:
