@@ -77,7 +77,7 @@ ARRAYS: list[tuple[str, np.ndarray, np.ndarray, tuple[str, ...]]] = [
     ("label gap", X, Y * 2, ("no example of class '1'",)),
     ("label count", X, Y[:-1], ("data.npz",)),
     ("fractions", X, Y + 0.5, ("labels of type float64",)),
-    ("three examples", X[:3], Y[:3], ("1 examples of class '0' where 3 are needed",)),
+    ("three examples", X[:3], Y[:3], ("1 images of class '0' where 3 are needed",)),
     ("no examples", X[:0], Y[:0], ("data.npz",)),
     ("no image", X[:, 0, 0, 0], Y, ("are not images",)),
     ("no pixel", X[:, :0], Y, ("are not images",)),

@@ -76,7 +76,7 @@ def test_npz_that_is_none_of_it(tmp_path):
     refused("not a readable .npz", read_images, path)
     with path.open("wb") as file:
         np.save(file, some_pixels())
-    refused("not a readable .npz", read_images, path)
+    refused("a single .npy array", read_images, path)
 
 
 def test_tables_that_are_none(tmp_path):

@@ -359,8 +359,8 @@ def test_too_little_to_learn_from():
 
     refused("one class only ('0')", arrange, of([0] * 30))
     refused("one class only ('4')", arrange, of([4] * 30))
-    refused("1 examples of class '1'", arrange, of([0] * 30 + [1]))
-    refused("2 examples of class '1' where 3 are needed", arrange, of([0] * 30 + [1] * 2))
+    refused("1 images of class '1'", arrange, of([0] * 30 + [1]))
+    refused("2 images of class '1' where 3 are needed", arrange, of([0] * 30 + [1] * 2))
     refused("no example of class '2'", arrange, of([0, 1, 3] * 10))
     refused("2 images where 3", arrange, make_images(some_pixels(2, shape), None, source="s"))
     data = arrange(of([0, 1] * 3))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, Any, cast
@@ -13,6 +12,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from tutelage.errors import DataError
+from tutelage.tasks.archives import read_arrays
 from tutelage.tasks.images_base import (
     Images,
     ReadOptions,
@@ -158,7 +158,7 @@ def _at_most(file: IO[bytes], count: int) -> bytes:
 
 def read_npz(path: Path, options: ReadOptions) -> Splits:
     """Read a NumPy archive: `x` and `y` (or images/data/X, labels/target), or `x_train`, ..."""
-    arrays = _npz_arrays(path)
+    arrays = read_arrays(path)
     found: dict[str, Images] = {}
     for split, (x_keys, y_keys) in _NPZ_SPLITS.items():
         if any(key in arrays for key in x_keys):
@@ -166,25 +166,6 @@ def read_npz(path: Path, options: ReadOptions) -> Splits:
     if not found:
         found["train"] = _npz_part(path, arrays, _X_KEYS, _Y_KEYS, options)
     return gather_splits(found, str(path))
-
-
-def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it is a single .npy array")
-            return {key: archive[key] for key in archive.files}
-    except ValueError as error:
-        if "pickle" not in str(error) or not zipfile.is_zipfile(path):
-            raise DataError(f"{path} is not a readable .npz: save it again") from None
-        raise DataError(
-            f"{path} holds Python objects, which are never loaded: "
-            "save plain arrays (uint8 images, whole numbers or fixed-width strings)"
-        ) from None
-    except (OSError, EOFError, KeyError, AttributeError, NotImplementedError, RuntimeError,
-            SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        raise DataError(f"{path} is not a readable .npz ({error}): save it again") from None
 
 
 def _npz_part(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -15,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from tutelage.errors import DataError
-from tutelage.tasks.series_cells import MISSING, one_line
+from tutelage.tasks.archives import read_arrays
+from tutelage.tasks.series_cells import MISSING
 from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
 from tutelage.tasks.values import as_values
 from tutelage.types import Decides
@@ -28,8 +27,6 @@ _NPZ_PARTS = {
     "validation": (("x_val", "X_val", "x_validation"), ("y_val", "Y_val", "y_validation")),
     "test": (("x_test", "X_test"), ("y_test", "Y_test")),
 }
-_BROKEN = (OSError, EOFError, KeyError, ValueError, AttributeError, NotImplementedError,
-           RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -312,7 +309,7 @@ def _ordered(names: set[str], source: str) -> tuple[str, ...]:
 
 def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
     """Read a NumPy archive: `x` `[n, t]` or `[n, c, t]` and `y`, or `x_train`, `y_train`, ..."""
-    arrays = _npz_arrays(path)
+    arrays = read_arrays(path)
     found: dict[str, Series] = {}
     for part, (x_keys, y_keys) in _NPZ_PARTS.items():
         if any(key in arrays for key in x_keys):
@@ -322,20 +319,6 @@ def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
         keys = () if options.bare else _Y_KEYS
         found["train"] = _npz_part(path, arrays, _X_KEYS, keys, options)
     return gather_parts(found, str(path))
-
-
-def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{path} is a single .npy array: save x and y with numpy.savez")
-            return {key: archive[key] for key in archive.files}
-    except _BROKEN as error:
-        raise DataError(
-            f"{path} is not a readable .npz of plain arrays ({one_line(error)}): save numbers and "
-            "fixed-width strings"
-        ) from None
 
 
 def _npz_part(

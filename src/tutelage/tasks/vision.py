@@ -117,7 +117,7 @@ def arrange(
     taken = 1 + (test is None) + (validation is None)
     check_learnable(
         train.labels, train.classes, count=len(train), least=max(2, taken), source=train.source,
-        noun="examples",
+        noun="images",
     )  # fmt: skip
     test = None if test is None else aligned(test, train)
     validation = None if validation is None else aligned(validation, train)

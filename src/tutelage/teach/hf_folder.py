@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tutelage.errors import TeacherError
+from tutelage.errors import MissingExtra, TeacherError
 from tutelage.files import read_json
 from tutelage.passes import reason
 
@@ -127,3 +127,17 @@ def labels_of(config: Any) -> tuple[str, ...]:
     """Return the classes' names that came with the weights; none where they are mere numbers."""
     named = [str(config.id2label[i]) for i in range(config.num_labels)]
     return () if all(n == f"LABEL_{i}" for i, n in enumerate(named)) else tuple(named)
+
+
+def open_transformers(path: Path) -> Any:
+    """Return the library that reads the folder; raises `MissingExtra` where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtra(f"the teacher '{path}'", "hf") from None
+    return transformers
+
+
+def local_only(trust_code: bool) -> dict[str, Any]:
+    """Return how it is asked: from disk alone, and with the folder's code only if trusted."""
+    return {"local_files_only": True, "trust_remote_code": trust_code}

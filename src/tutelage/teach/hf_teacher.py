@@ -16,13 +16,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tutelage.errors import MissingExtra, TeacherError
+from tutelage.errors import TeacherError
 from tutelage.students.encoder import masked_mean
 from tutelage.teach.hf_folder import (
     check_weights,
     checked,
     labels_of,
     load_model,
+    local_only,
+    open_transformers,
     quiet,
     read_config,
 )
@@ -114,11 +116,7 @@ def from_hf_folder(
     config = read_config(path, trust_code)
     check_weights(path)
     whole = _is_classifier(config)
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtra(f"the teacher '{path}'", "hf") from None
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_code}
+    transformers, options = open_transformers(path), local_only(trust_code)
     with quiet(transformers), torch.random.fork_rng(devices=[]):
         known = checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
         _check_kind(path, known, trust_code and "auto_map" in config)
