@@ -17,6 +17,7 @@ from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
 from tutelage.train.checkpoint import digest, load_state, save_state
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
+from tutelage.train.strided import sliced_strides
 
 _SKIPS_BEFORE_ROLLBACK = 3
 _ROLLBACKS_BEFORE_STOP = 3
@@ -150,6 +151,16 @@ class Trainer:
         for module in self.lesson.modules:
             module.train()
         self.progress.start(self.label, total, self.step)
+        with sliced_strides(self.lesson.modules):
+            self._run(steps, total)
+        self.progress.finish()
+        self._save()
+        for module, best in zip(self.lesson.modules, self.best, strict=True):
+            module.load_state_dict(best)
+            module.eval()
+        return self.history
+
+    def _run(self, steps: int, total: int) -> None:
         last_saved = time.monotonic()
         while self.step < total and not self.history.stopped_early:
             epoch, first = divmod(self.step, steps)
@@ -163,12 +174,6 @@ class Trainer:
                 if time.monotonic() - last_saved > self.schedule.checkpoint_s:
                     self._save()
                     last_saved = time.monotonic()
-        self.progress.finish()
-        self._save()
-        for module, best in zip(self.lesson.modules, self.best, strict=True):
-            module.load_state_dict(best)
-            module.eval()
-        return self.history
 
     def _one_step(self, batch: Any, total: int) -> bool:
         """Take one step; return False when there were too many without a finite loss."""
