@@ -254,9 +254,18 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed(runner: Runner, tmp_p
     for _ in range(150):
         flipped = bytearray(content)
         flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        if says(flipped) == says(content):  # 1e-05 is 1E-05, and a 17th digit changes nothing
+            continue
         (tmp_path / "run.json").write_bytes(flipped)
         with pytest.raises(CorruptFileError), Run(tmp_path):
             pass
+
+
+def says(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:  # of which bad UTF-8 is one
+        return None
 
 
 def test_starting_again_as_the_message_says_recovers(runner: Runner, tmp_path: Path) -> None:

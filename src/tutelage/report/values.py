@@ -25,7 +25,7 @@ def value_chart(points: tuple[Point, ...]) -> Chart:
     low, high = min(numbers), max(numbers)
     room = 0.04 * (high - low) or 1.0
     scale = alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
-    form = "~g" if max(map(abs, numbers)) < 1e5 else "~s"
+    form = ".6~g" if max(map(abs, numbers)) < 1e5 else "~s"
     x = alt.X("x:Q", title="Label", scale=scale).axis(format=form, tickCount=6)
     y = alt.Y("y:Q", title="Value said", scale=scale).axis(format=form, tickCount=6)
     ends = data([{"x": low, "y": low}, {"x": high, "y": high}])
