@@ -54,7 +54,7 @@ for _name, _module, _spec, _build, _teacher in (
             tokens=_name == "encoder",
         ),
     )
-# Asked for by its spec alone: on images this small the planner's convnets are ahead at equal cost.
+# Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
 FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT))
 
 
