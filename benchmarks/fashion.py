@@ -33,8 +33,10 @@ TARGETS = {100: 0.997, 40: 0.988, 20: 0.970}
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """Return the recipe of one cell."""
     losses: dict[str, Any] = {"cross_entropy": 1.0} if options.no_teacher else {"dist": 1.0}
+    if options.losses is not None:
+        losses = json.loads(options.losses)
     student: dict[str, Any] = {"candidates": options.candidates}
-    if options.no_teacher or options.spec_of is not None:
+    if options.spec is None and (options.no_teacher or options.spec_of is not None):
         like = HERE / ".work" / f"fashion-{options.size}-{options.spec_of or options.seed}"
         spec = json.loads((like / "student" / "spec.json").read_text())
         student = {"spec": {k: v for k, v in spec.items() if k != "note"}}
@@ -73,8 +75,9 @@ def run_cell(options: argparse.Namespace) -> None:
     row = {
         "size_kb": options.size,
         "seed": options.seed,
-        "method": "no teacher" if options.no_teacher else "default (dist)",
+        "method": "no teacher" if options.no_teacher else options.losses or "default (dist)",
         "epochs": options.epochs,
+        "views": options.views,
         "mixup": options.mixup,
         "precision": options.precision,
         "bytes": result.artifact.stat().st_size,
@@ -131,6 +134,7 @@ def main() -> None:
     parser.add_argument("--no-teacher", action="store_true")
     parser.add_argument("--spec-of", type=int, help="reuse the structure of this seed's run")
     parser.add_argument("--spec", help="a fixed structure as JSON, instead of candidates")
+    parser.add_argument("--losses", help="the recipe's losses as JSON, instead of dist alone")
     parser.add_argument("--mixup", type=float, default=0.0)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--name", default="", help="appended to the run directory's name")

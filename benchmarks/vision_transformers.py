@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -88,12 +89,13 @@ def fit(options: argparse.Namespace) -> None:
         figure = trainer.train().figure
         test = decisions(network.eval(), material.test).argmax(-1).numpy()
         right = float((test == material.data.test.labels).mean())
-        return {"validation": figure, "test": right}, save(TEACHERS["cnn"], spec, network)
+        return {"validation": figure, "test": right}, save(run.file("teacher"), spec, network)
 
     with Run(WORK / "fit", command="benchmarks/vision_transformers.py") as run:
         inputs = hash_json([material.content, TEACHER, options.epochs or 6, options.threads])
         done = run.stage("fit", inputs, train)
         print(json.dumps({**done.result, "seconds": run.manifest["stages"]["fit"]["seconds"]}))
+        shutil.copytree(run.file("teacher"), TEACHERS["cnn"], dirs_exist_ok=True)
     print(f"{sum(p.numel() for p in load(TEACHERS['cnn']).parameters()):,} parameters")
 
 

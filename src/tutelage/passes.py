@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from torch import Tensor, nn, no_grad
+from torch import Tensor, device, nn, no_grad
 
 from tutelage.errors import TutelageError
 
@@ -23,6 +23,18 @@ def call(network: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, tuple):
         return network(*inputs)
     return network(inputs)
+
+
+def fastest_device() -> device:
+    """Return where networks run while they learn and are asked: a GPU if there is one.
+
+    It is what Accelerate chooses; `ACCELERATE_USE_CPU=1` keeps everything on the processor.
+    """
+    from accelerate import PartialState
+
+    found = PartialState().device
+    assert found is not None
+    return found
 
 
 def tensors(inputs: Inputs) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tutelage.errors import ExportError
 from tutelage.export.artifact import ArtifactMeta, attach_meta
+from tutelage.export.fold import fold_integers
 from tutelage.export.layers import table_of
 from tutelage.export.shrink import shrunk
 from tutelage.files import write_atomically
@@ -60,6 +61,7 @@ def export_onnx(
     except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise _refusal(model, exporter, error) from error
     _drop_identities(graph.graph)
+    fold_integers(graph)
     _name_layers(graph.graph)
     _drop_zero_states(graph.graph)
     _tidy_head(graph.graph)

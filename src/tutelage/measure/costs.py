@@ -13,7 +13,7 @@ from pathlib import Path
 from tutelage.devices import Device
 from tutelage.devices.cost import estimate_energy, predict_latency, predict_ram
 from tutelage.errors import DeviceError
-from tutelage.export.graph import graph_costs
+from tutelage.export.graph import GraphCosts, graph_costs
 from tutelage.records import Kind, Measurement, SideFile
 from tutelage.units import format_quantity
 
@@ -27,8 +27,15 @@ def graph_figures(
     stand-in. Storage counts the files `beside` the model. Latency and energy are left out where the
     profile has no figures for them.
     """
-    costs = graph_costs(path)
-    where = f"counted on {path.name}"
+    return figures_of(
+        graph_costs(path), device, exact=exact, beside=beside, where=f"counted on {path.name}"
+    )
+
+
+def figures_of(
+    costs: GraphCosts, device: Device, *, exact: Kind, beside: Sequence[SideFile], where: str
+) -> tuple[Measurement, ...]:
+    """Return the same of a graph that was counted before, perhaps for another device."""
     ram = predict_ram(costs.peak_activation_bytes, device, costs.parameter_bytes)
     found = [
         _storage(costs.file_bytes, beside, exact),

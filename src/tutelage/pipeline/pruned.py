@@ -86,6 +86,7 @@ def _before(
     )  # fmt: skip
     return TorchTeacher(
         module, classes=teacher.classes, image_shape=texts.shape, taps=(), bf16=teacher.bf16,
+        device=teacher.device,
         example=torch.full((2, texts.length), changed.whole.vocabulary.pad),
     )  # fmt: skip
 

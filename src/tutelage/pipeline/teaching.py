@@ -15,7 +15,7 @@ from torch import Tensor
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
 from tutelage.losses.objective import Term
-from tutelage.passes import Forward, call
+from tutelage.passes import Forward, call, fastest_device
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
 from tutelage.pipeline.judging import split_figures
@@ -78,6 +78,7 @@ def open_teacher(
         channels=part.channels,
         taps=part.taps,
         bf16=part.precision == "bf16",
+        device=fastest_device(),
         open_folder=students.load,
         tokens=material.task.tokens(material.data.train),
         forward=forward,

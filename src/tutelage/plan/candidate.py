@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tutelage.export.graph import GraphCosts
 from tutelage.plan.costs import Costing, cost_of, missed_limits
 from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
@@ -14,12 +15,16 @@ from tutelage.students.spec import StudentSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A student that could be built, what it would cost, and which limits it would miss."""
+    """A student that could be built, what it would cost, and which limits it would miss.
+
+    `counted` is what its exported graph counts, whatever the device.
+    """
 
     spec: StudentSpec
     parameters: int
     figures: tuple[Measurement, ...]
     missed: tuple[str, ...] = ()
+    counted: GraphCosts | None = None
 
     def figure(self, name: str) -> float:
         """Return the value of one figure."""
@@ -33,12 +38,13 @@ def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
 
 def weighed(spec: StudentSpec, network: nn.Module, costing: Costing) -> Candidate:
     """Cost one network, which `spec` describes."""
-    figures = cost_of(network, costing)
+    counted, figures = cost_of(network, costing)
     return Candidate(
         spec=spec,
         parameters=sum(p.numel() for p in network.parameters()),
         figures=figures,
         missed=missed_limits(figures, costing.limits),
+        counted=counted,
     )
 
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from tutelage.devices import HOST, Device
 from tutelage.export.artifact import ArtifactMeta
+from tutelage.export.graph import GraphCosts, graph_costs
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
-from tutelage.measure.costs import graph_figures
+from tutelage.measure.costs import figures_of
 from tutelage.measure.latency import measure_latency
 from tutelage.records import Limit, Measurement, SideFile
 
@@ -35,18 +36,27 @@ class Costing:
     beside: tuple[SideFile, ...] = ()
 
 
-def cost_of(network: nn.Module, costing: Costing) -> tuple[Measurement, ...]:
-    """Export the untrained network as it would ship and read its costs off the graph.
+def cost_of(network: nn.Module, costing: Costing) -> tuple[GraphCosts, tuple[Measurement, ...]]:
+    """Export the untrained network as it would ship; return what its graph counts, and its figures.
 
     Sizes, operations and memory do not depend on the weights, so these are exact up to the few
     bytes by which equal scales merge. Raises `ExportError` when it cannot be exported.
     """
     with as_shipped(network, costing) as path:
-        figures = graph_figures(path, costing.device, exact="predicted", beside=costing.beside)
+        counted = graph_costs(path)
+        figures = figures_on(counted, costing)
         timed = any(limit.metric == "latency_s" for limit in costing.limits)
         if timed and costing.device.name == HOST:
             figures = (*figures, _latency_here(path))
-        return figures
+        return counted, figures
+
+
+def figures_on(counted: GraphCosts, costing: Costing) -> tuple[Measurement, ...]:
+    """Return the predicted figures of a counted graph on the device; nothing is exported or run."""
+    return figures_of(
+        counted, costing.device, exact="predicted", beside=costing.beside,
+        where="counted on an untrained stand-in",
+    )  # fmt: skip
 
 
 @contextmanager

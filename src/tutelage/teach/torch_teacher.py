@@ -55,7 +55,7 @@ class TorchTeacher:
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
         self.bf16 = bf16
-        self._device, self._forward = torch.device(device), forward
+        self.device, self._forward = torch.device(device), forward
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
         self.repeats = repeats(channels, image_shape)
@@ -110,7 +110,7 @@ class TorchTeacher:
                     self.taps,
                     features=features,
                     maps=maps,
-                    keep=None if keep is None else keep.to(self._device),
+                    keep=None if keep is None else keep.to(self.device),
                     error=TeacherError,
                     forward=self._forward,
                 )
@@ -124,13 +124,13 @@ class TorchTeacher:
             ) from cause
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _fit(self, inputs: Inputs) -> Any:
         def fit(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point() or self._forward is not call:
-                return tensor.to(self._device)
-            tensor = tensor.to(self._device, self._dtype)
+                return tensor.to(self.device)
+            tensor = tensor.to(self.device, self._dtype)
             grey = self.repeats and tensor.shape[1] == 1
             return tensor.repeat(1, 3, 1, 1) if grey else tensor
 
@@ -215,8 +215,11 @@ class Renormalised:
         keep: Tensor | None = None,
     ) -> Reading:  # fmt: skip
         """Return what the teacher says of the converted inputs."""
-        converted = mapped(inputs, lambda images: images * self._scale + self._shift)
+        converted = mapped(inputs, self._convert)
         return self.teacher.read(converted, features=features, maps=maps, keep=keep)
+
+    def _convert(self, images: Tensor) -> Tensor:
+        return images * self._scale.to(images.device) + self._shift.to(images.device)
 
 
 def _names(module: nn.Module, classes: int) -> tuple[str, ...]:

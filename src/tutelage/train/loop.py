@@ -118,6 +118,7 @@ class Trainer:
         self.progress = progress or Silent()
         self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
+        self._came_from = [_device_of(module) for module in lesson.modules]
         for module in lesson.modules:
             module.to(self.device)
             if any(p.ndim == 4 for p in module.parameters()):
@@ -142,7 +143,8 @@ class Trainer:
     def train(self) -> History:
         """Train to the end, leave the best averaged weights in the modules, return the history.
 
-        Raises `TrainingError` when the loss stays without a finite value.
+        The modules are back on the device that they came from. Raises `TrainingError` when the loss
+        stays without a finite value.
         """
         steps = self.lesson.steps()
         total = steps * self.schedule.epochs
@@ -158,6 +160,8 @@ class Trainer:
         for module, best in zip(self.lesson.modules, self.best, strict=True):
             module.load_state_dict(best)
             module.eval()
+        for module, device in zip(self.lesson.modules, self._came_from, strict=True):
+            module.to(device)
         return self.history
 
     def _run(self, steps: int, total: int) -> None:
@@ -319,3 +323,7 @@ class Trainer:
         self.running, self.counted = state["running"], state["counted"]
         self.rate_scale, self.skips_in_a_row = state["rate_scale"], state["skips"]
         self.history = History(**state["history"])
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
