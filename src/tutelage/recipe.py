@@ -127,7 +127,9 @@ class StudentPart(Part):
         None, description="a fixed spec, e.g. {family: convnet, …}"
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
-        4, description="how many are compared by a short distillation"
+        4,
+        description="how many are compared by short distillations; above four by successive "
+        "halving, above the family's own structures with some drawn at random",
     )
     taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
     start: Literal["fresh", "teacher"] = Field(

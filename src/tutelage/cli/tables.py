@@ -77,7 +77,9 @@ def show_plan(answer: dict[str, Any]) -> None:
     out = Console(highlight=False, emoji=False)
     table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
     names = ["storage_bytes", "ram_bytes", "macs", "latency_s", "energy_j"]
-    for column in ("student", "parameters", *(_NAMES.get(n, n) for n in names), "fits"):
+    tried = any(row["trial"] for row in answer["candidates"])
+    figure = ("validation",) if tried else ()
+    for column in ("student", "parameters", *figure, *(_NAMES.get(n, n) for n in names), "fits"):
         table.add_column(column)
     for row in answer["candidates"]:
         figures = {f["name"]: f["value"] for f in row["figures"]}
@@ -85,6 +87,8 @@ def show_plan(answer: dict[str, Any]) -> None:
             format_quantity(figures[n], _UNITS[n]) if n in figures else "no figure" for n in names
         ]
         missed = ", ".join(_NAMES[m] for m in row["missed"])
+        if tried:
+            cells.insert(0, _trial(row["trial"]))
         table.add_row(
             row["name"], f"{row['parameters']:,}", *cells, "yes" if row["fits"] else f"no: {missed}"
         )
@@ -93,4 +97,17 @@ def show_plan(answer: dict[str, Any]) -> None:
         unit = _UNITS.get(row["metric"], "1")
         limit = format_quantity(row["limit"], unit)
         out.print(f"limit: {_NAMES[row['metric']]} {limit} ({row['source']})", markup=False)
+    if tried:
+        out.print(
+            "validation was measured, after a short distillation or (*) a whole one; students from "
+            "earlier budgets of this run. tutelage run also looks for others",
+            markup=False,
+        )
     out.print("figures are predicted; tutelage run measures them", markup=False)
+
+
+def _trial(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "not tried"
+    text = f"{figure['value']:.4f}" if figure["name"].startswith("r2") else f"{figure['value']:.2%}"
+    return text if figure["where"].startswith("after") else f"{text} *"

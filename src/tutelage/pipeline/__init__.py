@@ -31,6 +31,7 @@ from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
 from tutelage.pipeline.teaching import teach
 from tutelage.pipeline.timekeeping import Timekeeper
+from tutelage.pipeline.trials import note_taught, scores_of
 from tutelage.plan.refusal import advice, amount, name_of
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
@@ -168,6 +169,8 @@ def run_recipe(
         learned = distill(recipe, material, taught, chosen, run, progress)
         shipped = ship(recipe, material, taught, learned, run, progress, limits)
         proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
+        if chosen.spec is not None:
+            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec)
         spent = time.monotonic() - started
         run.save()
         build_report(run.path)

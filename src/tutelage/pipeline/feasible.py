@@ -10,6 +10,7 @@ from torch import nn
 
 from tutelage.devices import load_device
 from tutelage.errors import InfeasibleError
+from tutelage.files import read_json
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
@@ -18,6 +19,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
 from tutelage.pipeline.teaching import open_teacher
+from tutelage.pipeline.trials import scores_of
 from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
 from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
@@ -33,8 +35,10 @@ def plan_recipe(
 ) -> dict[str, Any]:
     """Return the feasibility table in the shape of a run's answer, with `candidates` added.
 
-    Nothing is trained and nothing is written. The first candidate that fits stands for the student;
-    where none does, `would_do` names what would.
+    Nothing is trained and nothing is written. Where students were tried in `folder` before, for
+    this teacher and data, the answer is read off what is stored of them, with their figures; new
+    structures are costed only where none of those fits. The first candidate that fits stands for
+    the student; where none does, `would_do` names what would.
     """
     started = time.monotonic()
     progress = progress or Silent()
@@ -42,19 +46,26 @@ def plan_recipe(
     material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
     recipe = with_losses(recipe, material.decides)
     check_recipe(recipe, material)
-    parameters = _teacher_parameters(recipe, material, trust_code)
+    free = recipe.student.spec is None and recipe.student.source is None
+    scores = scores_of(recipe, material, folder)
+    known = _known_parameters(folder) if free and scores.rows else None
+    parameters = known or _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)
     costing = costing_of(recipe, material, device, limits)
     own = load_own_student(recipe, material, trust_code=trust_code)
-    rows = _rows(recipe, material, costing, parameters, own, progress)
+    stored = scores.candidates(costing) if known else ()
+    rows = [(name_spec(c.spec), c) for c in stored]
+    if not any(not c.missed for c in stored):
+        rows = [*_rows(recipe, material, costing, parameters, own, progress), *rows]
+    tried = [scores.score_of(c.spec, costing.precision) for _, c in rows]
     fitting = [c for _, c in rows if not c.missed]
     best = fitting[0] if fitting else rows[0][1]
     budget = [v.to_json() for v in verdicts(limits, best.figures)]
     would_do = None
     if not fitting:
-        tried = [c for _, c in rows]
-        networks = [own] if own is not None else (stand_in(c.spec) for c in tried)
-        would_do = shortfall(tried, networks, costing).would_do.to_json()
+        every = [c for _, c in rows]
+        networks = [own] if own is not None else (stand_in(c.spec) for c in every)
+        would_do = shortfall(every, networks, costing).would_do.to_json()
     return {
         "status": "feasible" if fitting else "infeasible",
         "run": str(folder),
@@ -72,9 +83,11 @@ def plan_recipe(
                 "figures": [f.to_json() for f in c.figures],
                 "missed": list(c.missed),
                 "fits": not c.missed,
+                "trial": None if s is None or s.figure is None else s.figure.to_json(),
             }
-            for name, c in rows
+            for (name, c), s in zip(rows, tried, strict=True)
         ],
+        "from_scores": bool(stored),
         "would_do": would_do,
         "seconds": round(time.monotonic() - started, 2),
     }
@@ -105,25 +118,34 @@ def _rows(
         return [(str(recipe.student.source), weighed(spec, own, costing))]
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
-        return [(_name(spec), weigh(spec, costing))]
+        return [(name_spec(spec), weigh(spec, costing))]
     rows: list[tuple[str, Candidate]] = []
     structures = structures_of(material.task.families)
     for family, structure in track(structures, len(structures), "Costing structures", progress):
         most = max(2_000, parameters // 2)
         best, narrowest = widest(family, structure, costing, material.knobs, most)
         candidate = narrowest if best is None else best
-        rows.append((_name(candidate.spec), candidate))
+        rows.append((name_spec(candidate.spec), candidate))
     return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
 
 
-def _name(spec: StudentSpec) -> str:
+def name_spec(spec: StudentSpec) -> str:
+    """Name a student in a few words."""
     knobs = spec.to_json()
     if "widths" in knobs:
         widths, depths = "-".join(map(str, knobs["widths"])), knobs["depths"]
-        return f"{knobs['block']} {widths} x{depths[0]}"
+        deep = f"x{depths[0]}" if len(set(depths)) == 1 else "x" + "-".join(map(str, depths))
+        return f"{knobs['block']} {widths} {deep}"
     sizes = ("hidden", "embedding", "layers", "blocks", "window")
     said = ", ".join(f"{k} {knobs[k]}" for k in sizes if k in knobs)
     return f"{spec.family} {said}"
+
+
+def _known_parameters(folder: Path) -> int | None:
+    """Return the teacher's parameters as the run in `folder` noted them, so as not to load it."""
+    path = folder / "run.json"
+    stages = read_json(path)["stages"] if path.exists() else {}
+    return stages["teacher"]["result"]["parameters"] if "teacher" in stages else None
 
 
 def _teacher_parameters(recipe: Recipe, material: Material, trust_code: bool) -> int:

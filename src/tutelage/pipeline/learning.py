@@ -25,10 +25,11 @@ from tutelage.pipeline.lessons import (
     terms_of,
 )
 from tutelage.pipeline.material import Material
-from tutelage.pipeline.planning import Chosen, decision_terms, warm_weights
+from tutelage.pipeline.planning import Chosen, warm_weights
 from tutelage.pipeline.starting import first_student, refuse_start, start_key
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import TokenLesson, token_lesson
+from tutelage.pipeline.trials import decision_terms
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run

@@ -14,41 +14,26 @@ from tutelage import __version__
 from tutelage.devices import HOST, Device, device_limits
 from tutelage.errors import InfeasibleError, RecipeError, StudentError
 from tutelage.export.artifact import ArtifactMeta
-from tutelage.files import hash_json, read_tensors, write_json, write_tensors
-from tutelage.losses import LOSSES
-from tutelage.losses.objective import Objective, Term
+from tutelage.files import hash_json, read_tensors, write_json
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
 from tutelage.pipeline.checking import fixed_spec
-from tutelage.pipeline.imbalance import class_weights
-from tutelage.pipeline.judging import validation_figure
-from tutelage.pipeline.lessons import (
-    batch_for,
-    distill_inputs,
-    epochs_for,
-    schedule_of,
-    terms_of,
-)
 from tutelage.pipeline.material import Material
-from tutelage.pipeline.starting import first_student, start_key
+from tutelage.pipeline.starting import first_student
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
+from tutelage.pipeline.trials import Search, trial_file
 from tutelage.plan import SPACES, Candidate, plan_json
 from tutelage.plan.candidate import stand_in, weigh, weighed
 from tutelage.plan.costs import Costing, Precision
 from tutelage.plan.refusal import infeasible, shortfall
+from tutelage.plan.scores import counted_from, counted_json
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import from_function
-from tutelage.train.distill import Distillation
-from tutelage.train.loop import Trainer
-from tutelage.types import Decides
-
-_TRIAL_STEPS, _TRIAL_SHARE = 900, 0.15
-_TRIAL_EXAMPLES = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,20 +98,24 @@ def plan(
     if own is not None:
         return _own_student(own, costing, material, run)
     found = find_candidates(recipe, costing, taught.teacher.parameters, material, run, progress)
-    trials: dict[int, dict[str, Any]] = {}
-    if len(found) > 1:
-        for number, candidate in enumerate(found):
-            trials[number] = _trial(
-                recipe, material, taught, candidate, run, progress, f"{number + 1}/{len(found)}"
-            )
-        # All of them fit, so of equals the one that computes most: it has most to learn with.
-        chosen = max(trials, key=lambda i: (trials[i]["value"], found[i].figure("macs")))
+    search = Search(
+        recipe=recipe, material=material, taught=taught, costing=costing, run=run, progress=progress
+    )
+    earlier = () if recipe.student.spec is not None else search.earlier(found)
+    if len(found) + len(earlier) > 1:
+        search.halve(found, earlier)
         why = "best validation figure after a short distillation of each candidate"
+        if earlier:
+            why += "; some were tried for an earlier budget"
     else:
-        chosen, why = 0, "the only candidate"
-    write_json(run.file("plan.json"), plan_json(device.name, limits, found, trials, chosen, why))
+        why = "the only candidate"
+    found, chosen = (*found, *earlier), search.best((*found, *earlier))
+    rows = plan_json(
+        device.name, limits, found, search.trials, chosen, why, search.steps_taken
+    )  # fmt: skip
+    write_json(run.file("plan.json"), rows)
     best = found[chosen]
-    warm = run.file(_trial_file(best.spec)) if trials else None
+    warm = run.file(trial_file(best.spec)) if search.trials else None
     network, _ = first_student(recipe, best.spec, taught)
     return Chosen(spec=best.spec, network=network, parameters=best.parameters, warm=warm)
 
@@ -167,12 +156,14 @@ def find_candidates(
             given=material.knobs,
             most_parameters=max(2_000, teacher_parameters // 2),
             count=recipe.student.candidates,
+            seed=recipe.seed,
         )
         return [
             {
                 "spec": c.spec.to_json(),
                 "parameters": c.parameters,
                 "figures": [f.to_json() for f in c.figures],
+                "counted": counted_json(c.counted),
             }
             for c in found
         ], []
@@ -185,6 +176,8 @@ def find_candidates(
             costing.precision,
             recipe.student.candidates,
             teacher_parameters,
+            "counted",
+            *([recipe.seed] if recipe.student.candidates > 4 else []),
             *([families] if families != material.task.families else []),
             *(dataclasses.asdict(file) for file in costing.beside),
         ]
@@ -195,6 +188,7 @@ def find_candidates(
             spec=StudentSpec.from_json(row["spec"]),
             parameters=row["parameters"],
             figures=tuple(Measurement.from_json(f) for f in row["figures"]),
+            counted=counted_from(row["counted"]),
         )
         for row in record.result
     )
@@ -219,71 +213,6 @@ class _OwnKnobs:
 
 def _given_misses(candidate: Candidate, network: nn.Module, costing: Costing) -> InfeasibleError:
     return infeasible(shortfall([candidate], [network], costing), costing.device, given=True)
-
-
-def _trial_file(spec: StudentSpec) -> str:
-    return f"trials/{hash_json(spec.to_json())[:12]}.safetensors"
-
-
-def _trial(
-    recipe: Recipe, material: Material, taught: Taught, candidate: Candidate, run: Run,
-    progress: Progress, label: str,
-) -> dict[str, Any]:  # fmt: skip
-    """Distil one candidate briefly on the decision alone; return its validation figure as JSON."""
-    key = hash_json(candidate.spec.to_json())[:12]
-    path = run.file(_trial_file(candidate.spec))
-
-    def work() -> tuple[Any, list[Path]]:
-        network, _ = first_student(recipe, candidate.spec, taught)
-        lesson = Distillation(
-            network,
-            Objective(
-                decision_terms(recipe, material.decides),
-                class_weights=class_weights(recipe, material),
-            ),
-            material.train,
-            material.validation,
-            signals=taught.train,
-            validation_decision=taught.validation_decision,
-            classes=material.outputs,
-            decides=material.decides,
-            views=material.views,
-            batch=batch_for(recipe, material.train.count),
-            seed=recipe.seed,
-            examples=_TRIAL_EXAMPLES,
-            metric=recipe.metric,
-        )
-        whole = epochs_for(recipe, material.train.count) * (
-            material.train.count // batch_for(recipe, material.train.count)
-        )
-        steps = min(_TRIAL_STEPS, max(100, round(_TRIAL_SHARE * whole)))
-        epochs = max(2, round(steps / max(1, lesson.steps())))
-        trainer = Trainer(
-            lesson,
-            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
-            checkpoint=run.file(f"checkpoints/trial-{key}.safetensors"),
-            progress=progress,
-            label=f"Trying candidate {label}",
-        )
-        history = trainer.train()
-        write_tensors(path, network.state_dict())
-        figure = validation_figure(material, max(history.figure), f"after {epochs} short epochs")
-        return figure.to_json(), [path]
-
-    inputs = hash_json(
-        [taught.train.key, taught.validation.key, candidate.spec.to_json(),
-         *distill_inputs(recipe),
-         recipe.seed, recipe.threads, material.views, *start_key(recipe)]
-    )  # fmt: skip
-    return run.stage(f"trial-{key}", inputs, work).result
-
-
-def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
-    """Return the recipe's losses that need no taps; when all of them do, `dist` or the like."""
-    simple = ("labels", "decision", "labelled_decision")
-    kept = tuple(t for t in terms_of(recipe.distill) if LOSSES[t.name].reads in simple)
-    usual = "dist" if decides == "classes" else "squared_error"
-    return kept or (Term(name=usual, weight=1.0),)
 
 
 def load_own_student(recipe: Recipe, material: Material, *, trust_code: bool) -> nn.Module | None:

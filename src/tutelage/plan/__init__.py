@@ -26,8 +26,12 @@ def plan_json(
     trials: dict[int, dict[str, Any]],
     chosen: int,
     why: str,
+    steps: dict[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Return what plan.json holds: the limits, every candidate with its costs, the choice."""
+    """Return what plan.json holds: the limits, every candidate with its costs, the choice.
+
+    `trials` and `steps` (of them) are by the candidate's number.
+    """
     return {
         "device": device,
         "limits": [
@@ -43,6 +47,7 @@ def plan_json(
                 "fits": not candidate.missed,
                 "missed": list(candidate.missed),
                 "trial": trials.get(number),
+                "steps": (steps or {}).get(number),
                 "chosen": number == chosen,
             }
             for number, candidate in enumerate(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from tutelage.errors import InfeasibleError
 from tutelage.plan.candidate import Candidate, stand_in, weigh
 from tutelage.plan.costs import Costing
@@ -21,17 +23,20 @@ def candidates(
     given: dict[str, Any],
     most_parameters: int,
     count: int,
+    seed: int = 0,
 ) -> tuple[Candidate, ...]:
     """Return up to `count` candidates that keep every hard limit, the most able first.
 
     Each structure of each family is widened by bisection until a limit binds; ability is guessed by
-    operations, and decided later by short distillations. `given` holds the knobs that the data
+    operations, and decided later by short distillations. A `count` above the families' own
+    structures is filled with structures drawn at random. `given` holds the knobs that the data
     decides. Raises `InfeasibleError` when not even the narrowest network fits, naming the limit
     that binds and what would do.
     """
     found = []
     narrowest = []
-    for family, structure in structures_of(families):
+    own = structures_of(families)
+    for family, structure in [*own, *drawn_structures(families, count - len(own), seed)]:
         best, smallest = widest(family, structure, costing, given, most_parameters)
         narrowest.append(smallest)
         if best is not None:
@@ -45,6 +50,18 @@ def candidates(
 def structures_of(families: Sequence[str]) -> list[tuple[str, Any]]:
     """Return every structure of these families, with the family's name."""
     return [(name, structure) for name in families for structure in FAMILIES[name].structures]
+
+
+def drawn_structures(families: Sequence[str], count: int, seed: int) -> list[tuple[str, Any]]:
+    """Return `count` structures drawn at random; none where no family can draw."""
+    drawing = [(name, FAMILIES[name].drawn) for name in families]
+    able = [(name, drawn) for name, drawn in drawing if drawn is not None]
+    random = np.random.default_rng([seed, 11])
+    found = []
+    for number in range(count if able else 0):
+        name, drawn = able[number % len(able)]
+        found.append((name, drawn(random)))
+    return found
 
 
 def widest(

@@ -45,8 +45,7 @@ def cost_of(network: nn.Module, costing: Costing) -> tuple[GraphCosts, tuple[Mea
     with as_shipped(network, costing) as path:
         counted = graph_costs(path)
         figures = figures_on(counted, costing)
-        timed = any(limit.metric == "latency_s" for limit in costing.limits)
-        if timed and costing.device.name == HOST:
+        if needs_timing(costing):
             figures = (*figures, _latency_here(path))
         return counted, figures
 
@@ -57,6 +56,12 @@ def figures_on(counted: GraphCosts, costing: Costing) -> tuple[Measurement, ...]
         counted, costing.device, exact="predicted", beside=costing.beside,
         where="counted on an untrained stand-in",
     )  # fmt: skip
+
+
+def needs_timing(costing: Costing) -> bool:
+    """Say whether a limit is on the latency of this machine, which is timed and not predicted."""
+    limited = any(limit.metric == "latency_s" for limit in costing.limits)
+    return limited and costing.device.name == HOST
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.students.knobs import check_whole
 
+MOST_STAGES = 3
 _LARGEST = {
     "image": 16_384, "classes": 1_000_000, "widths": 8_192, "depths": 256, "kernel": 31,
     "expand": 64, "stem_stride": 8,
@@ -53,11 +55,11 @@ class ConvNetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """Everything about a convnet but its width."""
+    """Everything about a convnet but its width; `depth` of every stage, or of each."""
 
     block: Literal["plain", "depthwise"]
     growth: float
-    depth: int
+    depth: int | tuple[int, ...]
     expand: int = 2
 
 
@@ -77,10 +79,21 @@ def sized(structure: Structure, width: int, given: dict[str, Any]) -> ConvNetSpe
         image=given["image"],
         classes=given["classes"],
         widths=tuple(max(2, 2 * round(width * structure.growth**i / 2)) for i in range(stages)),
-        depths=(structure.depth,) * stages,
+        depths=depths_of(structure.depth, stages),
         block=structure.block,
         expand=structure.expand,
         stem_stride=stride,
+    )
+
+
+def drawn(random: np.random.Generator) -> Structure:
+    """Return a structure drawn at random: growth 1 to 2.2, one to three blocks in each stage."""
+    plain = bool(random.integers(2))
+    return Structure(
+        block="plain" if plain else "depthwise",
+        growth=round(float(random.uniform(1.0, 2.2)), 2),
+        depth=tuple(int(n) for n in random.integers(1, 4, size=MOST_STAGES)),
+        expand=2 if plain else int(random.integers(2, 5)),
     )
 
 
@@ -94,6 +107,11 @@ def teacher(width: int, given: dict[str, Any]) -> ConvNetSpec:
         depths=(2,) * stages,
         stem_stride=stride,
     )
+
+
+def depths_of(depth: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """Return the blocks of each of the stages there are."""
+    return (depth,) * stages if isinstance(depth, int) else depth[:stages]
 
 
 def _stages(image: tuple[int, int, int]) -> tuple[int, int]:

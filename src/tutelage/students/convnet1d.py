@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tutelage.students.convnet import MOST_STAGES, depths_of
 from tutelage.students.knobs import check_whole
 
 Block = Literal["separable", "plain", "inception"]
@@ -60,11 +62,11 @@ class ConvNet1dSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """Everything about a convnet for series but its width."""
+    """Everything about a convnet for series but its width; `depth` of every stage, or of each."""
 
     block: Block
     growth: float
-    depth: int
+    depth: int | tuple[int, ...]
     expand: int = 1
 
 
@@ -86,11 +88,22 @@ def sized(structure: Structure, width: int, given: dict[str, Any]) -> ConvNet1dS
         length=given["length"],
         classes=given["classes"],
         widths=tuple(_rounded(width * structure.growth**i, unit) for i in range(stages)),
-        depths=(structure.depth,) * stages,
+        depths=depths_of(structure.depth, stages),
         block=structure.block,
         kernel=5 if given["length"] // stride < 48 else 9,
         expand=structure.expand,
         stem_stride=stride,
+    )
+
+
+def drawn(random: np.random.Generator) -> Structure:
+    """Return a structure drawn at random: growth 1 to 2.2, one to three blocks in each stage."""
+    separable = bool(random.integers(3))
+    return Structure(
+        block="separable" if separable else "plain",
+        growth=round(float(random.uniform(1.0, 2.2)), 2),
+        depth=tuple(int(n) for n in random.integers(1, 4, size=MOST_STAGES)),
+        expand=int(random.integers(1, 3)) if separable else 1,
     )
 
 

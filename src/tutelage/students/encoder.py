@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -82,6 +83,12 @@ STRUCTURES = (
     Structure(layers=4, inner=2, embedding=4),
     Structure(layers=4, inner=4, embedding=2),
 )
+
+
+def drawn(random: np.random.Generator) -> Structure:
+    """Return a structure drawn at random: one to six layers."""
+    layers, inner, embedding = (int(random.choice(x)) for x in ((1, 2, 3, 4, 6), (1, 2, 4), (2, 4)))
+    return Structure(layers=layers, inner=inner, embedding=embedding)
 
 
 def sized(structure: Structure, width: int, given: dict[str, Any]) -> EncoderSpec:

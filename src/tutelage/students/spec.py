@@ -25,6 +25,7 @@ class Family:
     `structures` are its shapes but for the width, and `sized(structure, width, given)` the knobs of
     one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
     given)` is the network that is trained on the spot where there is no teacher, if it has one.
+    `drawn(random)` is a structure drawn at random, for wider searches, where the family has many.
     """
 
     spec: type[Any]
@@ -33,6 +34,7 @@ class Family:
     sized: Callable[[Any, int, dict[str, Any]], Any] | None = None
     teacher: Callable[[int, dict[str, Any]], Any] | None = None
     tokens: bool = False
+    drawn: Callable[[Any], Any] | None = None
 
 
 FAMILIES: Registry[Family] = Registry("student family")
@@ -52,6 +54,7 @@ for _name, _module, _spec, _build, _teacher in (
             sized=_module.sized,
             teacher=_teacher,
             tokens=_name == "encoder",
+            drawn=getattr(_module, "drawn", None),
         ),
     )
 # Asked for by its spec alone: the planner ranks by operations, which say little across kinds.

@@ -1,0 +1,200 @@
+"""Short distillations of candidates, by successive halving; each is a stage of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tutelage.files import hash_json, write_tensors
+from tutelage.losses import LOSSES
+from tutelage.losses.objective import Objective, Term
+from tutelage.pipeline.imbalance import class_weights
+from tutelage.pipeline.judging import validation_figure
+from tutelage.pipeline.lessons import (
+    batch_for,
+    distill_inputs,
+    epochs_for,
+    schedule_of,
+    terms_of,
+)
+from tutelage.pipeline.material import Material
+from tutelage.pipeline.starting import first_student, start_key
+from tutelage.pipeline.teaching import Taught
+from tutelage.plan import Candidate
+from tutelage.plan.costs import Costing
+from tutelage.plan.halving import rungs
+from tutelage.plan.scores import Scores
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.records import Measurement
+from tutelage.run import Run
+from tutelage.students.spec import StudentSpec
+from tutelage.train.distill import Distillation
+from tutelage.train.loop import Trainer
+from tutelage.types import Decides
+
+_TRIAL_STEPS, _TRIAL_SHARE, _FEWEST_TRIAL_STEPS = 900, 0.15, 100
+_TRIAL_EXAMPLES = 20_000
+_EARLIER = 4  # students tried for an earlier budget that compete again
+
+
+def scores_of(recipe: Recipe, material: Material, folder: Path) -> Scores:
+    """Open the run's store of scores; it holds for this teacher, data and lesson alone."""
+    lesson = hash_json(
+        [
+            material.train.content,
+            material.validation.content,
+            recipe.teacher.model_dump(mode="json"),
+            *distill_inputs(recipe),
+            material.views,
+            recipe.seed,
+            *start_key(recipe),
+        ]
+    )
+    return Scores.open(folder / "scores.json", lesson)
+
+
+def note_taught(scores: Scores, proof: dict[str, Any], spec: StudentSpec) -> None:
+    """Note in the store what the shipped artifact of `spec` came to on validation."""
+    name = f"{proof['metric']}_validation"
+    rows = [row for row in proof["figures"]["student"] if row["name"] == name]
+    shipped = next(a for a in proof["artifacts"] if a["path"] == proof["chosen"])
+    if rows:
+        scores.note_taught(spec, shipped["precision"], Measurement.from_json(rows[0]))
+
+
+def trial_file(spec: StudentSpec) -> str:
+    """Return where the weights after the longest trial lie in the run directory."""
+    return f"trials/{_name(spec)}.safetensors"
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """The trials of one budget: `trials` and `steps_taken` are by the candidate's number."""
+
+    recipe: Recipe
+    material: Material
+    taught: Taught
+    costing: Costing
+    run: Run
+    progress: Progress
+    trials: dict[int, dict[str, Any]] = field(default_factory=dict)
+    steps_taken: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the last, longest trial: 15 % of a whole distillation, at most 900."""
+        count = self.material.train.count
+        whole = epochs_for(self.recipe, count) * (count // batch_for(self.recipe, count))
+        return min(_TRIAL_STEPS, max(_FEWEST_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
+
+    def earlier(self, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Return the best students of earlier budgets that fit this one and are not in `found`."""
+        known = [candidate.spec for candidate in found]
+        scores = scores_of(self.recipe, self.material, self.run.path)
+        stored = scores.candidates(self.costing, steps=self.steps)
+        return tuple(c for c in stored if not c.missed and c.spec not in known)[:_EARLIER]
+
+    def halve(self, found: Sequence[Candidate], earlier: Sequence[Candidate]) -> None:
+        """Try `found` rung by rung; `earlier`, numbered after them, join the last rung."""
+        ladder = rungs(len(found), self.steps)
+        alive = list(range(len(found)))
+        for number, rung in enumerate(ladder):
+            alive = sorted(alive, key=self._rank(found))[: rung.students]
+            last = number == len(ladder) - 1
+            both = [*found, *earlier]
+            tried = [*alive, *range(len(found), len(both))] if last else alive
+            for place, i in enumerate(tried):
+                label = f"{place + 1}/{len(tried)}"
+                if len(ladder) > 1:
+                    label = f"{label}, round {number + 1} of {len(ladder)}"
+                self.trials[i] = self._trial(both[i], rung.steps, label, last=last)
+                self.steps_taken[i] = rung.steps
+
+    def best(self, found: Sequence[Candidate]) -> int:
+        """Return the number of the best candidate among those that were tried longest.
+
+        All of them fit, so of equals the one that computes most: it has most to learn with.
+        """
+        if not self.trials:
+            return 0
+        longest = max(self.steps_taken.values())
+        last = [i for i, steps in self.steps_taken.items() if steps == longest]
+        return max(last, key=lambda i: (self.trials[i]["value"], found[i].figure("macs")))
+
+    def _rank(self, found: Sequence[Candidate]) -> Any:
+        def rank(i: int) -> tuple[float, float]:
+            value = self.trials[i]["value"] if i in self.trials else 0.0
+            return -value, -found[i].figure("macs")
+
+        return rank
+
+    def _trial(self, candidate: Candidate, steps: int, label: str, *, last: bool) -> dict[str, Any]:
+        """Distil one candidate briefly on the decision alone; return its figure as JSON."""
+        recipe, taught = self.recipe, self.taught
+        inputs = hash_json(
+            [taught.train.key, taught.validation.key, candidate.spec.to_json(),
+             *distill_inputs(recipe),
+             recipe.seed, recipe.threads, self.material.views, *start_key(recipe),
+             *([] if last else [steps])]
+        )  # fmt: skip
+        key = _name(candidate.spec) if last else f"{_name(candidate.spec)}-{steps}"
+        result = self.run.stage(
+            f"trial-{key}", inputs, lambda: self._distil(candidate.spec, steps, label, key, last)
+        ).result
+        scores = scores_of(recipe, self.material, self.run.path)
+        scores.add(candidate, self.costing.precision, Measurement.from_json(result), steps)
+        return result
+
+    def _distil(
+        self, spec: StudentSpec, steps: int, label: str, key: str, last: bool
+    ) -> tuple[Any, list[Path]]:
+        recipe, material, taught = self.recipe, self.material, self.taught
+        network, _ = first_student(recipe, spec, taught)
+        lesson = Distillation(
+            network,
+            Objective(
+                decision_terms(recipe, material.decides),
+                class_weights=class_weights(recipe, material),
+            ),
+            material.train,
+            material.validation,
+            signals=taught.train,
+            validation_decision=taught.validation_decision,
+            classes=material.outputs,
+            decides=material.decides,
+            views=material.views,
+            batch=batch_for(recipe, material.train.count),
+            seed=recipe.seed,
+            examples=_TRIAL_EXAMPLES,
+            metric=recipe.metric,
+        )
+        epochs = max(2 if last else 1, round(steps / max(1, lesson.steps())))
+        trainer = Trainer(
+            lesson,
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+            checkpoint=self.run.file(f"checkpoints/trial-{key}.safetensors"),
+            progress=self.progress,
+            label=f"Trying candidate {label}",
+        )
+        history = trainer.train()
+        figure = validation_figure(material, max(history.figure), f"after {epochs} short epochs")
+        if not last:
+            return figure.to_json(), []
+        path = self.run.file(trial_file(spec))
+        write_tensors(path, network.state_dict())
+        return figure.to_json(), [path]
+
+
+def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
+    """Return the recipe's losses that need no taps; when all of them do, `dist` or the like."""
+    simple = ("labels", "decision", "labelled_decision")
+    kept = tuple(t for t in terms_of(recipe.distill) if LOSSES[t.name].reads in simple)
+    usual = "dist" if decides == "classes" else "squared_error"
+    return kept or (Term(name=usual, weight=1.0),)
+
+
+def _name(spec: StudentSpec) -> str:
+    return hash_json(spec.to_json())[:12]
