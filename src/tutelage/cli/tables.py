@@ -15,6 +15,10 @@ _NAMES = {
     "energy_j": "energy per inference", "accuracy": "accuracy (validation)",
 }  # fmt: skip
 
+_SHORT = {
+    "latency_s": "latency", "ram_bytes": "memory", "storage_bytes": "storage", "energy_j": "energy",
+}  # fmt: skip
+
 
 def show_result(answer: dict[str, Any]) -> None:
     """Print what a run ended with."""
@@ -75,18 +79,20 @@ def _values_line(student: dict[str, Any], teacher: dict[str, Any]) -> str:
 def show_plan(answer: dict[str, Any]) -> None:
     """Print the feasibility table."""
     out = Console(highlight=False, emoji=False)
-    table = Table(title=f"{answer['device']}: {answer['status']}", title_justify="left")
-    names = ["storage_bytes", "ram_bytes", "macs", "latency_s", "energy_j"]
+    table = Table(
+        title=f"{answer['device']}: {answer['status']}", title_justify="left",
+        box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold",
+    )  # fmt: skip
+    names = ["storage_bytes", "ram_bytes", "latency_s", "energy_j"]
     tried = any(row["trial"] for row in answer["candidates"])
     figure = ("validation",) if tried else ()
-    for column in ("student", "parameters", *figure, *(_NAMES.get(n, n) for n in names), "fits"):
-        table.add_column(column)
+    for column in ("student", "params", *figure, *(_SHORT[n] for n in names), "fits"):
+        named = column in ("student", "fits")
+        table.add_column(column, justify="left" if named else "right", no_wrap=column != "fits")
     for row in answer["candidates"]:
         figures = {f["name"]: f["value"] for f in row["figures"]}
-        cells = [
-            format_quantity(figures[n], _UNITS[n]) if n in figures else "no figure" for n in names
-        ]
-        missed = ", ".join(_NAMES[m] for m in row["missed"])
+        cells = [format_quantity(figures[n], _UNITS[n]) if n in figures else "-" for n in names]
+        missed = ", ".join(str(_SHORT.get(m, m)) for m in row["missed"])
         if tried:
             cells.insert(0, _trial(row["trial"]))
         table.add_row(

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from tutelage.devices import Device, load_device
-from tutelage.errors import BudgetMissedError
+from tutelage.errors import BudgetMissedError, InfeasibleError
 from tutelage.files import hash_json, write_atomically
+from tutelage.pipeline import tightening
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
@@ -165,12 +166,29 @@ def run_recipe(
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
         limits = budget_of(recipe, device, 4 * taught.teacher.parameters)
-        chosen = plan(recipe, material, taught, device, limits, run, progress, own=own)
-        learned = distill(recipe, material, taught, chosen, run, progress)
-        shipped = ship(recipe, material, taught, learned, run, progress, limits)
-        proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
-        if chosen.spec is not None:
-            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec)
+        free = own is None and recipe.student.spec is None
+        number, internal = tightening.recorded(run, limits, taught.train.key)
+        proof, learned = None, None
+        while True:
+            try:
+                chosen = plan(recipe, material, taught, device, internal, run, progress, own=own)
+            except InfeasibleError:
+                if proof is None:
+                    raise
+                break  # nothing smaller can be built: what was missed stays missed
+            learned = distill(recipe, material, taught, chosen, run, progress)
+            shipped = ship(recipe, material, taught, learned, run, progress, limits)
+            proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
+            if chosen.spec is not None:
+                note_taught(scores_of(recipe, material, run.path), proof, chosen.spec)
+            tighter = free and tightening.tighten(
+                run, number, limits, internal, proof, taught.train.key
+            )
+            if not tighter:
+                break
+            number, internal = number + 1, tighter
+            progress.say(f"plan: {tightening.said(limits, internal)}")
+        assert learned is not None
         spent = time.monotonic() - started
         run.save()
         build_report(run.path)

@@ -1,0 +1,261 @@
+"""The search for a student: rungs, drawn structures, stored scores, budgets that are tightened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from tutelage.devices import load_device
+from tutelage.errors import CorruptFileError
+from tutelage.plan import compact
+from tutelage.plan.candidate import weigh
+from tutelage.plan.costs import Costing
+from tutelage.plan.halving import rungs
+from tutelage.plan.scores import Scores
+from tutelage.records import Limit, Measurement
+from tutelage.students.spec import FAMILIES, StudentSpec
+
+META = {"widths": [4, 8], "depths": [1, 1]}
+
+
+@pytest.mark.parametrize("students", range(1, 33))
+def test_halving_ends_with_four_at_most_and_costs_less_than_two_distillations(
+    students: int,
+) -> None:
+    ladder = rungs(students, 900)
+    assert ladder[0].students == students
+    assert min(students, 2) <= ladder[-1].students <= 4
+    assert ladder[-1].steps == 900
+    assert [r.steps for r in ladder] == sorted(r.steps for r in ladder)
+    assert [r.students for r in ladder] == sorted((r.students for r in ladder), reverse=True)
+    assert sum(r.students * r.steps for r in ladder) <= 12 * 900  # of 6,000 in a distillation
+
+
+def test_no_student_makes_no_ladder() -> None:
+    with pytest.raises(ValueError, match="0 students"):
+        rungs(0, 900)
+
+
+@pytest.mark.parametrize("family", [n for n in FAMILIES if FAMILIES[n].drawn is not None])
+def test_drawn_structures_follow_the_seed_and_can_be_built(family: str) -> None:
+    given = {
+        "image": (1, 28, 28), "classes": 3, "channels": 2, "length": 64, "vocabulary": 20, "pad": 0,
+    }  # fmt: skip
+    first = compact.drawn_structures([family], 12, seed=3)
+    assert first == compact.drawn_structures([family], 12, seed=3)
+    assert first != compact.drawn_structures([family], 12, seed=4)
+    assert len({str(structure) for _, structure in first}) > 3
+    sized = FAMILIES[family].sized
+    assert sized is not None
+    for name, structure in first:
+        narrow, wide = (
+            sum(
+                p.numel()
+                for p in StudentSpec(family=name, knobs=sized(structure, width, given))
+                .build()
+                .parameters()
+            )
+            for width in (8, 32)
+        )
+        assert narrow < wide
+
+
+def _costing(limit: float, device: str = "nucleo-l4r5") -> Costing:
+    from tutelage.export.artifact import ArtifactMeta
+
+    meta = ArtifactMeta(
+        task="vision", classes=("a", "b", "c"), shape=(1, 8, 8), mean=(0.5,), std=(1.0,),
+        version="0",
+    )  # fmt: skip
+    limits = (Limit(metric="storage_bytes", value=limit),)
+    return Costing(device=load_device(device), limits=limits, precision="int8", meta=meta)
+
+
+def _figure(value: float) -> Measurement:
+    return Measurement(
+        name="accuracy_validation", value=value, unit="1", kind="measured", where="a test"
+    )
+
+
+def _spec(*widths: int) -> StudentSpec:
+    return StudentSpec.from_json(
+        {
+            "family": "convnet", "image": [1, 8, 8], "classes": 3,
+            "widths": list(widths), "depths": [1] * len(widths),
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Scores:
+    scores = Scores.open(tmp_path / "scores.json", "lesson")
+    for widths, value in (((4, 8), 0.7), ((8, 16), 0.9), ((6, 12), 0.8)):
+        scores.add(weigh(_spec(*widths), _costing(1e6)), "int8", _figure(value), 240)
+    return scores
+
+
+def test_stored_students_answer_another_budget_and_device_as_if_costed_anew(store: Scores) -> None:
+    again = Scores.open(store.path, "lesson")
+    largest = weigh(_spec(8, 16), _costing(1e6)).figure("storage_bytes")
+    for device in ("nucleo-l4r5", "raspberry-pi-4"):
+        asked = _costing(largest - 1, device)
+        found = again.candidates(asked)
+        assert [c.spec for c in found] == [_spec(6, 12), _spec(4, 8), _spec(8, 16)]
+        assert [bool(c.missed) for c in found] == [False, False, True]
+        for candidate in found:
+            anew = {f.name: f.value for f in weigh(candidate.spec, asked).figures}
+            assert {f.name: f.value for f in candidate.figures} == anew
+
+
+def test_scores_hold_for_one_lesson_alone(store: Scores) -> None:
+    assert not Scores.open(store.path, "another").rows
+
+
+def test_a_longer_trial_stands_and_a_whole_distillation_counts_most(store: Scores) -> None:
+    candidate = weigh(_spec(4, 8), _costing(1e6))
+    store.add(candidate, "int8", _figure(0.1), 80)
+    score = Scores.open(store.path, "lesson").score_of(_spec(4, 8), "int8")
+    assert score is not None
+    assert score.figure == _figure(0.7)
+    store.note_taught(_spec(4, 8), "int8", _figure(0.95))
+    store.add(candidate, "int8", _figure(0.75), 480)
+    best = Scores.open(store.path, "lesson").candidates(_costing(1e6))[0]
+    assert best.spec == _spec(4, 8)
+    assert not store.candidates(_costing(1e6), steps=1_000)
+
+
+def test_what_only_a_clock_can_judge_is_not_answered_from_the_store(store: Scores) -> None:
+    limits = (Limit(metric="latency_s", value=1.0),)
+    assert not store.candidates(replace(_costing(1e6, "host"), limits=limits))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "lesson": "lesson", "rows": [{}]}'])
+def test_a_damaged_store_is_named(store: Scores, text: str) -> None:
+    store.path.write_text(text)
+    with pytest.raises(CorruptFileError, match="scores.json"):
+        Scores.open(store.path, "lesson")
+
+
+def _job(folder: Path, changes: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    tiny.write_data(folder / "data.npz")
+    return tiny.write_recipe(folder, changes)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run that searched among twelve students."""
+    folder = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compact, "_WIDEST", 12)
+        recipe = _job(folder, {"student": {"candidates": 9}, "budget": {"storage": "7 kB"}})
+        assert tiny.cli("run", recipe, "--run", folder / "run").status == 0
+    return folder
+
+
+def test_a_wide_search_tries_all_briefly_and_the_best_for_longer(searched: Path) -> None:
+    plan = json.loads((searched / "run/plan.json").read_text())
+    rows = plan["candidates"]
+    steps = [row["steps"] for row in rows]
+    assert len(rows) > 5, "structures were drawn beside the family's own"
+    assert len(set(steps)) == 2
+    assert steps.count(max(steps)) == 3
+    dropped = [r["trial"]["value"] for r in rows if r["steps"] == min(steps)]
+    assert len(dropped) == len(rows) - 3
+    chosen = next(r for r in rows if r["chosen"])
+    last = [r["trial"]["value"] for r in rows if r["steps"] == max(steps)]
+    assert chosen["trial"]["value"] == max(last)
+    assert chosen["steps"] == max(steps)
+
+
+def test_a_new_budget_is_answered_without_teacher_training_or_export(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tutelage.pipeline import feasible
+    from tutelage.plan import costs
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("nothing may be exported or loaded")
+
+    monkeypatch.setattr(costs, "as_shipped", refuse)
+    monkeypatch.setattr(feasible, "_teacher_parameters", refuse)
+    shutil.copytree(searched / "run", tmp_path / "run")
+    recipe = _job(tmp_path, {"student": {"candidates": 9}, "budget": {"storage": "6.9 kB"}})
+    answer = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--json").answer
+    assert answer["status"] == "feasible"
+    assert answer["from_scores"]
+    assert all(row["trial"]["kind"] == "measured" for row in answer["candidates"])
+    fits = [row for row in answer["candidates"] if row["fits"]]
+    assert fits
+    assert fits[0]["trial"]["value"] == max(row["trial"]["value"] for row in fits)
+    said = tiny.cli("plan", recipe, "--run", tmp_path / "run")
+    assert "validation" in said.out
+    assert "short distillation" in said.out
+
+
+def test_the_next_budget_lets_students_of_the_last_compete(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "_WIDEST", 6)
+    shutil.copytree(searched / "run", tmp_path / "run")
+    recipe = _job(tmp_path, {"student": {"candidates": 2}, "budget": {"storage": "6.9 kB"}})
+    assert tiny.cli("run", recipe, "--run", tmp_path / "run").status == 0
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert len(plan["candidates"]) > 2
+    assert "earlier budget" in plan["why"]
+
+
+def _foretell_less(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Let the planner foretell `share` of the bytes that an artifact will have."""
+    from tutelage.plan import costs
+
+    true = costs.figures_of
+
+    def less(*args: Any, **options: Any) -> tuple[Measurement, ...]:
+        return tuple(
+            replace(f, value=f.value * share) if f.name == "storage_bytes" else f
+            for f in true(*args, **options)
+        )
+
+    monkeypatch.setattr(costs, "figures_of", less)
+
+
+def test_a_missed_limit_is_tightened_until_the_artifact_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _foretell_less(monkeypatch, 0.8)
+    recipe = _job(tmp_path, {"student": {"candidates": 1}, "budget": {"storage": "4.5 kB"}})
+    said = tiny.cli("run", recipe, "--run", tmp_path / "run", "--json")
+    assert said.status == 0
+    row = next(r for r in said.answer["budget"] if r["metric"] == "storage_bytes")
+    assert row["limit"] == 4_500, "the verdict is about the user's own limit"
+    assert row["value"] <= 4_500
+    stages = json.loads((tmp_path / "run/run.json").read_text())["stages"]
+    assert "tighten-1" in stages
+    limits = json.loads((tmp_path / "run/plan.json").read_text())["limits"]
+    tightened = next(x for x in limits if x["metric"] == "storage_bytes")
+    assert tightened["value"] < 4_500
+    assert "tightened" in tightened["source"]
+    first = tiny.hashes(tmp_path / "run", "artifacts", "plan.json", "student")
+    assert tiny.cli("run", recipe, "--run", tmp_path / "run").status == 0
+    assert tiny.hashes(tmp_path / "run", "artifacts", "plan.json", "student") == first
+    assert json.loads((tmp_path / "run/run.json").read_text())["stages"].keys() == stages.keys()
+
+
+def test_a_limit_that_cannot_be_kept_ends_with_4_after_three_rounds_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _foretell_less(monkeypatch, 0.2)
+    monkeypatch.setattr(compact, "_WIDEST", 12)
+    recipe = _job(tmp_path, {"student": {"candidates": 1}, "budget": {"storage": "2.2 kB"}})
+    said = tiny.cli("run", recipe, "--run", tmp_path / "run", "--json")
+    assert said.status == 4
+    assert said.answer["status"] == "missed"
+    assert "storage" in said.errors[0]
+    assert (tmp_path / "run/report.html").exists()
