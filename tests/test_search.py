@@ -211,6 +211,31 @@ def test_the_next_budget_lets_students_of_the_last_compete(
     assert "earlier budget" in plan["why"]
 
 
+def test_candidates_can_be_tried_before_anything_is_taught_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "_WIDEST", 6)
+    recipe = _job(tmp_path, {"student": {"candidates": 2}, "distill": {"epochs": 4, "batch": 32}})
+    said = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--try", "--json")
+    assert said.status == 0
+    assert [row["trial"]["name"] for row in said.answer["candidates"]] == [
+        "accuracy_validation"
+    ] * 2
+    assert not (tmp_path / "run/artifacts").exists()
+    tried = json.loads((tmp_path / "run/run.json").read_text())["stages"]
+    assert tiny.cli("run", recipe, "--run", tmp_path / "run").status == 0
+    after = json.loads((tmp_path / "run/run.json").read_text())["stages"]
+    assert {name: after[name] for name in tried} == tried, "run goes on from there"
+
+
+def test_trying_where_nothing_fits_ends_with_3(tmp_path: Path) -> None:
+    recipe = _job(tmp_path, {"student": {"candidates": 2}, "budget": {"storage": "1 kB"}})
+    said = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--try", "--json")
+    assert said.status == 3
+    assert said.answer["status"] == "infeasible"
+    assert len(said.errors) == 1
+
+
 def _foretell_less(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """Let the planner foretell `share` of the bytes that an artifact will have."""
     from tutelage.plan import costs
@@ -259,3 +284,8 @@ def test_a_limit_that_cannot_be_kept_ends_with_4_after_three_rounds_at_most(
     assert said.answer["status"] == "missed"
     assert "storage" in said.errors[0]
     assert (tmp_path / "run/report.html").exists()
+    first = tiny.hashes(tmp_path / "run", "artifacts", "student")
+    again = tiny.cli("run", recipe, "--run", tmp_path / "run", "--json")
+    assert again.status == 4, "a second call gives the same answer"
+    assert again.answer["budget"] == said.answer["budget"]
+    assert tiny.hashes(tmp_path / "run", "artifacts", "student") == first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,15 +44,34 @@ def run_(
     return _run(Recipe.read(recipe), folder, as_json, trust_code=trust_code)
 
 
-@app.command(epilog="Example: [bold]tutelage plan recipe.yaml[/bold]")
+Try = Annotated[
+    bool,
+    typer.Option(
+        "--try", help="First ask the teacher and distil each candidate briefly (minutes)."
+    ),
+]
+
+
+@app.command(
+    epilog="Examples: [bold]tutelage plan recipe.yaml[/bold]; with how good each becomes: "
+    "[bold]tutelage plan recipe.yaml --try[/bold]"
+)
 def plan(
-    recipe: RecipePath, run: RunDir = None, as_json: AsJson = False, trust_code: Trust = False
-) -> None:
-    """Show which students would fit the budget, before any is trained; exits with 3 if none."""
+    recipe: RecipePath, run: RunDir = None, as_json: AsJson = False, trust_code: Trust = False,
+    try_: Try = False,
+) -> None:  # fmt: skip
+    """Show which students would fit the budget; exits with 3 if none.
+
+    What was tried in the run directory before answers another budget or device in seconds.
+    """
+    from tutelage.pipeline import try_recipe
     from tutelage.pipeline.feasible import plan_recipe, raise_if_infeasible
     from tutelage.recipe import Recipe
 
     folder = run or Path("runs") / recipe.stem
+    if try_:
+        with suppress(InfeasibleError):  # the table says so, and what would do
+            try_recipe(Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code)
     answer = plan_recipe(Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code)
     emit(answer, as_json, show_plan)
     raise_if_infeasible(answer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from tutelage.pipeline.planning import (
 )
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.shipping import ship
-from tutelage.pipeline.teaching import teach
+from tutelage.pipeline.teaching import Taught, teach
 from tutelage.pipeline.timekeeping import Timekeeper
 from tutelage.pipeline.trials import note_taught, scores_of
 from tutelage.plan.refusal import advice, amount, name_of
@@ -143,13 +145,56 @@ def run_recipe(
     `TutelageError` of the stage that cannot go on; a missed hard limit is no error here (see
     `raise_if_missed`).
     """
-    progress = progress or Silent()
+    with _ready(
+        recipe, folder, progress, trust_code, material=material, teacher=teacher, student=student
+    ) as ready:
+        started = time.monotonic()
+        proof, network = _proven(ready)
+        spent = time.monotonic() - started + ready.spent_s
+        ready.run.save()
+        build_report(ready.run.path)
+        return Result(run=ready.run.path, proof=proof, seconds=spent, student=network)
+
+
+def try_recipe(
+    recipe: Recipe, folder: Path, *, progress: Progress | None = None, trust_code: bool = False
+) -> None:
+    """Do the stages up to the choice of the student: ask the teacher, distil candidates briefly.
+
+    `run_recipe` goes on from there; raises as it does.
+    """
+    with _ready(recipe, folder, progress, trust_code) as r:
+        plan(r.recipe, r.material, r.taught, r.device, r.limits, r.run, r.progress, own=r.own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A run whose teacher was asked: all that the later stages start from."""
+
+    recipe: Recipe
+    run: Run
+    progress: Progress
+    material: Material
+    device: Device
+    taught: Taught
+    limits: tuple[Limit, ...]
+    own: nn.Module | None
+    spent_s: float
+
+
+@contextmanager
+def _ready(
+    recipe: Recipe, folder: Path, progress: Progress | None, trust_code: bool, *,
+    material: Material | None = None, teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+) -> Iterator[_Ready]:  # fmt: skip
+    """Open the run, read the data and ask the teacher."""
     recipe = with_threads(recipe)
     device = load_device(recipe.device)
     with Run(folder, command=" ".join(sys.argv)) as run:
         started = time.monotonic()
         interval = parse_quantity(recipe.distill.checkpoint, "s")
-        progress = Timekeeper(progress, run, max(interval, _SHORTEST_S))
+        progress = Timekeeper(progress or Silent(), run, max(interval, _SHORTEST_S))
         material = material or read_material(recipe, progress)
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
         recipe = with_losses(recipe, material.decides)
@@ -165,34 +210,44 @@ def run_recipe(
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
-        limits = budget_of(recipe, device, 4 * taught.teacher.parameters)
-        free = own is None and recipe.student.spec is None
-        number, internal = tightening.recorded(run, limits, taught.train.key)
-        proof, learned = None, None
-        while True:
-            try:
-                chosen = plan(recipe, material, taught, device, internal, run, progress, own=own)
-            except InfeasibleError:
-                if proof is None:
-                    raise
-                break  # nothing smaller can be built: what was missed stays missed
-            learned = distill(recipe, material, taught, chosen, run, progress)
-            shipped = ship(recipe, material, taught, learned, run, progress, limits)
-            proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
-            if chosen.spec is not None:
-                note_taught(scores_of(recipe, material, run.path), proof, chosen.spec)
-            tighter = free and tightening.tighten(
-                run, number, limits, internal, proof, taught.train.key
-            )
-            if not tighter:
-                break
-            number, internal = number + 1, tighter
-            progress.say(f"plan: {tightening.said(limits, internal)}")
-        assert learned is not None
-        spent = time.monotonic() - started
-        run.save()
-        build_report(run.path)
-        return Result(run=run.path, proof=proof, seconds=spent, student=learned.network)
+        yield _Ready(
+            recipe=recipe, run=run, progress=progress, material=material, device=device,
+            taught=taught, limits=budget_of(recipe, device, 4 * taught.teacher.parameters),
+            own=own, spent_s=time.monotonic() - started,
+        )  # fmt: skip
+
+
+def _proven(ready: _Ready) -> tuple[dict[str, Any], nn.Module]:
+    """Choose, teach, ship and prove a student; again, with a tighter plan, where it missed."""
+    recipe, material, run, progress = ready.recipe, ready.material, ready.run, ready.progress
+    taught, device, limits, own = ready.taught, ready.device, ready.limits, ready.own
+    free = own is None and recipe.student.spec is None
+    number, internal = tightening.recorded(run, limits, taught.train.key)
+    found: tuple[dict[str, Any], nn.Module] | None = None
+    while True:
+        try:
+            chosen = plan(recipe, material, taught, device, internal, run, progress, own=own)
+        except InfeasibleError:
+            if found is not None:
+                return found  # nothing smaller can be built: what was missed stays missed
+            if number == 0:
+                raise
+            # A killed run comes back to where nothing fits: the round before it holds the answer.
+            number, internal = tightening.recorded(run, limits, taught.train.key, most=number - 1)
+            continue
+        learned = distill(recipe, material, taught, chosen, run, progress)
+        shipped = ship(recipe, material, taught, learned, run, progress, limits)
+        proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
+        if chosen.spec is not None:
+            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec)
+        found = proof, learned.network
+        tighter = free and tightening.tighten(
+            run, number, limits, internal, proof, taught.train.key
+        )
+        if not tighter:
+            return found
+        number, internal = number + 1, tighter
+        progress.say(f"plan: {tightening.said(limits, internal)}")
 
 
 def _refuse_infeasible(

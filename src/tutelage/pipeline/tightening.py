@@ -18,15 +18,17 @@ ROUNDS = 3
 _ROOM = 0.005  # beyond what was missed, so that the next artifact does not stop on the limit
 
 
-def recorded(run: Run, limits: tuple[Limit, ...], lesson: str) -> tuple[int, tuple[Limit, ...]]:
-    """Return how often this budget was tightened in the run already, and the limits since then."""
+def recorded(
+    run: Run, limits: tuple[Limit, ...], lesson: str, *, most: int = ROUNDS
+) -> tuple[int, tuple[Limit, ...]]:
+    """Return how often this budget was tightened in the run (at most `most`), and the limits."""
     found, inputs = limits, _inputs(limits, lesson)
-    for number in range(ROUNDS):
+    for number in range(most):
         stage = run.manifest["stages"].get(f"tighten-{number + 1}")
         if stage is None or stage["inputs"] != inputs:
             return number, found
         found = _with(found, limits, stage["result"])
-    return ROUNDS, found
+    return most, found
 
 
 def tighten(
