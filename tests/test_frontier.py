@@ -147,11 +147,11 @@ def test_the_best_that_fits_is_chosen_and_the_cheaper_of_equals():
 
 
 def test_limits_missed_by_turns_and_precisions_that_a_device_lacks():
-    wide, = tried(row(1, 0.9))
+    (wide,) = tried(row(1, 0.9))
     greedy = dataclasses.replace(
         wide, counted=dataclasses.replace(wide.counted, peak_activation_bytes=10**9)
     )
-    large, = tried(row(300, 0.9))
+    (large,) = tried(row(300, 0.9))
     assert choose([greedy, large], BOARD).reason == "none keeps both of its limits"
     assert choose([greedy], BOARD).reason == "too little memory for each of them"
     only8 = BOARD.model_copy(update={"precisions": ("int8",)})

@@ -69,7 +69,7 @@ def frontier_chart(
     steps = data([{"x": cost, "y": value} for cost, value in ends]).mark_line(
         interpolate="step-after", stroke=STUDENT, strokeWidth=1.6, aria=False
     )
-    layers: list[alt.Chart] = [steps, _students(spots)]
+    layers: list[alt.Chart] = [steps, *_students(spots)]
     layers += [
         _letter(mark, place) for mark, place in zip(marks, places(marks, spots), strict=True)
     ]
@@ -132,31 +132,24 @@ def _pixels(spots: Sequence[Spot]) -> Any:
     return at
 
 
-def _students(spots: Sequence[Spot]) -> alt.Chart:
+def _students(spots: Sequence[Spot]) -> list[alt.Chart]:
+    """Return a layer for each state, the chosen one on top."""
     import altair as alt
 
     names = [name for name in _LOOKS if any(s.state == name for s in spots)]
-    shapes, colors, areas, faded = zip(*(_LOOKS[name] for name in names), strict=True)
-    key = alt.Legend(orient="top", title=None, columnPadding=16)
-    # the last is drawn on top
-    order = sorted(spots, key=lambda s: -list(_LOOKS).index(s.state))
-    rows = [{"x": s.x, "y": s.y, "state": s.state, "text": s.text} for s in order]
-
-    def by_state(looks: tuple[Any, ...]) -> dict[str, Any]:
-        scale = alt.Scale(domain=names, range=list(looks))
-        return {"shorthand": "state:N", "scale": scale, "legend": key}
-
-    return (
-        data(rows)
-        .mark_point(filled=True)
-        .encode(
-            shape=alt.Shape(**by_state(shapes)),
-            color=alt.Color(**by_state(colors)),
-            size=alt.Size(**by_state(areas)),
-            opacity=alt.Opacity(**by_state(faded)),
-            description="text:N",
-        )
-    )
+    shapes, colors, _, _ = zip(*(_LOOKS[name] for name in names), strict=True)
+    key = alt.Legend(orient="top", title=None, columnPadding=16, symbolSize=100, symbolOpacity=1)
+    shape = alt.Shape("state:N", scale=alt.Scale(domain=names, range=list(shapes)), legend=key)
+    color = alt.Color("state:N", scale=alt.Scale(domain=names, range=list(colors)), legend=key)
+    layers = []
+    for name in reversed(names):
+        rows = [
+            {"x": s.x, "y": s.y, "state": name, "text": s.text} for s in spots if s.state == name
+        ]
+        _, _, area, opacity = _LOOKS[name]
+        points = data(rows).mark_point(filled=True, size=area, opacity=opacity)
+        layers.append(points.encode(shape=shape, color=color, description="text:N"))
+    return layers
 
 
 def _letter(mark: Mark, place: tuple[int, int]) -> alt.Chart:
