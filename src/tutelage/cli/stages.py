@@ -12,12 +12,21 @@ import typer
 
 from tutelage.cli.app import AsJson, RunDir, Trust, app, emit
 from tutelage.cli.bars import Bars
+from tutelage.cli.frontiers import show_frontier
 from tutelage.cli.tables import show_plan, show_result
 from tutelage.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from tutelage.recipe import Recipe
 
+Frontier = Annotated[
+    bool,
+    typer.Option(
+        "--frontier",
+        help="Show what else a run's students make possible: metric against bytes, latency and "
+        "energy, and the best one for every known device.",
+    ),
+]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML (see: tutelage init).")]
 
 
@@ -58,7 +67,7 @@ Try = Annotated[
 )
 def plan(
     recipe: RecipePath, run: RunDir = None, as_json: AsJson = False, trust_code: Trust = False,
-    try_: Try = False,
+    try_: Try = False, frontier: Frontier = False,
 ) -> None:  # fmt: skip
     """Show which students would fit the budget; exits with 3 if none.
 
@@ -72,8 +81,10 @@ def plan(
     if try_:
         with suppress(InfeasibleError):  # the table says so, and what would do
             try_recipe(Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code)
-    answer = plan_recipe(Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code)
-    emit(answer, as_json, show_plan)
+    answer = plan_recipe(
+        Recipe.read(recipe), folder, progress=Bars(), trust_code=trust_code, frontier=frontier
+    )
+    emit(answer, as_json, show_frontier if frontier else show_plan)
     raise_if_infeasible(answer)
 
 

@@ -14,8 +14,10 @@ from tutelage.files import read_json
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
+from tutelage.pipeline.frontiers import frontiers
 from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.naming import name_spec
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
 from tutelage.pipeline.teaching import open_teacher
@@ -31,14 +33,16 @@ from tutelage.students.spec import StudentSpec
 
 
 def plan_recipe(
-    recipe: Recipe, folder: Path, *, progress: Progress | None = None, trust_code: bool = False
-) -> dict[str, Any]:
+    recipe: Recipe, folder: Path, *, progress: Progress | None = None, trust_code: bool = False,
+    frontier: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return the feasibility table in the shape of a run's answer, with `candidates` added.
 
     Nothing is trained and nothing is written. Where students were tried in `folder` before, for
     this teacher and data, the answer is read off what is stored of them, with their figures; new
     structures are costed only where none of those fits. The first candidate that fits stands for
-    the student; where none does, `would_do` names what would.
+    the student; where none does, `would_do` names what would. With `frontier`, what `frontiers`
+    returns is added; raises `RecipeError` where nothing was tried in `folder` yet.
     """
     started = time.monotonic()
     progress = progress or Silent()
@@ -52,6 +56,7 @@ def plan_recipe(
     parameters = known or _teacher_parameters(recipe, material, trust_code)
     limits = budget_of(recipe, device, 4 * parameters)
     costing = costing_of(recipe, material, device, limits)
+    drawn = frontiers(scores, costing) if frontier else {}
     own = load_own_student(recipe, material, trust_code=trust_code)
     stored = scores.candidates(costing) if known else ()
     rows = [(name_spec(c.spec), c) for c in stored]
@@ -89,6 +94,7 @@ def plan_recipe(
         ],
         "from_scores": bool(stored),
         "would_do": would_do,
+        **drawn,
         "seconds": round(time.monotonic() - started, 2),
     }
 
@@ -127,18 +133,6 @@ def _rows(
         candidate = narrowest if best is None else best
         rows.append((name_spec(candidate.spec), candidate))
     return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
-
-
-def name_spec(spec: StudentSpec) -> str:
-    """Name a student in a few words."""
-    knobs = spec.to_json()
-    if "widths" in knobs:
-        widths, depths = "-".join(map(str, knobs["widths"])), knobs["depths"]
-        deep = f"x{depths[0]}" if len(set(depths)) == 1 else "x" + "-".join(map(str, depths))
-        return f"{knobs['block']} {widths} {deep}"
-    sizes = ("hidden", "embedding", "layers", "blocks", "window")
-    said = ", ".join(f"{k} {knobs[k]}" for k in sizes if k in knobs)
-    return f"{spec.family} {said}"
 
 
 def _known_parameters(folder: Path) -> int | None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.files import write_atomically
+from tutelage.records import SideFile
 from tutelage.report.budget import BudgetRow, budget
 from tutelage.report.candidates import Candidates, candidates
 from tutelage.report.comparison import CompareRow, comparison
 from tutelage.report.fidelity import Fidelity, fidelity
 from tutelage.report.overview import Overview, came_out, overview, went_in
+from tutelage.report.possible import Possible, planned_figures, possible
 from tutelage.report.provenance import Provenance, provenance
 from tutelage.report.shipped import Shipped, shipped
 from tutelage.report.source import Sources, load, reading
@@ -32,6 +34,7 @@ class Page:
     budget: tuple[BudgetRow, ...]
     comparison: tuple[CompareRow, ...]
     candidates: Candidates | None
+    possible: Possible | None
     fidelity: Fidelity
     training: Training | None
     shipped: Shipped | None
@@ -41,9 +44,9 @@ class Page:
 def build_report(run_dir: Path) -> Path:
     """Write report.html into a run directory and return its path.
 
-    Reads run.json, plan.json and proof.json only, and shows what is there. The page is one file
-    without outside resources. Raises `RecipeError` when the folder holds no run, `CorruptFileError`
-    when a file is damaged, `DiskError` when the page cannot be written.
+    Reads run.json, plan.json, proof.json and scores.json only, and shows what is there. The page is
+    one file without outside resources. Raises `RecipeError` when the folder holds no run,
+    `CorruptFileError` when a file is damaged, `DiskError` when the page cannot be written.
     """
     target = run_dir / "report.html"
     write_atomically(target, render(page(load(run_dir))))
@@ -61,6 +64,7 @@ def page(sources: Sources) -> Page:
         origin = provenance(run, proof)
     with reading(sources.folder / "plan.json"):
         planned = candidates(plan)
+    others = _possible(sources)
     with reading(sources.folder / "proof.json"):
         return Page(
             title=f"{proof['device']['name']}: proof" if proof else sources.folder.name,
@@ -69,11 +73,26 @@ def page(sources: Sources) -> Page:
             budget=budget(proof),
             comparison=comparison(proof),
             candidates=planned,
+            possible=others,
             fidelity=fidelity(proof),
             training=taught,
             shipped=shipped(proof),
             provenance=origin,
         )
+
+
+def _possible(sources: Sources) -> Possible | None:
+    """Read what else was tried; told once something is proven, whose device and files it takes."""
+    if not sources.scores or not sources.proof:
+        return None
+    with reading(sources.folder / "proof.json"):
+        device = str(sources.proof["device"]["name"])
+        beside = tuple(SideFile(**file) for file in sources.proof.get("beside") or ())
+    with reading(sources.folder / "plan.json"):
+        planned = planned_figures(sources.plan)
+    chosen = sources.stage("distill").get("spec")
+    with reading(sources.folder / "scores.json"):
+        return possible(sources.scores, device, beside, planned, chosen)
 
 
 def render(shown: Page) -> str:

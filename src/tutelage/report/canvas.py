@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tutelage.records import Kind
+from tutelage.report.figures import headline
 from tutelage.report.svg import render
 
 if TYPE_CHECKING:
@@ -84,3 +85,30 @@ def log_ticks(low: float, high: float) -> list[float]:
     steps = (1,) if high / low > 1000 else (1, 3) if high / low > 60 else (1, 2, 5)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+
+
+def metric_axis(values: list[float], metric: str) -> Any:
+    """Return the axis of a validation metric that holds `values`, with room around them."""
+    import altair as alt
+
+    room = max(0.01, 0.12 * (max(values) - min(values)))
+    least = -math.inf if metric == "r2" else 0.0
+    span = [max(least, min(values) - room), min(1.0, max(values) + room)]
+    y = alt.Y("y:Q", title=f"Validation {headline(metric)}").scale(domain=span, nice=False)
+    form = ".3~g" if metric == "r2" else percent_format(span[1] - span[0])
+    return y.axis(format=form, tickCount=6)
+
+
+def quantity_axis(low: float, high: float, unit: str, title: str) -> Any:
+    """Return an axis of quantities in `unit`: logarithmic where they span most of a decade."""
+    import altair as alt
+
+    label = f"replace(format(datum.value, '.3~s'), /([a-zA-Zµ]?)$/, ' $1{unit}')"
+    x = alt.X("x:Q", title=title)
+    if low <= 0 or high / low < 8:
+        pad = 0.15 * (high - low) or 0.2 * abs(high) or 1.0
+        span = [max(0.0, low - pad), high + pad]
+        return x.scale(domain=span, nice=False).axis(labelExpr=label, tickCount=5)
+    span = [low * 0.75, high * 1.3]
+    x = x.scale(type="log", domain=span, nice=False)
+    return x.axis(labelExpr=label, values=log_ticks(*span))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,16 @@ from tutelage.report.canvas import (
     data,
     finish,
     line,
-    log_ticks,
-    percent_format,
+    metric_axis,
+    quantity_axis,
 )
-from tutelage.report.figures import headline, label, quantity
+from tutelage.report.figures import label, quantity
 
 if TYPE_CHECKING:
     import altair as alt
 
 _AS_THE_END = "Decides as the teacher’s end does"
 _FAR = 300  # a limit this many times the largest candidate would squeeze the rest
-_BYTES_LABEL = "replace(format(datum.value, '.3~s'), /([a-zA-Z]?)$/, ' $1B')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +75,9 @@ def scatter_chart(
     largest = max(p.x for p in points)
     near = storage is not None and storage <= _FAR * largest
     sizes = [p.x for p in points] + ([storage] if near and storage else [])
-    x = _bytes_axis(min(sizes), max(sizes))
+    x = quantity_axis(min(sizes), max(sizes), "B", "Bytes")
     heights = [p.y for p in points] + ([floor] if floor else [])
-    room = max(0.01, 0.12 * (max(heights) - min(heights)))
-    least = -math.inf if metric == "r2" else 0.0
-    span = [max(least, min(heights) - room), min(1.0, max(heights) + room)]
-    y = alt.Y("y:Q", title=f"Validation {headline(metric)}")
-    y = y.scale(domain=span, nice=False)
-    y = y.axis(format=".3~g" if metric == "r2" else percent_format(span[1] - span[0]), tickCount=6)
+    y = metric_axis(heights, metric)
     layers: list[alt.Chart] = []
     if near and storage:
         layers += line(storage, storage_text, x=x)
@@ -234,20 +227,6 @@ def lens_chart(lenses: tuple[tuple[str, float], ...], *, values: bool = False) -
     listed = ", ".join(f"{tap} {quantity(metric, v, '1')}" for tap, v in lenses)
     svg = finish(alt.layer(bars, texts), height=height)
     return Chart(svg=svg, title=(("When does the teacher know?", "measured"),), alt=listed)
-
-
-def _bytes_axis(low: float, high: float) -> Any:
-    import altair as alt
-
-    x = alt.X("x:Q", title="Bytes")
-    if low <= 0 or high / low < 8:
-        pad = 0.15 * (high - low) or 0.2 * abs(high) or 1.0
-        span = [max(0.0, low - pad), high + pad]
-        x = x.scale(domain=span, nice=False)
-        return x.axis(labelExpr=_BYTES_LABEL, tickCount=5)
-    span = [low * 0.75, high * 1.3]
-    x = x.scale(type="log", domain=span, nice=False)
-    return x.axis(labelExpr=_BYTES_LABEL, values=log_ticks(*span))
 
 
 def _who_color() -> Any:

@@ -1,4 +1,4 @@
-"""Reading what the report is made from: run.json, plan.json and proof.json, nothing else."""
+"""Reading what the report is made from: run.json, plan.json, proof.json and scores.json."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ NAMES = ("run.json", "plan.json", "proof.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The three files as JSON data, each empty where the run has not written it yet."""
+    """The files as JSON data, each empty where the run has not written it yet.
+
+    `scores` stays empty in a run whose student was given: nothing was tried there.
+    """
 
     folder: Path
     run: dict[str, Any]
     plan: dict[str, Any]
     proof: dict[str, Any]
+    scores: dict[str, Any]
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return the result of a stage of run.json, empty when it is not done."""
@@ -50,7 +54,11 @@ def load(folder: Path) -> Sources:
             f"{folder} holds no run (none of {', '.join(NAMES)}); name a run directory with --run"
         )
     return Sources(
-        folder=folder, run=found["run.json"], plan=found["plan.json"], proof=found["proof.json"]
+        folder=folder,
+        run=found["run.json"],
+        plan=found["plan.json"],
+        proof=found["proof.json"],
+        scores=_load(folder / "scores.json"),
     )
 
 

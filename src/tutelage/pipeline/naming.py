@@ -1,0 +1,17 @@
+"""Students named in a few words, for tables."""
+
+from __future__ import annotations
+
+from tutelage.students.spec import StudentSpec
+
+
+def name_spec(spec: StudentSpec) -> str:
+    """Name a student in a few words."""
+    knobs = spec.to_json()
+    if "widths" in knobs:
+        widths, depths = "-".join(map(str, knobs["widths"])), knobs["depths"]
+        deep = f"x{depths[0]}" if len(set(depths)) == 1 else "x" + "-".join(map(str, depths))
+        return f"{knobs['block']} {widths} {deep}"
+    sizes = ("hidden", "embedding", "layers", "blocks", "window")
+    said = ", ".join(f"{k} {knobs[k]}" for k in sizes if k in knobs)
+    return f"{spec.family} {said}"
