@@ -120,11 +120,16 @@ class BudgetPart(Part):
 
 
 class StudentPart(Part):
-    """Who learns: chosen among the compact family, a fixed spec, or one's own function."""
+    """Who learns: chosen among the spaces of students, a fixed spec, or one's own function."""
 
     source: Text | None = Field(None, description="file.py:function of your own student")
     spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
         None, description="a fixed spec, e.g. {family: convnet, …}"
+    )
+    space: Literal["auto", "compact", "sliced"] = Field(
+        "auto",
+        description="sliced: the teacher with fewer channels and blocks; compact: a family of the "
+        "task; auto: both compete, where the teacher can be sliced",
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4, description="how many are compared by a short distillation"

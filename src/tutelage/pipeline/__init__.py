@@ -159,7 +159,8 @@ def run_recipe(
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
-        if recipe.teacher.fit is True and teacher is None and own is None:
+        planned = own is None and recipe.student.space != "sliced"
+        if recipe.teacher.fit is True and teacher is None and planned:
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())

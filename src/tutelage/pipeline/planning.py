@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage import __version__
 from tutelage.devices import HOST, Device, device_limits
@@ -30,6 +30,7 @@ from tutelage.pipeline.lessons import (
     terms_of,
 )
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.slicing import of_all_spaces
 from tutelage.pipeline.starting import first_student, start_key
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
@@ -56,7 +57,7 @@ class Chosen:
     """The student to teach: its spec (None for one's own function) and how to build it fresh.
 
     `warm` are the weights after the short trial, for pairing; None when there was none. `forward`
-    is how the network is called.
+    is how the network is called. `weights` are those that a slice takes over from the teacher.
     """
 
     spec: StudentSpec | None
@@ -64,6 +65,7 @@ class Chosen:
     parameters: int
     warm: Path | None
     forward: Forward = call
+    weights: dict[str, Tensor] | None = None
 
 
 def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:
@@ -112,7 +114,11 @@ def plan(
     costing = costing_of(recipe, material, device, limits)
     if own is not None:
         return _own_student(own, costing, material, run)
-    found = find_candidates(recipe, costing, taught.teacher.parameters, material, run, progress)
+    size = taught.teacher.parameters
+    found = of_all_spaces(
+        recipe, costing, material, taught, run, progress,
+        compact=lambda: find_candidates(recipe, costing, size, material, run, progress),
+    )  # fmt: skip
     trials: dict[int, dict[str, Any]] = {}
     if len(found) > 1:
         for number, candidate in enumerate(found):
@@ -126,9 +132,12 @@ def plan(
         chosen, why = 0, "the only candidate"
     write_json(run.file("plan.json"), plan_json(device.name, limits, found, trials, chosen, why))
     best = found[chosen]
-    warm = run.file(_trial_file(best.spec)) if trials else None
-    network, _ = first_student(recipe, best.spec, taught)
-    return Chosen(spec=best.spec, network=network, parameters=best.parameters, warm=warm)
+    warm = run.file(_trial_file(best)) if trials else None
+    network, _ = first_student(recipe, best.spec, taught, best.weights)
+    return Chosen(
+        spec=best.spec, network=network, parameters=best.parameters, warm=warm,
+        weights=best.weights,
+    )  # fmt: skip
 
 
 def costing_of(
@@ -221,8 +230,13 @@ def _given_misses(candidate: Candidate, network: nn.Module, costing: Costing) ->
     return infeasible(shortfall([candidate], [network], costing), costing.device, given=True)
 
 
-def _trial_file(spec: StudentSpec) -> str:
-    return f"trials/{hash_json(spec.to_json())[:12]}.safetensors"
+def _trial_key(candidate: Candidate) -> str:
+    spec = candidate.spec.to_json()
+    return hash_json(spec if candidate.weights is None else ["sliced", spec])[:12]
+
+
+def _trial_file(candidate: Candidate) -> str:
+    return f"trials/{_trial_key(candidate)}.safetensors"
 
 
 def _trial(
@@ -230,11 +244,11 @@ def _trial(
     progress: Progress, label: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Distil one candidate briefly on the decision alone; return its validation figure as JSON."""
-    key = hash_json(candidate.spec.to_json())[:12]
-    path = run.file(_trial_file(candidate.spec))
+    key = _trial_key(candidate)
+    path = run.file(_trial_file(candidate))
 
     def work() -> tuple[Any, list[Path]]:
-        network, _ = first_student(recipe, candidate.spec, taught)
+        network, _ = first_student(recipe, candidate.spec, taught, candidate.weights)
         lesson = Distillation(
             network,
             Objective(
@@ -273,7 +287,7 @@ def _trial(
     inputs = hash_json(
         [taught.train.key, taught.validation.key, candidate.spec.to_json(),
          *distill_inputs(recipe),
-         recipe.seed, recipe.threads, material.views, *start_key(recipe)]
+         recipe.seed, recipe.threads, material.views, *start_key(recipe, candidate.weights)]
     )  # fmt: skip
     return run.stage(f"trial-{key}", inputs, work).result
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from tutelage.plan.candidate import Candidate
 from tutelage.plan.compact import candidates
+from tutelage.plan.sliced import sliced
 from tutelage.registry import Registry
 
 SPACES: Registry[Callable[..., tuple[Candidate, ...]]] = Registry("student space")
 SPACES.add("compact", candidates)
+SPACES.add("sliced", sliced)
 
 __all__ = ["SPACES", "Candidate", "plan_json"]
 
@@ -34,10 +36,11 @@ def plan_json(
             {"metric": x.metric, "value": x.value, "hard": x.hard, "source": x.source}
             for x in limits
         ],
-        "space": "compact",
+        "space": " and ".join(sorted({space_of(candidate) for candidate in found})),
         "candidates": [
             {
                 "spec": candidate.spec.to_json(),
+                "space": space_of(candidate),
                 "parameters": candidate.parameters,
                 "figures": [figure.to_json() for figure in candidate.figures],
                 "fits": not candidate.missed,
@@ -49,3 +52,8 @@ def plan_json(
         ],
         "why": why,
     }
+
+
+def space_of(candidate: Candidate) -> str:
+    """Return the space that a candidate comes from: only slices bring weights along."""
+    return "compact" if candidate.weights is None else "sliced"
