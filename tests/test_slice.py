@@ -8,7 +8,7 @@ from torch import nn
 
 from tutelage.errors import StudentError
 from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.slice import cut, even_share, importance, slice_channels
+from tutelage.students.slice import cut, even_share, importance, recalibrated, slice_channels
 from tutelage.students.slice_convnet import slice_convnet, without_blocks
 
 
@@ -178,3 +178,15 @@ def test_the_block_that_is_missed_least_goes_first():
     assert fewer.spec.depths == (1, 2) and len(teacher.stages[1]) == 3
     least = without_blocks(teacher, (1, 1), images())  # the first changes shapes, and stays
     assert torch.equal(least.stages[1][0].first[0].weight, teacher.stages[1][0].first[0].weight)
+
+
+def test_norms_are_recalibrated_to_the_examples():
+    teacher = convnet()
+    small = slice_channels(teacher, images(), 0.5)
+    found = recalibrated(small, images())
+    read = small.stem[0](images())
+    assert torch.allclose(found.stem[1].running_mean, read.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(found.stem[1].running_var, read.var((0, 2, 3)), atol=1e-5)
+    assert found.stem[1].momentum == small.stem[1].momentum and not found.training
+    for (name, before), after in zip(small.named_parameters(), found.parameters(), strict=True):
+        assert torch.equal(before, after), name

@@ -143,6 +143,8 @@ class StudentPart(Part):
     def _one_student(self) -> StudentPart:
         if self.source is not None and self.start == "teacher":
             raise ValueError("'start: teacher' is for built-in students; remove it, or 'source'")
+        if self.space != "auto" and (self.source is not None or self.spec is not None):
+            raise ValueError("'space' is for students that are searched; remove it, or the student")
         if self.source is not None and self.spec is not None:
             raise ValueError("give 'source' or 'spec', not both")
         return self

@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.errors import InfeasibleError
 from tutelage.plan.candidate import Candidate, weigh
 from tutelage.plan.costs import Costing
 from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.slice import even_share
+from tutelage.students.slice import even_share, recalibrated
 from tutelage.students.slice_convnet import slice_convnet
 from tutelage.students.spec import StudentSpec
 
@@ -33,8 +33,8 @@ def sliced(
 
     For each of the teacher's depths, one block fewer a stage, and so on down to one block a stage,
     the widths are the largest share of the teacher's that fits, the same in all stages. Each holds
-    the weights that it takes over; `images` choose them. Raises `InfeasibleError` where nothing
-    fits.
+    the weights that it takes over; `images` choose them, and norms hold the images' statistics.
+    Raises `InfeasibleError` where nothing fits.
     """
     found = [widest_slice(spec, costing, most_parameters) for spec in shallower(teacher.spec)]
     fit = sorted((c for c in found if c is not None), key=lambda c: -c.figure("macs"))
@@ -43,13 +43,14 @@ def sliced(
             "no slice of the teacher, however narrow, keeps the limits. Choose student.space: "
             "compact, or raise the budget"
         )
-    return tuple(
-        dataclasses.replace(
-            candidate,
-            weights=dict(slice_convnet(teacher, candidate.spec.knobs, images).state_dict()),
-        )
-        for candidate in fit[:count]
-    )
+    return tuple(_with_weights(candidate, teacher, images) for candidate in fit[:count])
+
+
+def _with_weights(candidate: Candidate, teacher: ConvNet, images: Tensor) -> Candidate:
+    network: nn.Module = slice_convnet(teacher, candidate.spec.knobs, images)
+    if candidate.spec.knobs != teacher.spec:
+        network = recalibrated(network, images)
+    return dataclasses.replace(candidate, weights=dict(network.state_dict()))
 
 
 def shallower(spec: ConvNetSpec) -> Iterator[ConvNetSpec]:

@@ -96,6 +96,8 @@ def _row(
     fits, chosen = bool(candidate["fits"]), bool(candidate["chosen"])
     trial = candidate["trial"]
     what, detail = structure(candidate["spec"])
+    if candidate.get("space") == "sliced":
+        detail = f"{detail}, sliced from the teacher"
     return CandidateRow(
         what=what,
         detail=detail,
