@@ -169,7 +169,7 @@ def recalibrated(network: nn.Module, examples: Float[Tensor, "b ..."]) -> nn.Mod
 
     The statistics that a slice inherits are those of channels that read more than is left: of three
     quarters of the channels of a teacher at 94 % on Fashion-MNIST, 16 % were right as inherited and
-    89 % with the statistics of 1,024 images. That counts where a slice is asked before it is taught,
+    89 % with the statistics of 1,024 images. That counts where a slice is asked untaught,
     as for pairing taps; a lesson renews the statistics, and ends with the same network either way.
     """
     found = copy.deepcopy(network).train()
