@@ -105,7 +105,7 @@ def test_stored_students_answer_another_budget_and_device_as_if_costed_anew(stor
     largest = weigh(_spec(8, 16), _costing(1e6)).figure("storage_bytes")
     for device in ("nucleo-l4r5", "raspberry-pi-4"):
         asked = _costing(largest - 1, device)
-        found = again.candidates(asked)
+        found = [candidate for _, candidate in again.scored(asked)]
         assert [c.spec for c in found] == [_spec(6, 12), _spec(4, 8), _spec(8, 16)]
         assert [bool(c.missed) for c in found] == [False, False, True]
         for candidate in found:
@@ -120,19 +120,27 @@ def test_scores_hold_for_one_lesson_alone(store: Scores) -> None:
 def test_a_longer_trial_stands_and_a_whole_distillation_counts_most(store: Scores) -> None:
     candidate = weigh(_spec(4, 8), _costing(1e6))
     store.add(candidate, "int8", _figure(0.1), 80)
-    score = Scores.open(store.path, "lesson").score_of(_spec(4, 8), "int8")
-    assert score is not None
-    assert score.figure == _figure(0.7)
-    store.note_taught(_spec(4, 8), "int8", _figure(0.95))
+    last = Scores.open(store.path, "lesson").scored(_costing(1e6))[-1][0]
+    assert (last.spec, last.figure) == (_spec(4, 8), _figure(0.7))
+    store.note_taught(_spec(4, 8), "int8", "compact", _figure(0.95))
     store.add(candidate, "int8", _figure(0.75), 480)
-    best = Scores.open(store.path, "lesson").candidates(_costing(1e6))[0]
-    assert best.spec == _spec(4, 8)
-    assert not store.candidates(_costing(1e6), steps=1_000)
+    best = Scores.open(store.path, "lesson").scored(_costing(1e6))[0][0]
+    assert (best.spec, best.figure) == (_spec(4, 8), _figure(0.95))
+    assert not store.scored(_costing(1e6), steps=1_000)
+
+
+def test_a_slice_of_the_teacher_is_another_student_than_one_from_fresh_weights(
+    store: Scores,
+) -> None:
+    slice_ = replace(weigh(_spec(4, 8), _costing(1e6)), weights={})
+    store.add(slice_, "int8", _figure(0.85), 240)
+    found = {(s.space, s.figure) for s, _ in store.scored(_costing(1e6)) if s.spec == _spec(4, 8)}
+    assert found == {("compact", _figure(0.7)), ("sliced", _figure(0.85))}
 
 
 def test_what_only_a_clock_can_judge_is_not_answered_from_the_store(store: Scores) -> None:
     limits = (Limit(metric="latency_s", value=1.0),)
-    assert not store.candidates(replace(_costing(1e6, "host"), limits=limits))
+    assert not store.scored(replace(_costing(1e6, "host"), limits=limits))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "lesson": "lesson", "rows": [{}]}'])

@@ -120,11 +120,16 @@ class BudgetPart(Part):
 
 
 class StudentPart(Part):
-    """Who learns: chosen among the compact family, a fixed spec, or one's own function."""
+    """Who learns: chosen among the spaces of students, a fixed spec, or one's own function."""
 
     source: Text | None = Field(None, description="file.py:function of your own student")
     spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
         None, description="a fixed spec, e.g. {family: convnet, …}"
+    )
+    space: Literal["auto", "compact", "sliced"] = Field(
+        "compact",
+        description="sliced: the teacher with fewer channels and blocks; compact: a family of the "
+        "task; auto: both compete, where the teacher can be sliced",
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4,
@@ -140,6 +145,8 @@ class StudentPart(Part):
     def _one_student(self) -> StudentPart:
         if self.source is not None and self.start == "teacher":
             raise ValueError("'start: teacher' is for built-in students; remove it, or 'source'")
+        if self.space != "compact" and (self.source is not None or self.spec is not None):
+            raise ValueError("'space' is for students that are searched; remove it, or the student")
         if self.source is not None and self.spec is not None:
             raise ValueError("give 'source' or 'spec', not both")
         return self

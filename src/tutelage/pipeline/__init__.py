@@ -206,7 +206,8 @@ def _ready(
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
-        if recipe.teacher.fit is True and teacher is None and own is None:
+        planned = own is None and recipe.student.space != "sliced"
+        if recipe.teacher.fit is True and teacher is None and planned:
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
@@ -239,7 +240,8 @@ def _proven(ready: _Ready) -> tuple[dict[str, Any], nn.Module]:
         shipped = ship(recipe, material, taught, learned, run, progress, limits)
         proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
         if chosen.spec is not None:
-            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec)
+            space = "compact" if chosen.weights is None else "sliced"
+            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec, space)
         found = proof, learned.network
         tighter = free and tightening.tighten(
             run, number, limits, internal, proof, taught.train.key

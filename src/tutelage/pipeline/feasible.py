@@ -26,6 +26,7 @@ from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
 from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
 from tutelage.plan.refusal import advice, amount, name_of, shortfall
+from tutelage.plan.scores import Score
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, WouldDo
@@ -58,11 +59,12 @@ def plan_recipe(
     costing = costing_of(recipe, material, device, limits)
     drawn = frontiers(scores, costing) if frontier else {}
     own = load_own_student(recipe, material, trust_code=trust_code)
-    stored = scores.candidates(costing) if known else ()
-    rows = [(name_spec(c.spec), c) for c in stored]
-    if not any(not c.missed for c in stored):
-        rows = [*_rows(recipe, material, costing, parameters, own, progress), *rows]
-    tried = [scores.score_of(c.spec, costing.precision) for _, c in rows]
+    stored = scores.scored(costing) if known else ()
+    rows = [(_named(score), c) for score, c in stored]
+    trials = [score.figure for score, _ in stored]
+    if all(c.missed for _, c in stored):
+        fresh = _rows(recipe, material, costing, parameters, own, progress)
+        rows, trials = [*fresh, *rows], [*[None] * len(fresh), *trials]
     fitting = [c for _, c in rows if not c.missed]
     best = fitting[0] if fitting else rows[0][1]
     budget = [v.to_json() for v in verdicts(limits, best.figures)]
@@ -88,9 +90,9 @@ def plan_recipe(
                 "figures": [f.to_json() for f in c.figures],
                 "missed": list(c.missed),
                 "fits": not c.missed,
-                "trial": None if s is None or s.figure is None else s.figure.to_json(),
+                "trial": None if figure is None else figure.to_json(),
             }
-            for (name, c), s in zip(rows, tried, strict=True)
+            for (name, c), figure in zip(rows, trials, strict=True)
         ],
         "from_scores": bool(stored),
         "would_do": would_do,
@@ -133,6 +135,10 @@ def _rows(
         candidate = narrowest if best is None else best
         rows.append((name_spec(candidate.spec), candidate))
     return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
+
+
+def _named(score: Score) -> str:
+    return name_spec(score.spec) + (", sliced" if score.space == "sliced" else "")
 
 
 def _known_parameters(folder: Path) -> int | None:

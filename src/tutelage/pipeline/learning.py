@@ -137,7 +137,7 @@ def distill(
     if chosen.spec is None:
         refuse_start(recipe)
     else:
-        network, started = first_student(recipe, chosen.spec, taught)
+        network, started = first_student(recipe, chosen.spec, taught, chosen.weights)
     for taken in started:
         progress.say(f"student: starts with {taken}")
     folder = run.file("student")
@@ -189,7 +189,7 @@ def distill(
             material.views,
             recipe.seed,
             recipe.threads,
-            *start_key(recipe),
+            *start_key(recipe, chosen.weights),
             *own_pass,
         ]
     )

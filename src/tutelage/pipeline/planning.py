@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage import __version__
 from tutelage.devices import HOST, Device, device_limits
@@ -19,6 +19,7 @@ from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
 from tutelage.pipeline.checking import fixed_spec
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.slicing import of_all_spaces
 from tutelage.pipeline.starting import first_student
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
@@ -41,7 +42,7 @@ class Chosen:
     """The student to teach: its spec (None for one's own function) and how to build it fresh.
 
     `warm` are the weights after the short trial, for pairing; None when there was none. `forward`
-    is how the network is called.
+    is how the network is called. `weights` are those that a slice takes over from the teacher.
     """
 
     spec: StudentSpec | None
@@ -49,6 +50,7 @@ class Chosen:
     parameters: int
     warm: Path | None
     forward: Forward = call
+    weights: dict[str, Tensor] | None = None
 
 
 def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:
@@ -97,7 +99,11 @@ def plan(
     costing = costing_of(recipe, material, device, limits)
     if own is not None:
         return _own_student(own, costing, material, run)
-    found = find_candidates(recipe, costing, taught.teacher.parameters, material, run, progress)
+    size = taught.teacher.parameters
+    found = of_all_spaces(
+        recipe, costing, material, taught, run, progress,
+        compact=lambda: find_candidates(recipe, costing, size, material, run, progress),
+    )  # fmt: skip
     search = Search(
         recipe=recipe, material=material, taught=taught, costing=costing, run=run, progress=progress
     )
@@ -115,9 +121,12 @@ def plan(
     )  # fmt: skip
     write_json(run.file("plan.json"), rows)
     best = found[chosen]
-    warm = run.file(trial_file(best.spec)) if search.trials else None
-    network, _ = first_student(recipe, best.spec, taught)
-    return Chosen(spec=best.spec, network=network, parameters=best.parameters, warm=warm)
+    warm = run.file(trial_file(best)) if search.trials else None
+    network, _ = first_student(recipe, best.spec, taught, best.weights)
+    return Chosen(
+        spec=best.spec, network=network, parameters=best.parameters, warm=warm,
+        weights=best.weights,
+    )  # fmt: skip
 
 
 def costing_of(

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.pipeline.teaching import Taught
 from tutelage.recipe import Recipe
-from tutelage.students.spec import StudentSpec
+from tutelage.students.spec import StudentSpec, tensors_hash
 from tutelage.teach.inside import module_of
 from tutelage.teach.starting import start_from
 
 
 def first_student(
-    recipe: Recipe, spec: StudentSpec, taught: Taught
+    recipe: Recipe,
+    spec: StudentSpec,
+    taught: Taught,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the student as it starts, and say what it took over from the teacher.
 
-    Its weights hang on the recipe's seed and on the teacher alone.
+    Its weights hang on the recipe's seed and on the teacher alone; `weights` are a slice's own.
     """
     torch.manual_seed(recipe.seed)
     network = spec.build()
+    if weights is not None:
+        network.load_state_dict(weights)
+        return network, ("its weights, of the channels and blocks that stay",)
     if recipe.student.start == "fresh":
         return network, ()
     module = module_of(taught.teacher)
@@ -44,6 +51,8 @@ def refuse_start(recipe: Recipe) -> None:
         )
 
 
-def start_key(recipe: Recipe) -> list[Any]:
+def start_key(recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> list[Any]:
     """Return what the hash of a stage that trains must hold of the start; nothing for a fresh."""
+    if weights is not None:
+        return [["start", "sliced", tensors_hash(weights)]]
     return [] if recipe.student.start == "fresh" else [["start", recipe.student.start]]

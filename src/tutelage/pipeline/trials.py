@@ -56,18 +56,18 @@ def scores_of(recipe: Recipe, material: Material, folder: Path) -> Scores:
     return Scores.open(folder / "scores.json", lesson)
 
 
-def note_taught(scores: Scores, proof: dict[str, Any], spec: StudentSpec) -> None:
+def note_taught(scores: Scores, proof: dict[str, Any], spec: StudentSpec, space: str) -> None:
     """Note in the store what the shipped artifact of `spec` came to on validation."""
     name = f"{proof['metric']}_validation"
     rows = [row for row in proof["figures"]["student"] if row["name"] == name]
     shipped = next(a for a in proof["artifacts"] if a["path"] == proof["chosen"])
     if rows:
-        scores.note_taught(spec, shipped["precision"], Measurement.from_json(rows[0]))
+        scores.note_taught(spec, shipped["precision"], space, Measurement.from_json(rows[0]))
 
 
-def trial_file(spec: StudentSpec) -> str:
+def trial_file(candidate: Candidate) -> str:
     """Return where the weights after the longest trial lie in the run directory."""
-    return f"trials/{_name(spec)}.safetensors"
+    return f"trials/{_name(candidate)}.safetensors"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,11 +91,15 @@ class Search:
         return min(_TRIAL_STEPS, max(_FEWEST_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
 
     def earlier(self, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Return the best students of earlier budgets that fit this one and are not in `found`."""
-        known = [candidate.spec for candidate in found]
+        """Return the best students of earlier budgets that fit this one and are not in `found`.
+
+        Slices are left out: a new search finds those that fit, with their weights.
+        """
+        known = [candidate.spec for candidate in found if candidate.weights is None]
         scores = scores_of(self.recipe, self.material, self.run.path)
-        stored = scores.candidates(self.costing, steps=self.steps)
-        return tuple(c for c in stored if not c.missed and c.spec not in known)[:_EARLIER]
+        stored = scores.scored(self.costing, steps=self.steps)
+        fresh = [c for score, c in stored if score.space == "compact" and not c.missed]
+        return tuple(c for c in fresh if c.spec not in known)[:_EARLIER]
 
     def halve(self, found: Sequence[Candidate], earlier: Sequence[Candidate]) -> None:
         """Try `found` rung by rung; `earlier`, numbered after them, join the last rung."""
@@ -137,22 +141,23 @@ class Search:
         inputs = hash_json(
             [taught.train.key, taught.validation.key, candidate.spec.to_json(),
              *distill_inputs(recipe),
-             recipe.seed, recipe.threads, self.material.views, *start_key(recipe),
+             recipe.seed, recipe.threads, self.material.views,
+             *start_key(recipe, candidate.weights),
              *([] if last else [steps])]
         )  # fmt: skip
-        key = _name(candidate.spec) if last else f"{_name(candidate.spec)}-{steps}"
+        key = _name(candidate) if last else f"{_name(candidate)}-{steps}"
         result = self.run.stage(
-            f"trial-{key}", inputs, lambda: self._distil(candidate.spec, steps, label, key, last)
+            f"trial-{key}", inputs, lambda: self._distil(candidate, steps, label, key, last)
         ).result
         scores = scores_of(recipe, self.material, self.run.path)
         scores.add(candidate, self.costing.precision, Measurement.from_json(result), steps)
         return result
 
     def _distil(
-        self, spec: StudentSpec, steps: int, label: str, key: str, last: bool
+        self, candidate: Candidate, steps: int, label: str, key: str, last: bool
     ) -> tuple[Any, list[Path]]:
         recipe, material, taught = self.recipe, self.material, self.taught
-        network, _ = first_student(recipe, spec, taught)
+        network, _ = first_student(recipe, candidate.spec, taught, candidate.weights)
         lesson = Distillation(
             network,
             Objective(
@@ -183,7 +188,7 @@ class Search:
         figure = validation_figure(material, max(history.figure), f"after {epochs} short epochs")
         if not last:
             return figure.to_json(), []
-        path = self.run.file(trial_file(spec))
+        path = self.run.file(trial_file(candidate))
         write_tensors(path, network.state_dict())
         return figure.to_json(), [path]
 
@@ -196,5 +201,6 @@ def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
     return kept or (Term(name=usual, weight=1.0),)
 
 
-def _name(spec: StudentSpec) -> str:
-    return hash_json(spec.to_json())[:12]
+def _name(candidate: Candidate) -> str:
+    spec = candidate.spec.to_json()
+    return hash_json(spec if candidate.weights is None else ["sliced", spec])[:12]

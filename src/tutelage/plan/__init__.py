@@ -11,10 +11,12 @@ from typing import Any
 
 from tutelage.plan.candidate import Candidate
 from tutelage.plan.compact import candidates
+from tutelage.plan.sliced import sliced
 from tutelage.registry import Registry
 
 SPACES: Registry[Callable[..., tuple[Candidate, ...]]] = Registry("student space")
 SPACES.add("compact", candidates)
+SPACES.add("sliced", sliced)
 
 __all__ = ["SPACES", "Candidate", "plan_json"]
 
@@ -38,10 +40,11 @@ def plan_json(
             {"metric": x.metric, "value": x.value, "hard": x.hard, "source": x.source}
             for x in limits
         ],
-        "space": "compact",
+        "space": " and ".join(sorted({candidate.space for candidate in found})),
         "candidates": [
             {
                 "spec": candidate.spec.to_json(),
+                "space": candidate.space,
                 "parameters": candidate.parameters,
                 "figures": [figure.to_json() for figure in candidate.figures],
                 "fits": not candidate.missed,

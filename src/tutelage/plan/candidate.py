@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.export.graph import GraphCosts
 from tutelage.plan.costs import Costing, cost_of, missed_limits
@@ -17,7 +17,8 @@ from tutelage.students.spec import StudentSpec
 class Candidate:
     """A student that could be built, what it would cost, and which limits it would miss.
 
-    `counted` is what its exported graph counts, whatever the device.
+    `counted` is what its exported graph counts, whatever the device. `weights` are those that it
+    takes over from the teacher; None starts fresh, or as the recipe says.
     """
 
     spec: StudentSpec
@@ -25,6 +26,12 @@ class Candidate:
     figures: tuple[Measurement, ...]
     missed: tuple[str, ...] = ()
     counted: GraphCosts | None = None
+    weights: dict[str, Tensor] | None = None
+
+    @property
+    def space(self) -> str:
+        """The space that it comes from: only slices bring weights along."""
+        return "compact" if self.weights is None else "sliced"
 
     def figure(self, name: str) -> float:
         """Return the value of one figure."""

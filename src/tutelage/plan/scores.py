@@ -27,7 +27,10 @@ _FORMAT = 1
 
 @dataclass(slots=True, kw_only=True)
 class Score:
-    """One student: its costs, and how good it was found to be, after `steps` of a short lesson."""
+    """One student: its costs, and how good it was found to be, after `steps` of a short lesson.
+
+    A slice of the teacher starts from weights that only a new search finds again.
+    """
 
     spec: StudentSpec
     parameters: int
@@ -36,6 +39,7 @@ class Score:
     trial: Measurement | None = None
     taught: Measurement | None = None
     steps: int = 0
+    space: str = "compact"
 
     @property
     def figure(self) -> Measurement | None:
@@ -63,6 +67,7 @@ class Score:
             "trial": None if self.trial is None else self.trial.to_json(),
             "taught": None if self.taught is None else self.taught.to_json(),
             "steps": self.steps,
+            "space": self.space,
         }
 
     @classmethod
@@ -80,6 +85,7 @@ class Score:
             trial=trial,
             taught=taught,
             steps=int(data["steps"]),
+            space=str(data["space"]),
         )
 
 
@@ -89,7 +95,7 @@ class Scores:
 
     path: Path
     lesson: str
-    rows: dict[tuple[str, str], Score] = field(default_factory=dict)
+    rows: dict[tuple[str, str, str], Score] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, lesson: str) -> Scores:
@@ -104,7 +110,7 @@ class Scores:
         try:
             if data["format"] == _FORMAT and data["lesson"] == lesson:
                 for row in map(Score.from_json, data["rows"]):
-                    found.rows[_key(row.spec, row.precision)] = row
+                    found.rows[_key(row.spec, row.precision, row.space)] = row
         except Exception as error:  # damage takes any shape; what it says is what is wrong
             raise CorruptFileError(
                 f"{path} was altered ({error!r}); delete it: the next run tries students anew"
@@ -114,7 +120,7 @@ class Scores:
     def add(self, candidate: Candidate, precision: str, trial: Measurement, steps: int) -> None:
         """Note what a short lesson of `steps` made of a candidate; a longer one stands."""
         assert candidate.counted is not None
-        key = _key(candidate.spec, precision)
+        key = _key(candidate.spec, precision, candidate.space)
         known = self.rows.get(key)
         if known is not None and known.steps > steps:
             return
@@ -126,18 +132,21 @@ class Scores:
             trial=trial,
             taught=None if known is None else known.taught,
             steps=steps,
+            space=candidate.space,
         )
         self._write()
 
-    def note_taught(self, spec: StudentSpec, precision: str, figure: Measurement) -> None:
+    def note_taught(
+        self, spec: StudentSpec, precision: str, space: str, figure: Measurement
+    ) -> None:
         """Note what a full distillation came to, measured on the artifact; if it was scored."""
-        row = self.rows.get(_key(spec, precision))
+        row = self.rows.get(_key(spec, precision, space))
         if row is not None:
             row.taught = figure
             self._write()
 
-    def candidates(self, costing: Costing, *, steps: int = 0) -> tuple[Candidate, ...]:
-        """Return the students tried for at least `steps`, with figures for this device and budget.
+    def scored(self, costing: Costing, *, steps: int = 0) -> tuple[tuple[Score, Candidate], ...]:
+        """Return what was tried for at least `steps`, with figures for this device and budget.
 
         Those that keep every hard limit come first, among them the best. None where a limit is on
         the latency of this machine: a clock must judge that.
@@ -146,12 +155,8 @@ class Scores:
             return ()
         rows = [r for r in self.rows.values() if r.precision == costing.precision]
         rows = [r for r in rows if r.figure is not None and r.steps >= steps]
-        found = [r.candidate(costing) for r in sorted(rows, key=_goodness, reverse=True)]
-        return tuple(sorted(found, key=lambda candidate: len(candidate.missed)))
-
-    def score_of(self, spec: StudentSpec, precision: str) -> Score | None:
-        """Return what is known of one student."""
-        return self.rows.get(_key(spec, precision))
+        found = [(r, r.candidate(costing)) for r in sorted(rows, key=_goodness, reverse=True)]
+        return tuple(sorted(found, key=lambda pair: len(pair[1].missed)))
 
     def _write(self) -> None:
         rows: Iterable[Score] = self.rows.values()
@@ -176,5 +181,5 @@ def _goodness(row: Score) -> tuple[float, int]:
     return (-1.0 if figure is None else figure.value), row.counted.macs
 
 
-def _key(spec: StudentSpec, precision: str) -> tuple[str, str]:
-    return str(sorted(spec.to_json().items())), precision
+def _key(spec: StudentSpec, precision: str, space: str) -> tuple[str, str, str]:
+    return str(sorted(spec.to_json().items())), precision, space

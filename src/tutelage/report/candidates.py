@@ -66,7 +66,8 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
         return None
     figures = [{m["name"]: measurement(m) for m in c["figures"]} for c in given]
     columns = [name for name in _COLUMNS if any(name in f for f in figures)]
-    rows = [_row(c, f, columns) for c, f in zip(given, figures, strict=True)]
+    longest = max((c.get("steps") or 0 for c in given), default=0)
+    rows = [_row(c, f, columns, longest) for c, f in zip(given, figures, strict=True)]
     return Candidates(
         columns=tuple(_COLUMNS[name] for name in columns),
         rows=tuple(rows),
@@ -90,19 +91,22 @@ def _metric(given: list[dict[str, Any]]) -> str:
 
 
 def _row(
-    candidate: dict[str, Any], figures: dict[str, Measurement], columns: list[str]
+    candidate: dict[str, Any], figures: dict[str, Measurement], columns: list[str], longest: int
 ) -> CandidateRow:
     missed = ", ".join(label(name).lower() for name in candidate["missed"])
     fits, chosen = bool(candidate["fits"]), bool(candidate["chosen"])
     trial = candidate["trial"]
+    outcome = "dropped early" if (candidate.get("steps") or longest) < longest else "fits"
     what, detail = structure(candidate["spec"])
+    if candidate.get("space") == "sliced":
+        detail = f"{detail}, sliced from the teacher"
     return CandidateRow(
         what=what,
         detail=detail,
         parameters=made("parameters", candidate["parameters"]),
         figures=tuple(show(figures[n]) if n in figures else None for n in columns),
         trial=None if trial is None else show(measurement(trial)),
-        outcome="chosen" if chosen else "fits" if fits else f"misses {missed or 'a limit'}",
+        outcome="chosen" if chosen else outcome if fits else f"misses {missed or 'a limit'}",
         chosen=chosen,
         fits=fits,
     )

@@ -130,6 +130,7 @@ class ConvNet(nn.Module):
 
     def __init__(self, spec: ConvNetSpec) -> None:
         super().__init__()
+        self.spec = spec
         block = _PlainBlock if spec.block == "plain" else _DepthwiseBlock
         channels = spec.widths[0]
         self.stem = _conv_bn(spec.image[0], channels, spec.kernel, spec.stem_stride, relu=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
@@ -101,8 +101,13 @@ class StudentSpec:
 
 def weights_hash(network: nn.Module) -> str:
     """Return the SHA-256 of a network's names and numbers."""
+    return tensors_hash(network.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors, in their order."""
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
+    for name, tensor in tensors.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""The student spaces side by side: slices of the teacher, and the compact families.
+
+Covers teachers of the built-in convolutional family that read what the student reads; for every
+other teacher the compact space stands alone, and the run says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.errors import InfeasibleError, StudentError
+from tutelage.files import hash_json, read_tensors, write_tensors
+from tutelage.pipeline.material import Material
+from tutelage.pipeline.teaching import Taught
+from tutelage.plan import SPACES, Candidate
+from tutelage.plan.costs import Costing
+from tutelage.plan.scores import counted_from, counted_json
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.records import Measurement
+from tutelage.run import Run
+from tutelage.students.convnet import ConvNet
+from tutelage.students.spec import StudentSpec
+from tutelage.teach.teachers import Teacher
+from tutelage.teach.torch_teacher import Reordered, TorchTeacher
+
+_EXAMPLES = 256
+
+
+def of_all_spaces(
+    recipe: Recipe, costing: Costing, material: Material, taught: Taught, run: Run,
+    progress: Progress, *, compact: Callable[[], tuple[Candidate, ...]],
+) -> tuple[Candidate, ...]:  # fmt: skip
+    """Return the candidates of the recipe's `student.space`; `compact` finds those of its space.
+
+    With `auto` slices take up to half the places. Raises `StudentError` where slices alone are
+    asked for and the teacher has none, `InfeasibleError` where none fits.
+    """
+    space, places = recipe.student.space, recipe.student.candidates
+    if recipe.student.spec is not None or space == "compact":
+        return compact()
+    alone = space == "sliced"
+    why = _not_sliced(recipe, material, taught.teacher, alone=alone)
+    if why and alone:
+        raise StudentError(f"student.space: sliced, but {why}. Choose student.space: compact")
+    slices: tuple[Candidate, ...] = ()
+    if not why:
+        try:
+            count = places if alone else places // 2
+            slices = _slices(recipe, costing, material, taught, run, progress, count)
+        except (StudentError, InfeasibleError) as error:
+            if alone:
+                raise
+            why = str(error)
+    if why:
+        progress.say(f"plan: the compact space alone, since {why}")
+    return slices if alone else (*compact()[: places - len(slices)], *slices)
+
+
+def _not_sliced(recipe: Recipe, material: Material, teacher: Teacher, *, alone: bool) -> str:
+    """Say why the teacher is not sliced; '' if it can be tried."""
+    found = _own_convnet(teacher)
+    if found is None:
+        return "slices are of built-in convolutional teachers, and this is another network"
+    if found.spec.image != tuple(material.shape):
+        return "the teacher reads images of another shape than the student's"
+    if recipe.student.start != "fresh":
+        return "student.start: teacher is of texts"
+    if recipe.student.candidates < 2 and not alone:
+        return "student.candidates is 1"
+    return ""
+
+
+def _own_convnet(teacher: Teacher) -> ConvNet | None:
+    """Return a copy of the built-in network behind a teacher, its classes in the data's order."""
+    inner: Any = teacher.teacher if isinstance(teacher, Reordered) else teacher
+    if not isinstance(inner, TorchTeacher) or not isinstance(inner.module, ConvNet):
+        return None
+    network = copy.deepcopy(inner.module).cpu()
+    if isinstance(teacher, Reordered):
+        order = list(teacher.order)
+        with torch.no_grad():
+            network.head.weight.copy_(network.head.weight[order].clone())
+            network.head.bias.copy_(network.head.bias[order].clone())
+    return network
+
+
+def _slices(
+    recipe: Recipe, costing: Costing, material: Material, taught: Taught, run: Run,
+    progress: Progress, count: int,
+) -> tuple[Candidate, ...]:  # fmt: skip
+    """Return the slices that fit, found once a run."""
+
+    def search() -> tuple[Any, list[Path]]:
+        progress.say(f"plan: slicing the teacher to fit {costing.device.name}")
+        every = max(1, material.train.count // _EXAMPLES)
+        index = torch.arange(0, material.train.count, every)[:_EXAMPLES]
+        found = SPACES["sliced"](
+            costing,
+            teacher=_own_convnet(taught.teacher),
+            images=material.train.batch(index, 0).inputs,
+            most_parameters=max(2_000, taught.teacher.parameters // 2),
+            count=count,
+        )
+        rows, files = [], []
+        for number, candidate in enumerate(found):
+            files.append(run.file(f"slices/{number}.safetensors"))
+            write_tensors(files[-1], candidate.weights or {})
+            rows.append(
+                {
+                    "spec": candidate.spec.to_json(),
+                    "parameters": candidate.parameters,
+                    "figures": [figure.to_json() for figure in candidate.figures],
+                    "counted": counted_json(candidate.counted),
+                }
+            )
+        return rows, files
+
+    inputs = hash_json(
+        [
+            costing.meta.to_json(),
+            costing.device.model_dump(mode="json"),
+            [dataclasses.asdict(limit) for limit in costing.limits],
+            costing.precision,
+            *(dataclasses.asdict(file) for file in costing.beside),
+            count,
+            taught.train.key,
+            recipe.threads,
+        ]
+    )
+    record = run.stage("slices", inputs, search)
+    return tuple(
+        Candidate(
+            spec=StudentSpec.from_json(row["spec"]),
+            parameters=row["parameters"],
+            figures=tuple(Measurement.from_json(figure) for figure in row["figures"]),
+            counted=counted_from(row["counted"]),
+            weights=read_tensors(run.file(f"slices/{number}.safetensors"))[0],
+        )
+        for number, row in enumerate(record.result)
+    )

@@ -1,0 +1,215 @@
+"""A convolutional network with fewer channels, whose weights are the network's own.
+
+torch-pruning's dependency graph says which channels go together (through residual sums, depthwise
+convolutions, concatenations); which of them stay is decided here. Covers networks whose weights are
+all in convolutions, batch norms and linear layers, and that autograd can trace. It does not cover
+attention, other norms, or grouped convolutions that are not depthwise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tutelage.errors import StudentError
+from tutelage.passes import reason
+
+Kept = Callable[[str, int], int]
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def slice_channels(network: nn.Module, examples: Float[Tensor, "b ..."], share: float) -> nn.Module:
+    """Return a copy with about `share` (above 0, up to 1) of each layer's channels, in eval mode.
+
+    The outputs are all kept. Counts are even, as in the compact families: kernels of int8 work on
+    pairs at the least, and an odd channel costs as much as the next. `examples` decide which
+    channels stay (see `importance`): some dozens, as the network reads them. Raises `StudentError`
+    where the network cannot be sliced, saying why.
+    """
+    if not 0 < share <= 1:
+        raise StudentError(f"share is {share}; give a number above 0 and up to 1")
+    return cut(network, examples, lambda _, channels: even_share(channels, share))
+
+
+def even_share(channels: int, share: float) -> int:
+    """Return about `share` of some channels: an even number from 2 up, or all there are."""
+    return channels if share == 1 else min(channels, max(2, 2 * round(share * channels / 2)))
+
+
+def cut(network: nn.Module, examples: Float[Tensor, "b ..."], kept: Kept) -> nn.Module:
+    """Return a copy of which the layer `name` keeps `kept(name, channels)` of its outputs.
+
+    Of layers whose channels go together the first one's name counts. Raises `StudentError`.
+    """
+    why = _unlike(network)
+    if why:
+        raise StudentError(f"{type(network).__name__} cannot be sliced: {why}. {_INSTEAD}")
+    small = copy.deepcopy(network).eval().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            wanted = small(examples[:2]).shape
+            _cut_groups(small, examples, kept)
+            found = small(examples[:2]).shape
+    except _Untraced as cause:
+        raise StudentError(
+            f"{type(network).__name__} cannot be sliced: {cause}. {_INSTEAD}"
+        ) from None
+    except Exception as cause:  # a foreign network traced by a foreign library: anything may come
+        raise StudentError(
+            f"{type(network).__name__} cannot be sliced: {reason(cause)}. {_INSTEAD}"
+        ) from cause
+    if found != wanted:
+        raise StudentError(
+            f"{type(network).__name__} cannot be sliced: its outputs would go from "
+            f"{tuple(wanted)} to {tuple(found)}. {_INSTEAD}"
+        )
+    return small
+
+
+_INSTEAD = "Choose student.space: compact"
+
+
+class _Untraced(Exception):
+    """Why a network that was tried cannot be sliced."""
+
+
+def _unlike(network: nn.Module) -> str:
+    """Say what of the network is not covered; '' if it can be tried."""
+    for name, module in network.named_modules():
+        own = next(module.parameters(recurse=False), None) is not None
+        if own and not isinstance(module, _LAYERS + _NORMS):
+            return f"'{name}' is a {type(module).__name__}, not a convolution, batch norm or linear"
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            depthwise = module.groups == module.in_channels == module.out_channels
+            if module.groups > 1 and not depthwise:
+                return f"'{name}' is a convolution of {module.groups} groups"
+    if not any(isinstance(m, nn.Conv1d | nn.Conv2d) for m in network.modules()):
+        return "it has no convolution"
+    return ""
+
+
+def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> None:
+    from torch_pruning import DependencyGraph
+
+    gates = importance(network, examples)
+    head = _last_layer(network, examples[:2])
+    graph = DependencyGraph().build_dependency(network, example_inputs=examples[:2])
+    names = {module: name for name, module in network.named_modules()}
+    for group in graph.get_all_groups(ignored_layers=[head], root_module_types=list(_LAYERS)):
+        members = [
+            (item.dep.target.module, item.idxs, item.root_idxs)
+            for item in group
+            if graph.is_out_channel_pruning_fn(item.dep.handler)
+        ]
+        root, channels, _ = members[0]
+        count = kept(names[root], len(channels))
+        if count >= len(channels):
+            continue
+        least = _weigh(members, gates, len(channels)).argsort(stable=True)[: len(channels) - count]
+        chosen = graph.get_pruning_group(root, group[0].dep.handler, sorted(least.tolist()))
+        gone = [(item.dep.target.module, item.idxs) for item in chosen
+                if graph.is_out_channel_pruning_fn(item.dep.handler)]  # fmt: skip
+        chosen.prune()
+        for module, idxs in gone:  # another group may hold other channels of the same norm
+            if module in gates:
+                stay = torch.ones(gates[module].shape[1], dtype=torch.bool)
+                stay[idxs] = False
+                gates[module] = gates[module][:, stay]
+
+
+def importance(network: nn.Module, examples: Tensor) -> dict[nn.Module, Float[Tensor, "b c"]]:
+    """Return for each layer and norm how its channels' gates, all 1, move the decision.
+
+    Dropping a channel changes the decision by a KL divergence whose value and gradient at the
+    network itself are zero, so that a first-order Taylor score says nothing; to second order it is
+    half the Fisher information of the channel's gate m, the mean over examples of (d log p(y) /
+    d m)^2 with y drawn from the network's own decision: no label is read. Entry [i, c] is that
+    derivative for example i. A single output is taken as the mean of a Gaussian.
+    Source: Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018), eq.
+    6; for channels that go together Liu et al., Group Fisher pruning (ICML 2021), eq. 5.
+    """
+    gates: dict[nn.Module, Tensor] = {}
+
+    def gate(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        if output.dim() == 3 and isinstance(module, nn.Linear):
+            raise _Untraced("a linear layer reads more than one vector an example")
+        shape = (*output.shape[:2], *(1 for _ in output.shape[2:]))
+        gates[module] = torch.ones(shape, device=output.device, requires_grad=True)
+        return output * gates[module]
+
+    found = [m for m in network.modules() if isinstance(m, _LAYERS + _NORMS)]
+    hooks = [module.register_forward_hook(gate) for module in found]
+    try:
+        decision = network(examples).float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if decision.shape[1] == 1:
+        total = decision.sum()
+    else:
+        draw = torch.Generator().manual_seed(0)
+        own = torch.multinomial(decision.detach().softmax(1).cpu(), 1, generator=draw)
+        total = decision.log_softmax(1).gather(1, own.to(decision.device)).sum()
+    moved = torch.autograd.grad(total, list(gates.values()), allow_unused=True)
+    lost = [module for module, grad in zip(gates, moved, strict=True) if grad is None]
+    if lost:
+        name = next(name for name, module in network.named_modules() if module is lost[0])
+        raise _Untraced(f"the decision does not follow from '{name}' by operations of torch")
+    return {m: grad.flatten(1) for m, grad in zip(gates, moved, strict=True) if grad is not None}
+
+
+def recalibrated(network: nn.Module, examples: Float[Tensor, "b ..."]) -> nn.Module:
+    """Return a copy whose batch norms hold the mean and variance of these examples, in eval mode.
+
+    The statistics that a slice inherits are those of channels that read more than is left: of three
+    quarters of the channels of a teacher at 94 % on Fashion-MNIST, 16 % were right as inherited and
+    89 % with the statistics of 1,024 images. That counts where a slice is asked untaught,
+    as for pairing taps; a lesson renews the statistics, and ends with the same network either way.
+    """
+    found = copy.deepcopy(network).train()
+    norms = [m for m in found.modules() if isinstance(m, _NORMS)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # the examples alone
+    with torch.no_grad():
+        found(examples)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    return found.eval()
+
+
+def _weigh(
+    members: list[tuple[nn.Module, list[int], list[int]]], gates: dict[nn.Module, Tensor],
+    channels: int,
+) -> Float[Tensor, " c"]:  # fmt: skip
+    """Return the Fisher information of each channel's gate, one gate for all that go together."""
+    norms = [member for member in members if isinstance(member[0], _NORMS)]
+    read = [m for m in norms or members if m[0] in gates]
+    moved = torch.zeros(next(iter(gates.values())).shape[0], channels)
+    for module, idxs, root_idxs in read:
+        moved.index_add_(1, torch.tensor(root_idxs), gates[module].cpu()[:, idxs])
+    return moved.square().mean(0)
+
+
+def _last_layer(network: nn.Module, examples: Tensor) -> nn.Module:
+    """Return the layer that is called last: its outputs are the decision."""
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, *_: Any) -> None:
+        called.append(module)
+
+    found = [m for m in network.modules() if isinstance(m, _LAYERS)]
+    hooks = [module.register_forward_hook(note) for module in found]
+    try:
+        with torch.no_grad():
+            network(examples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called[-1]
