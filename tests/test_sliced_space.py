@@ -160,7 +160,6 @@ def convnet() -> ConvNet:
 def test_both_spaces_compete_and_a_run_finds_slices_once(tmp_path: Path) -> None:
     found, said = candidates(tmp_path, {"space": "auto"}, convnet())
     assert [c.weights is not None for c in found] == [False, False, True, True]
-    assert [c.space for c in found] == ["compact", "compact", "sliced", "sliced"]
     assert len(said) == 1 and "slicing the teacher" in said[0]
     again, said = candidates(tmp_path, {"space": "auto"}, convnet())
     assert said == [] and [c.spec for c in again] == [c.spec for c in found]
