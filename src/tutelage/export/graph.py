@@ -54,6 +54,12 @@ class GraphCosts:
     peak_activation_bytes: int
     file_bytes: int
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GraphCosts:
+        """Rebuild from what `dataclasses.asdict` makes of it."""
+        ops = tuple(OpCost(**{**op, "channels": tuple(op["channels"])}) for op in data["ops"])
+        return cls(**{**data, "ops": ops})
+
 
 def graph_costs(source: str | Path | ModelProto) -> GraphCosts:
     """Count what an ONNX graph costs at batch 1.

@@ -15,7 +15,7 @@ from typing import Any
 from tutelage.devices import HOST, Device, device_limits, list_devices, load_device
 from tutelage.export.graph import GraphCosts
 from tutelage.measure.costs import figures_of
-from tutelage.records import Measurement, OpCost, SideFile
+from tutelage.records import Measurement, SideFile
 
 AXES = ("storage_bytes", "latency_s", "energy_j")
 _WORDS = {"storage_bytes": "storage", "ram_bytes": "memory"}
@@ -153,13 +153,11 @@ def _read(row: dict[str, Any]) -> Tried | None:
     figure = Measurement.from_json(given)
     if isinstance(figure.value, bool) or not math.isfinite(figure.value):
         raise ValueError(f"the figure {figure.value!r} of a student is not a finite number")
-    counted = row["counted"]
-    ops = tuple(OpCost(**{**op, "channels": tuple(op["channels"])}) for op in counted["ops"])
     return Tried(
         spec=dict(row["spec"]),
         parameters=int(row["parameters"]),
         precision=str(row["precision"]),
-        counted=GraphCosts(**{**counted, "ops": ops}),
+        counted=GraphCosts.from_json(row["counted"]),
         figure=figure,
         taught=row["taught"] is not None,
     )

@@ -14,6 +14,7 @@ from tutelage import __version__
 from tutelage.devices import HOST, Device, device_limits
 from tutelage.errors import InfeasibleError, RecipeError, StudentError
 from tutelage.export.artifact import ArtifactMeta
+from tutelage.export.graph import GraphCosts
 from tutelage.files import hash_json, read_tensors, write_json
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
@@ -28,7 +29,6 @@ from tutelage.plan import SPACES, Candidate, plan_json
 from tutelage.plan.candidate import stand_in, weigh, weighed
 from tutelage.plan.costs import Costing, Precision
 from tutelage.plan.refusal import infeasible, shortfall
-from tutelage.plan.scores import counted_from, counted_json
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
@@ -172,7 +172,7 @@ def find_candidates(
                 "spec": c.spec.to_json(),
                 "parameters": c.parameters,
                 "figures": [f.to_json() for f in c.figures],
-                "counted": counted_json(c.counted),
+                "counted": c.counted_json(),
             }
             for c in found
         ], []
@@ -197,7 +197,7 @@ def find_candidates(
             spec=StudentSpec.from_json(row["spec"]),
             parameters=row["parameters"],
             figures=tuple(Measurement.from_json(f) for f in row["figures"]),
-            counted=counted_from(row["counted"]),
+            counted=GraphCosts.from_json(row["counted"]),
         )
         for row in record.result
     )

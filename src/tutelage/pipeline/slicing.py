@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from tutelage.errors import InfeasibleError, StudentError
+from tutelage.export.graph import GraphCosts
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
-from tutelage.plan.scores import counted_from, counted_json
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
@@ -117,7 +117,7 @@ def _slices(
                     "spec": candidate.spec.to_json(),
                     "parameters": candidate.parameters,
                     "figures": [figure.to_json() for figure in candidate.figures],
-                    "counted": counted_json(candidate.counted),
+                    "counted": candidate.counted_json(),
                 }
             )
         return rows, files
@@ -140,7 +140,7 @@ def _slices(
             spec=StudentSpec.from_json(row["spec"]),
             parameters=row["parameters"],
             figures=tuple(Measurement.from_json(figure) for figure in row["figures"]),
-            counted=counted_from(row["counted"]),
+            counted=GraphCosts.from_json(row["counted"]),
             weights=read_tensors(run.file(f"slices/{number}.safetensors"))[0],
         )
         for number, row in enumerate(record.result)

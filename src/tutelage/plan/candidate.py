@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ class Candidate:
     def space(self) -> str:
         """The space that it comes from: only slices bring weights along."""
         return "compact" if self.weights is None else "sliced"
+
+    def counted_json(self) -> dict[str, Any]:
+        """Return what the graph counts as plain JSON data."""
+        assert self.counted is not None  # every candidate of a space was exported
+        return dataclasses.asdict(self.counted)
 
     def figure(self, name: str) -> float:
         """Return the value of one figure."""

@@ -19,7 +19,7 @@ from tutelage.export.graph import GraphCosts
 from tutelage.files import read_json, write_json
 from tutelage.plan.candidate import Candidate
 from tutelage.plan.costs import Costing, figures_on, missed_limits, needs_timing
-from tutelage.records import Measurement, OpCost
+from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
 
 _FORMAT = 1
@@ -63,7 +63,7 @@ class Score:
             "spec": self.spec.to_json(),
             "parameters": self.parameters,
             "precision": self.precision,
-            "counted": counted_json(self.counted),
+            "counted": dataclasses.asdict(self.counted),
             "trial": None if self.trial is None else self.trial.to_json(),
             "taught": None if self.taught is None else self.taught.to_json(),
             "steps": self.steps,
@@ -81,7 +81,7 @@ class Score:
             spec=StudentSpec.from_json(data["spec"]),
             parameters=int(data["parameters"]),
             precision=str(data["precision"]),
-            counted=counted_from(data["counted"]),
+            counted=GraphCosts.from_json(data["counted"]),
             trial=trial,
             taught=taught,
             steps=int(data["steps"]),
@@ -162,18 +162,6 @@ class Scores:
         rows: Iterable[Score] = self.rows.values()
         data = {"format": _FORMAT, "lesson": self.lesson, "rows": [r.to_json() for r in rows]}
         write_json(self.path, data)
-
-
-def counted_json(counted: GraphCosts | None) -> dict[str, Any]:
-    """Return what a graph counts as plain JSON data."""
-    assert counted is not None  # every candidate of a space was exported
-    return dataclasses.asdict(counted)
-
-
-def counted_from(data: dict[str, Any]) -> GraphCosts:
-    """Rebuild from `counted_json`."""
-    ops = tuple(OpCost(**{**op, "channels": tuple(op["channels"])}) for op in data["ops"])
-    return GraphCosts(**{**data, "ops": ops})
 
 
 def _goodness(row: Score) -> tuple[float, int]:
