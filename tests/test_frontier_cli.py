@@ -11,8 +11,9 @@ from conftest import Finished
 from test_frontier import row
 
 from tutelage.devices import HOST, list_devices
+from tutelage.export.graph import GraphCosts
 from tutelage.pipeline import feasible
-from tutelage.plan.scores import Score, Scores, counted_from
+from tutelage.plan.scores import Score, Scores
 from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
 
@@ -28,7 +29,7 @@ def stored(path: Path) -> Scores:
             spec=spec,
             parameters=data["parameters"],
             precision="int8",
-            counted=counted_from(data["counted"]),
+            counted=GraphCosts.from_json(data["counted"]),
             trial=Measurement.from_json(data["trial"]),
             taught=None if taught is None else Measurement.from_json(data["taught"]),
         )
