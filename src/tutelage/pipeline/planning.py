@@ -14,7 +14,6 @@ from tutelage import __version__
 from tutelage.devices import HOST, Device, device_limits
 from tutelage.errors import InfeasibleError, RecipeError, StudentError
 from tutelage.export.artifact import ArtifactMeta
-from tutelage.export.graph import GraphCosts
 from tutelage.files import hash_json, read_tensors, write_json
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
@@ -31,7 +30,7 @@ from tutelage.plan.costs import Costing, Precision
 from tutelage.plan.refusal import infeasible, shortfall
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.records import Limit, Measurement
+from tutelage.records import Limit
 from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import from_function
@@ -167,15 +166,7 @@ def find_candidates(
             count=recipe.student.candidates,
             seed=recipe.seed,
         )
-        return [
-            {
-                "spec": c.spec.to_json(),
-                "parameters": c.parameters,
-                "figures": [f.to_json() for f in c.figures],
-                "counted": c.counted_json(),
-            }
-            for c in found
-        ], []
+        return [c.to_json() for c in found], []
 
     inputs = hash_json(
         [
@@ -192,15 +183,7 @@ def find_candidates(
         ]
     )
     record = run.stage("candidates", inputs, search)
-    return tuple(
-        Candidate(
-            spec=StudentSpec.from_json(row["spec"]),
-            parameters=row["parameters"],
-            figures=tuple(Measurement.from_json(f) for f in row["figures"]),
-            counted=GraphCosts.from_json(row["counted"]),
-        )
-        for row in record.result
-    )
+    return tuple(map(Candidate.from_json, record.result))
 
 
 def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run) -> Chosen:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from tutelage.errors import InfeasibleError, StudentError
-from tutelage.export.graph import GraphCosts
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
@@ -23,10 +22,8 @@ from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students.convnet import ConvNet
-from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import Teacher
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 
@@ -112,14 +109,7 @@ def _slices(
         for number, candidate in enumerate(found):
             files.append(run.file(f"slices/{number}.safetensors"))
             write_tensors(files[-1], candidate.weights or {})
-            rows.append(
-                {
-                    "spec": candidate.spec.to_json(),
-                    "parameters": candidate.parameters,
-                    "figures": [figure.to_json() for figure in candidate.figures],
-                    "counted": candidate.counted_json(),
-                }
-            )
+            rows.append(candidate.to_json())
         return rows, files
 
     inputs = hash_json(
@@ -136,12 +126,6 @@ def _slices(
     )
     record = run.stage("slices", inputs, search)
     return tuple(
-        Candidate(
-            spec=StudentSpec.from_json(row["spec"]),
-            parameters=row["parameters"],
-            figures=tuple(Measurement.from_json(figure) for figure in row["figures"]),
-            counted=GraphCosts.from_json(row["counted"]),
-            weights=read_tensors(run.file(f"slices/{number}.safetensors"))[0],
-        )
+        Candidate.from_json(row, read_tensors(run.file(f"slices/{number}.safetensors"))[0])
         for number, row in enumerate(record.result)
     )

@@ -35,10 +35,26 @@ class Candidate:
         """The space that it comes from: only slices bring weights along."""
         return "compact" if self.weights is None else "sliced"
 
-    def counted_json(self) -> dict[str, Any]:
-        """Return what the graph counts as plain JSON data."""
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data, without weights."""
         assert self.counted is not None  # every candidate of a space was exported
-        return dataclasses.asdict(self.counted)
+        return {
+            "spec": self.spec.to_json(),
+            "parameters": self.parameters,
+            "figures": [figure.to_json() for figure in self.figures],
+            "counted": dataclasses.asdict(self.counted),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], weights: dict[str, Tensor] | None = None) -> Candidate:
+        """Rebuild from `to_json`, with a slice's own weights."""
+        return cls(
+            spec=StudentSpec.from_json(data["spec"]),
+            parameters=data["parameters"],
+            figures=tuple(Measurement.from_json(figure) for figure in data["figures"]),
+            counted=GraphCosts.from_json(data["counted"]),
+            weights=weights,
+        )
 
     def figure(self, name: str) -> float:
         """Return the value of one figure."""

@@ -1,7 +1,7 @@
 """Strided pointwise convolutions, computed so that a broken kernel of oneDNN is never called.
 
 The backward pass of 1x1 convolutions with a stride and few input channels writes past its workspace
-in channels-last memory (uxlfoundation/oneDNN issue 6035): with two threads the process dies.
+in channels-last memory (reported to uxlfoundation/oneDNN): with two threads the process dies.
 Taking every s-th pixel before a convolution of stride 1 is the same mathematics.
 """
 
