@@ -42,6 +42,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         student = {"spec": {k: v for k, v in spec.items() if k != "note"}}
     if options.spec is not None:
         student = {"spec": json.loads(options.spec)}
+    student["start"] = options.start
     return Recipe.parse(
         {
             "seed": options.seed,
@@ -54,6 +55,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
                 "losses": losses,
                 "epochs": options.epochs,
                 "precision": options.precision,
+                **({} if options.rate is None else {"rate": options.rate}),
             },
             "threads": options.threads,
         }
@@ -80,6 +82,8 @@ def run_cell(options: argparse.Namespace) -> None:
         "views": options.views,
         "mixup": options.mixup,
         "precision": options.precision,
+        "start": options.start,
+        "rate": options.rate,
         "bytes": result.artifact.stat().st_size,
         "artifact": result.proof["chosen"],
         "student": result.figure("student", "accuracy_test").value,
@@ -96,8 +100,9 @@ def run_cell(options: argparse.Namespace) -> None:
         "command": " ".join(sys.argv),
     }
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    same = ("size_kb", "seed", "method", "epochs", "mixup", "precision")
-    rows = [r for r in rows if any(r.get(k) != row[k] for k in same)] + [row]
+    same = ("size_kb", "seed", "method", "epochs", "mixup", "precision", "start", "rate")
+    usual = {"start": "fresh"}
+    rows = [r for r in rows if any(r.get(k, usual.get(k)) != row[k] for k in same)] + [row]
     write_json(RESULTS, sorted(rows, key=lambda r: (r["size_kb"], r["method"], r["seed"])))
     print(json.dumps(row))
 
@@ -137,6 +142,8 @@ def main() -> None:
     parser.add_argument("--losses", help="the recipe's losses as JSON, instead of dist alone")
     parser.add_argument("--mixup", type=float, default=0.0)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--start", choices=("fresh", "teacher"), default="fresh")
+    parser.add_argument("--rate", type=float, help="instead of the recipe's default")
     parser.add_argument("--name", default="", help="appended to the run directory's name")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -4,13 +4,13 @@ python benchmarks/methods.py [--only dist kd ...] [--seeds 0 1 2 3 4]
 python benchmarks/methods.py --table
 
 Every method teaches the same student (plain convolutions, 8-10-16 channels, two blocks a stage)
-from the same first weights, on the same images, validation split and augmentation. The budget of
-processor seconds is what `kd` takes for `--epochs` epochs and for asking the teacher; each method
-gets as many epochs as fit into it by its own measured epoch (one thread, `time.process_time`). A
-method with a teacher pays for its signals; `no teacher`, `label smoothing` and
-`deep supervision alone` ask none, and train that much longer. The epoch is chosen on validation,
-the test split is read once, by the network in torch. Resumable by (method, seed); lines go to
-benchmarks/results/methods.json.
+on the same images, validation split and augmentation, from the same first weights; a `slice` starts
+from the teacher's own channels instead, and pays for choosing them. The budget of processor seconds
+is what `kd` takes for `--epochs` epochs and for asking the teacher; each method gets as many epochs
+as fit into it by its own measured epoch (one thread, `time.process_time`). A method with a teacher
+pays for its signals; `no teacher`, `label smoothing` and `deep supervision alone` ask none, and
+train that much longer. The epoch is chosen on validation, the test split is read once, by the
+network in torch. Resumable by (method, seed); lines go to benchmarks/results/methods.json.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
 from scipy import stats
 
 from tutelage.files import write_json
+from tutelage.pipeline.inheriting import own_convnet
 from tutelage.pipeline.learning import distill
-from tutelage.pipeline.material import Material, material_of
+from tutelage.pipeline.material import Material, material_of, some_examples
 from tutelage.pipeline.planning import Chosen
 from tutelage.pipeline.teaching import Taught, teach
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.run import Run
-from tutelage.students.spec import StudentSpec
+from tutelage.students.spec import StudentSpec, sliced_from
 from tutelage.train.distill import decisions
 
 RESULTS = HERE / "results" / "methods.json"
@@ -57,8 +58,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "dist, trajectory": {"losses": {"dist": 1.0, "trajectory": "auto"}},
     "dist, deep supervision": {"losses": {"dist": 1.0, "deep_supervision": "auto"}},
     "dist, cka": {"losses": {"dist": 1.0, "cka": "auto"}},
+    "dist, slice": {"losses": {"dist": 1.0}, "slice": True},
+    "kd, slice": {"losses": _KD, "slice": True},
+    "no teacher, slice": {"losses": {"cross_entropy": 1.0}, "slice": True},
 }
-_UNTAUGHT = ("no teacher", "label smoothing", "deep supervision alone")
+_UNTAUGHT = ("no teacher", "label smoothing", "deep supervision alone", "no teacher, slice")
 
 
 def recipe_of(method: str, seed: int, epochs: int, options: argparse.Namespace) -> Recipe:
@@ -101,8 +105,16 @@ def cell(method: str, seed: int, epochs: int, base: Material, options: argparse.
         torch.manual_seed(seed)
         network = spec.build()
         count = sum(p.numel() for p in network.parameters())
-        chosen = Chosen(spec=spec, network=network, parameters=count, warm=None)
         started = time.process_time()
+        weights = None
+        if METHODS[method].get("slice"):
+            whole = own_convnet(taught.teacher)
+            assert whole is not None
+            small = sliced_from(whole, spec, some_examples(material))
+            weights = dict(small.state_dict())
+        chosen = Chosen(
+            spec=spec, network=network, parameters=count, warm=None, weights=weights
+        )  # fmt: skip
         learned = distill(recipe, material, taught, chosen, run, Silent())
         spent_s = time.process_time() - started
     history = learned.result["history"]

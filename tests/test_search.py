@@ -207,6 +207,27 @@ def test_a_new_budget_is_answered_without_teacher_training_or_export(
     assert "short distillation" in said.out
 
 
+def test_where_no_stored_student_fits_untried_ones_are_estimated(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "_WIDEST", 6)
+    shutil.copytree(searched / "run", tmp_path / "run")
+    rows = json.loads((searched / "run/scores.json").read_text())["rows"]
+    least = min(row["counted"]["file_bytes"] for row in rows)
+    limit = {"storage": f"{least - 1} B"}
+    recipe = _job(tmp_path, {"student": {"candidates": 9}, "budget": limit})
+    answer = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--json").answer
+    fresh = [row for row in answer["candidates"] if row["trial"] is None]
+    tried = [row for row in answer["candidates"] if row["trial"] is not None]
+    assert fresh and len(tried) == len(rows)
+    assert all(row["estimate"] is None for row in tried)
+    for row in fresh:
+        estimate = row["estimate"]
+        assert (estimate["kind"], estimate["n"]) == ("estimated", len(rows))
+        assert estimate["spread"][0] <= estimate["value"] <= estimate["spread"][1]
+    assert "~: not tried; estimated" in tiny.cli("plan", recipe, "--run", tmp_path / "run").out
+
+
 def test_the_next_budget_lets_students_of_the_last_compete(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from tutelage.errors import StudentError
 from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
 from tutelage.students.slice import cut, even_share, importance, recalibrated, slice_channels
-from tutelage.students.slice_convnet import slice_convnet, without_blocks
+from tutelage.students.slice_convnet import is_part, slice_convnet, without_blocks
 
 
 def convnet(block="plain", widths=(8, 12), depths=(2, 2), classes=5, seed=0, **knobs):
@@ -166,6 +169,46 @@ def test_a_sliced_convnet_is_a_convnet_of_its_spec(block):
     again.load_state_dict(small.state_dict())
     assert small.spec == spec
     assert torch.equal(again.eval()(images()), small(images()))
+
+
+@pytest.mark.parametrize("block", ["plain", "separable"])
+@pytest.mark.parametrize("expand", [1, 2])
+def test_a_sliced_network_of_series_is_of_its_spec(block, expand):
+    torch.manual_seed(0)
+    whole = ConvNet1dSpec(
+        channels=2, length=40, classes=4, widths=(8, 12), depths=(2, 3), block=block, expand=expand
+    )
+    teacher = ConvNet1d(whole).eval()
+    series = torch.randn(32, 2, 40, generator=torch.Generator().manual_seed(1))
+    spec = dataclasses.replace(whole, widths=(6, 4), depths=(1, 2))
+    assert is_part(spec, whole)
+    small = slice_convnet(teacher, spec, series)
+    assert small.spec == spec and small(series).shape == (32, 4)
+    again = ConvNet1d(spec)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again.eval()(series), small(series))
+    same = slice_convnet(teacher, whole, series)
+    assert torch.equal(same(series), teacher(series))
+
+
+def test_what_is_part_of_what():
+    whole = ConvNetSpec(image=(1, 12, 12), classes=5, widths=(8, 12), depths=(2, 2))
+    for knobs, yes in (
+        ({}, True),
+        ({"widths": (8, 10)}, True),
+        ({"depths": (1, 2)}, True),
+        ({"widths": (8, 14)}, False),
+        ({"depths": (2, 3)}, False),
+        ({"widths": (8, 12, 12), "depths": (2, 2, 2)}, False),
+        ({"block": "depthwise"}, False),
+        ({"classes": 4}, False),
+    ):
+        assert is_part(dataclasses.replace(whole, **knobs), whole) is yes, knobs
+    series = ConvNet1dSpec(
+        channels=1, length=40, classes=5, widths=(8, 12), depths=(2, 2), block="inception"
+    )
+    assert not is_part(series, series)
+    assert not is_part(series, whole)
 
 
 def test_the_block_that_is_missed_least_goes_first():

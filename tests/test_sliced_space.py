@@ -48,8 +48,9 @@ def slices(storage: float, count: int = 4, parameters: int = 1_000_000):
     torch.manual_seed(0)
     return SPACES["sliced"](
         costing(storage),
+        family="convnet",
         teacher=ConvNet(SPEC).eval(),
-        images=torch.randn(16, 1, 12, 12),
+        inputs=torch.randn(16, 1, 12, 12),
         most_parameters=parameters,
         count=count,
     )
@@ -79,7 +80,7 @@ def test_a_wide_budget_takes_the_whole_teacher_and_few_parameters_bind_too() -> 
 
 
 def test_nothing_fits_is_said() -> None:
-    assert widest_slice(SPEC, costing(500), 1_000_000) is None
+    assert widest_slice("convnet", SPEC, costing(500), 1_000_000) is None
     with pytest.raises(InfeasibleError, match="Choose student.space: compact"):
         slices(500)
 
@@ -104,7 +105,7 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = tiny.cli("run", recipe, "--run", run, "--json")
     assert said.status == 0
-    assert "student: starts with its weights, of the channels and blocks that stay" in said.err
+    assert "student: starts with the weights of the teacher, of the channels and blocks that stay" in said.err
     plan = json.loads((run / "plan.json").read_text())
     assert [c["space"] for c in plan["candidates"]] == [plan["space"]] == ["sliced"]
     teacher, sliced, student = (

@@ -121,9 +121,16 @@ def test_a_start_is_refused_where_nothing_can_be_taken_over(tmp_path):
     with pytest.raises(RecipeError, match="for built-in students"):
         recipe(start="teacher", source="net.py:build")
     tiny.write_data(tmp_path / "data.npz", count=60)
-    tiny.write_recipe(tmp_path, {"student": {**tiny.SMALL, "start": "teacher"}})
-    answer = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
-    assert answer.status == 2 and "the task is 'vision'" in answer.errors[0]
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), "
+        "nn.Linear(64, 3))\n"
+    )
+    other = {"source": str(tmp_path / "net.py:build")}
+    tiny.write_recipe(tmp_path, {"teacher": other, "student": {**tiny.SMALL, "start": "teacher"}})
+    run = ("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run", "--trust-code")
+    answer = tiny.cli(*run)
+    assert answer.status == 2 and "this teacher is another network" in answer.errors[0]
+    assert not (tmp_path / "run/signals").exists(), "nothing was asked yet"
 
     class Told:
         teacher = object()  # an ONNX file: nothing can be seen of it

@@ -137,14 +137,18 @@ class StudentPart(Part):
         "halving, above the family's own structures with some drawn at random",
     )
     taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
-    start: Literal["fresh", "teacher"] = Field(
-        "fresh", description="teacher: begin with its embedding, and its layers where they fit"
+    start: Literal["fresh", "teacher", "nearest"] = Field(
+        "fresh",
+        description="teacher: begin with what fits of its embedding, layers, channels; nearest: "
+        "with a slice of the smallest student taught before in the run that holds it",
     )
 
     @model_validator(mode="after")
     def _one_student(self) -> StudentPart:
-        if self.source is not None and self.start == "teacher":
-            raise ValueError("'start: teacher' is for built-in students; remove it, or 'source'")
+        if self.source is not None and self.start != "fresh":
+            raise ValueError(
+                f"'start: {self.start}' is for built-in students; remove it, or 'source'"
+            )
         if self.space != "compact" and (self.source is not None or self.spec is not None):
             raise ValueError("'space' is for students that are searched; remove it, or the student")
         if self.source is not None and self.spec is not None:

@@ -97,11 +97,10 @@ class Run:
         `CorruptFileError`; other inputs than recorded make the stage run anew. The time of a
         session that stopped in `work` counts too.
         """
-        done = self.manifest["stages"].get(name)
-        if done is not None and done["inputs"] == inputs:
-            self._check(name, done["files"])
-            return StageRecord(**done)
-        if done is not None:  # its files are about to change: it is done no more
+        done = self.done(name, inputs)
+        if done is not None:
+            return done
+        if name in self.manifest["stages"]:  # its files are about to change: it is done no more
             del self.manifest["stages"][name]
             self.save()
         earlier = self._earlier_seconds(name, inputs)
@@ -122,6 +121,17 @@ class Run:
         self.manifest["spent"].pop(name, None)
         self.save()
         self.log("stage", name=name, seconds=record["seconds"])
+        return StageRecord(**record)
+
+    def done(self, name: str, inputs: str) -> StageRecord | None:
+        """Return the stage's record where it was done for these `inputs`.
+
+        Raises `CorruptFileError` where one of its files changed since.
+        """
+        record = self.manifest["stages"].get(name)
+        if record is None or record["inputs"] != inputs:
+            return None
+        self._check(name, record["files"])
         return StageRecord(**record)
 
     def keep_time(self, every_s: float) -> None:

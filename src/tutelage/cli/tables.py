@@ -94,7 +94,7 @@ def show_plan(answer: dict[str, Any]) -> None:
         cells = [format_quantity(figures[n], _UNITS[n]) if n in figures else "-" for n in names]
         missed = ", ".join(str(_SHORT.get(m, m)) for m in row["missed"])
         if tried:
-            cells.insert(0, _trial(row["trial"]))
+            cells.insert(0, _trial(row["trial"], row["estimate"]))
         table.add_row(
             row["name"], f"{row['parameters']:,}", *cells, "yes" if row["fits"] else f"no: {missed}"
         )
@@ -109,10 +109,22 @@ def show_plan(answer: dict[str, Any]) -> None:
             "earlier budgets of this run. tutelage run also looks for others",
             markup=False,
         )
+    estimates = [row["estimate"] for row in answer["candidates"] if row["estimate"] is not None]
+    if estimates:
+        out.print(
+            f"~: not tried; estimated by size and operations from {estimates[0]['n']} that were, "
+            "with the half width of the 95 % interval",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     out.print("figures are predicted; tutelage run measures them", markup=False)
 
 
-def _trial(figure: dict[str, Any] | None) -> str:
+def _trial(figure: dict[str, Any] | None, estimate: dict[str, Any] | None) -> str:
+    if figure is None and estimate is not None:
+        low, high = estimate["spread"]
+        if estimate["name"].startswith("r2"):
+            return f"~{estimate['value']:.3f} ±{(high - low) / 2:.3f}"
+        return f"~{100 * estimate['value']:.1f} ±{50 * (high - low):.1f} %"
     if figure is None:
         return "not tried"
     text = f"{figure['value']:.4f}" if figure["name"].startswith("r2") else f"{figure['value']:.2%}"

@@ -240,8 +240,7 @@ def _proven(ready: _Ready) -> tuple[dict[str, Any], nn.Module]:
         shipped = ship(recipe, material, taught, learned, run, progress, limits)
         proof = prove(recipe, material, taught, shipped, device, limits, run, progress)
         if chosen.spec is not None:
-            space = "compact" if chosen.weights is None else "sliced"
-            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec, space)
+            note_taught(scores_of(recipe, material, run.path), proof, chosen.spec, chosen.space)
         found = proof, learned.network
         tighter = free and tightening.tighten(
             run, number, limits, internal, proof, taught.train.key

@@ -27,11 +27,6 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         raise RecipeError(f"distill.losses: {error}") from None
     if material.decides == "values":
         _refuse_for_values(recipe)
-    if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
-        raise RecipeError(
-            f"student.start: teacher takes over a teacher's tokens, and the task is "
-            f"'{material.task.name}'; remove it"
-        )
     terms = terms_of(recipe.distill)
     if recipe.distill.balance_classes and not any("label" in LOSSES[t.name].reads for t in terms):
         raise RecipeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tutelage.pipeline.trials import scores_of
 from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
 from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
+from tutelage.plan.estimates import estimator
 from tutelage.plan.refusal import advice, amount, name_of, shortfall
 from tutelage.plan.scores import Score
 from tutelage.progress import Progress, Silent, track
@@ -41,7 +43,8 @@ def plan_recipe(
 
     Nothing is trained and nothing is written. Where students were tried in `folder` before, for
     this teacher and data, the answer is read off what is stored of them, with their figures; new
-    structures are costed only where none of those fits. The first candidate that fits stands for
+    structures are costed only where none of those fits, and how good each would be is estimated
+    from those that were tried, where these are enough. The first candidate that fits stands for
     the student; where none does, `would_do` names what would. With `frontier`, what `frontiers`
     returns is added; raises `RecipeError` where nothing was tried in `folder` yet.
     """
@@ -62,9 +65,11 @@ def plan_recipe(
     stored = scores.scored(costing) if known else ()
     rows = [(_named(score), c) for score, c in stored]
     trials = [score.figure for score, _ in stored]
+    fresh: list[tuple[str, Candidate]] = []
     if all(c.missed for _, c in stored):
         fresh = _rows(recipe, material, costing, parameters, own, progress)
         rows, trials = [*fresh, *rows], [*[None] * len(fresh), *trials]
+    estimates = _estimates([score for score, _ in stored], fresh, len(rows))
     fitting = [c for _, c in rows if not c.missed]
     best = fitting[0] if fitting else rows[0][1]
     budget = [v.to_json() for v in verdicts(limits, best.figures)]
@@ -91,8 +96,9 @@ def plan_recipe(
                 "missed": list(c.missed),
                 "fits": not c.missed,
                 "trial": None if figure is None else figure.to_json(),
+                "estimate": estimate,
             }
-            for (name, c), figure in zip(rows, trials, strict=True)
+            for (name, c), figure, estimate in zip(rows, trials, estimates, strict=True)
         ],
         "from_scores": bool(stored),
         "would_do": would_do,
@@ -135,6 +141,22 @@ def _rows(
         candidate = narrowest if best is None else best
         rows.append((name_spec(candidate.spec), candidate))
     return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
+
+
+def _estimates(
+    tried: Sequence[Score], fresh: Sequence[tuple[str, Candidate]], count: int
+) -> list[dict[str, Any] | None]:
+    """Return what each of `count` rows is estimated to become; the `fresh` ones, which are first.
+
+    None for those that were tried, and for all where too few were.
+    """
+    law = estimator(tried)
+    found: list[dict[str, Any] | None] = [None] * count
+    if law is not None:
+        for i, (_, candidate) in enumerate(fresh):
+            if candidate.counted is not None:
+                found[i] = law.of(candidate.parameters, candidate.counted).to_json()
+    return found
 
 
 def _named(score: Score) -> str:

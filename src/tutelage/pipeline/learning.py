@@ -16,6 +16,7 @@ from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
 from tutelage.pipeline.imbalance import class_weights
+from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
     batch_for,
     distill_inputs,
@@ -29,7 +30,7 @@ from tutelage.pipeline.planning import Chosen, warm_weights
 from tutelage.pipeline.starting import first_student, refuse_start, start_key
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import TokenLesson, token_lesson
-from tutelage.pipeline.trials import decision_terms
+from tutelage.pipeline.trials import decision_terms, scores_of
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
@@ -137,12 +138,18 @@ def distill(
     if chosen.spec is None:
         refuse_start(recipe)
     else:
-        network, started = first_student(recipe, chosen.spec, taught, chosen.weights)
+        network, started = first_student(
+            recipe, chosen.spec, taught, chosen.weights, chosen.weights_of
+        )
     for taken in started:
         progress.say(f"student: starts with {taken}")
     folder = run.file("student")
 
     def work() -> tuple[Any, list[Path]]:
+        kept = restore(run, inputs)
+        if kept is not None:
+            progress.say("student: it was taught before in this run")
+            return kept
         paired = pair_taps(recipe, material, taught, chosen)
         pairs = paired.pairing.pairs if paired.pairing else ()
         tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
@@ -195,6 +202,8 @@ def distill(
     )
     record = run.stage("distill", inputs, work)
     if chosen.spec is not None:
+        lesson = scores_of(recipe, material, run.path).lesson
+        keep(run, lesson, inputs, chosen.spec, record.result)
         network = students.load(folder)
     else:
         from tutelage.files import read_tensors

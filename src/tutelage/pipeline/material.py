@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -101,6 +102,12 @@ class Material:
             "fingerprint": self.content,
             "notes": list(self.notes),
         }
+
+
+def some_examples(material: Material, count: int = 256) -> Any:
+    """Return the inputs of `count` untouched training examples, evenly spread."""
+    every = max(1, material.train.count // count)
+    return material.train.batch(torch.arange(0, material.train.count, every)[:count], 0).inputs
 
 
 def read_material(

@@ -18,12 +18,13 @@ from tutelage.files import hash_json, read_tensors, write_json
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
 from tutelage.pipeline.checking import fixed_spec
+from tutelage.pipeline.inheriting import from_nearest, from_teacher
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.slicing import of_all_spaces
 from tutelage.pipeline.starting import first_student
 from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
-from tutelage.pipeline.trials import Search, trial_file
+from tutelage.pipeline.trials import Search, scores_of, trial_file
 from tutelage.plan import SPACES, Candidate, plan_json
 from tutelage.plan.candidate import stand_in, weigh, weighed
 from tutelage.plan.costs import Costing, Precision
@@ -41,7 +42,8 @@ class Chosen:
     """The student to teach: its spec (None for one's own function) and how to build it fresh.
 
     `warm` are the weights after the short trial, for pairing; None when there was none. `forward`
-    is how the network is called. `weights` are those that a slice takes over from the teacher.
+    is how the network is called. `weights` are those that a slice takes over, and `weights_of`
+    says from which network. `space` is where it was found.
     """
 
     spec: StudentSpec | None
@@ -50,6 +52,8 @@ class Chosen:
     warm: Path | None
     forward: Forward = call
     weights: dict[str, Tensor] | None = None
+    weights_of: str = "the teacher"
+    space: str = "compact"
 
 
 def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:
@@ -103,6 +107,8 @@ def plan(
         recipe, costing, material, taught, run, progress,
         compact=lambda: find_candidates(recipe, costing, size, material, run, progress),
     )  # fmt: skip
+    if recipe.student.start == "teacher":
+        found = from_teacher(found, taught.teacher, material, run, progress)
     search = Search(
         recipe=recipe, material=material, taught=taught, costing=costing, run=run, progress=progress
     )
@@ -121,10 +127,16 @@ def plan(
     write_json(run.file("plan.json"), rows)
     best = found[chosen]
     warm = run.file(trial_file(best)) if search.trials else None
-    network, _ = first_student(recipe, best.spec, taught, best.weights)
+    weights, of = best.weights, "the teacher"
+    if weights is None and recipe.student.start == "nearest":
+        lesson = scores_of(recipe, material, run.path).lesson
+        nearest = from_nearest(run, lesson, best.spec, material, progress)
+        if nearest is not None:
+            weights, of = nearest[0], f"{nearest[1]}, which was taught before"
+    network, _ = first_student(recipe, best.spec, taught, weights, of)
     return Chosen(
         spec=best.spec, network=network, parameters=best.parameters, warm=warm,
-        weights=best.weights,
+        weights=weights, weights_of=of, space=best.space,
     )  # fmt: skip
 
 

@@ -1,22 +1,20 @@
 """The student spaces side by side: slices of the teacher, and the compact families.
 
-Covers teachers of the built-in convolutional family that read what the student reads; for every
+Covers teachers of the built-in convolutional families that read what the student reads; for every
 other teacher the compact space stands alone, and the run says so.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import hash_json, read_tensors, write_tensors
-from tutelage.pipeline.material import Material
+from tutelage.pipeline.inheriting import own_convnet
+from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
@@ -25,9 +23,6 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.convnet import ConvNet
 from tutelage.teach.teachers import Teacher
-from tutelage.teach.torch_teacher import Reordered, TorchTeacher
-
-_EXAMPLES = 256
 
 
 def of_all_spaces(
@@ -62,30 +57,17 @@ def of_all_spaces(
 
 def _not_sliced(recipe: Recipe, material: Material, teacher: Teacher, *, alone: bool) -> str:
     """Say why the teacher is not sliced; '' if it can be tried."""
-    found = _own_convnet(teacher)
+    found = own_convnet(teacher)
     if found is None:
         return "slices are of built-in convolutional teachers, and this is another network"
-    if found.spec.image != tuple(material.shape):
-        return "the teacher reads images of another shape than the student's"
-    if recipe.student.start != "fresh":
-        return "student.start: teacher is of texts"
+    reads = found.spec.image if isinstance(found, ConvNet) else (
+        found.spec.channels, found.spec.length
+    )  # fmt: skip
+    if reads != tuple(material.shape):
+        return "the teacher reads inputs of another shape than the student's"
     if recipe.student.candidates < 2 and not alone:
         return "student.candidates is 1"
     return ""
-
-
-def _own_convnet(teacher: Teacher) -> ConvNet | None:
-    """Return a copy of the built-in network behind a teacher, its classes in the data's order."""
-    inner: Any = teacher.teacher if isinstance(teacher, Reordered) else teacher
-    if not isinstance(inner, TorchTeacher) or not isinstance(inner.module, ConvNet):
-        return None
-    network = copy.deepcopy(inner.module).cpu()
-    if isinstance(teacher, Reordered):
-        order = list(teacher.order)
-        with torch.no_grad():
-            network.head.weight.copy_(network.head.weight[order].clone())
-            network.head.bias.copy_(network.head.bias[order].clone())
-    return network
 
 
 def _slices(
@@ -96,12 +78,12 @@ def _slices(
 
     def search() -> tuple[Any, list[Path]]:
         progress.say(f"plan: slicing the teacher to fit {costing.device.name}")
-        every = max(1, material.train.count // _EXAMPLES)
-        index = torch.arange(0, material.train.count, every)[:_EXAMPLES]
+        whole = own_convnet(taught.teacher)
         found = SPACES["sliced"](
             costing,
-            teacher=_own_convnet(taught.teacher),
-            images=material.train.batch(index, 0).inputs,
+            family="convnet" if isinstance(whole, ConvNet) else "convnet1d",
+            teacher=whole,
+            inputs=some_examples(material),
             most_parameters=max(2_000, taught.teacher.parameters // 2),
             count=count,
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import RecipeError, TeacherError
+from tutelage.pipeline.inheriting import own_convnet
 from tutelage.pipeline.teaching import Taught
 from tutelage.recipe import Recipe
 from tutelage.students.spec import StudentSpec, tensors_hash
@@ -21,17 +22,19 @@ def first_student(
     spec: StudentSpec,
     taught: Taught,
     weights: Mapping[str, Tensor] | None = None,
+    of: str = "the teacher",
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the student as it starts, and say what it took over from the teacher.
 
-    Its weights hang on the recipe's seed and on the teacher alone; `weights` are a slice's own.
+    Its weights hang on the recipe's seed and on the teacher alone; `weights` are a slice's own, of
+    the teacher unless `of` names another network.
     """
     torch.manual_seed(recipe.seed)
     network = spec.build()
     if weights is not None:
         network.load_state_dict(weights)
-        return network, ("its weights, of the channels and blocks that stay",)
-    if recipe.student.start == "fresh":
+        return network, (f"the weights of {of}, of the channels and blocks that stay",)
+    if recipe.student.start != "teacher" or own_convnet(taught.teacher) is not None:
         return network, ()
     module = module_of(taught.teacher)
     if module is None:
@@ -46,8 +49,8 @@ def refuse_start(recipe: Recipe) -> None:
     """Refuse a start from the teacher for a student that is given whole."""
     if recipe.student.start != "fresh":
         raise RecipeError(
-            "student.start: teacher is for built-in students, and this one was given as it is to "
-            "start; remove it"
+            f"student.start: {recipe.student.start} is for built-in students, and this one was "
+            "given as it is to start; remove it"
         )
 
 
@@ -55,4 +58,4 @@ def start_key(recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> li
     """Return what the hash of a stage that trains must hold of the start; nothing for a fresh."""
     if weights is not None:
         return [["start", "sliced", tensors_hash(weights)]]
-    return [] if recipe.student.start == "fresh" else [["start", recipe.student.start]]
+    return [["start", "teacher"]] if recipe.student.start == "teacher" else []

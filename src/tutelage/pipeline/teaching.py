@@ -18,6 +18,7 @@ from tutelage.losses.objective import Term
 from tutelage.passes import Forward, call, fastest_device
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
 from tutelage.pipeline.fitting import fit_teacher
+from tutelage.pipeline.inheriting import refuse_unlike
 from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import inside, terms_of, wants
 from tutelage.pipeline.material import Material
@@ -138,6 +139,8 @@ def teach(
         module = fit_teacher(recipe, material, run, progress)
     teacher = open_teacher(recipe, material, trust_code=trust_code, module=module, forward=forward)
     _refuse_losses(terms_of(recipe.distill), teacher)
+    if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
+        refuse_unlike(teacher)
     needed, features = wants(terms_of(recipe.distill)), bool(teacher.taps)
     caches = [
         SignalCache(

@@ -1,31 +1,34 @@
 """The sliced space: the teacher with fewer channels and blocks, inside the limits.
 
-Covers teachers of the built-in convolutional family: a slice of one is again of that family, and
-`spec.json` rebuilds it. It does not cover foreign networks, whose slices no spec can name.
+Covers teachers of the built-in convolutional families, of images and series: a slice of one is
+again of its family, and `spec.json` rebuilds it. It does not cover foreign networks, whose slices
+no spec can name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.errors import InfeasibleError
 from tutelage.plan.candidate import Candidate, weigh
 from tutelage.plan.costs import Costing
 from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.slice import even_share, recalibrated
-from tutelage.students.slice_convnet import slice_convnet
-from tutelage.students.spec import StudentSpec
+from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.slice import even_share
+from tutelage.students.spec import StudentSpec, sliced_from
 
 
 def sliced(
     costing: Costing,
     *,
-    teacher: ConvNet,
-    images: Float[Tensor, "b c h w"],
+    family: str,
+    teacher: ConvNet | ConvNet1d,
+    inputs: Float[Tensor, "b c ..."],
     most_parameters: int,
     count: int,
 ) -> tuple[Candidate, ...]:
@@ -33,27 +36,27 @@ def sliced(
 
     For each of the teacher's depths, one block fewer a stage, and so on down to one block a stage,
     the widths are the largest share of the teacher's that fits, the same in all stages. Each holds
-    the weights that it takes over; `images` choose them, and norms hold the images' statistics.
+    the weights that it takes over; `inputs` choose them, and norms hold their statistics.
     Raises `InfeasibleError` where nothing fits.
     """
-    found = [widest_slice(spec, costing, most_parameters) for spec in shallower(teacher.spec)]
+    own: Any = teacher.spec
+    found = [widest_slice(family, spec, costing, most_parameters) for spec in shallower(own)]
     fit = sorted((c for c in found if c is not None), key=lambda c: -c.figure("macs"))
     if not fit:
         raise InfeasibleError(
             "no slice of the teacher, however narrow, keeps the limits. Choose student.space: "
             "compact, or raise the budget"
         )
-    return tuple(_with_weights(candidate, teacher, images) for candidate in fit[:count])
+    return tuple(
+        dataclasses.replace(c, weights=dict(sliced_from(teacher, c.spec, inputs).state_dict()))
+        for c in fit[:count]
+    )
 
 
-def _with_weights(candidate: Candidate, teacher: ConvNet, images: Tensor) -> Candidate:
-    network: nn.Module = slice_convnet(teacher, candidate.spec.knobs, images)
-    if candidate.spec.knobs != teacher.spec:
-        network = recalibrated(network, images)
-    return dataclasses.replace(candidate, weights=dict(network.state_dict()))
+Spec = TypeVar("Spec", ConvNetSpec, ConvNet1dSpec)
 
 
-def shallower(spec: ConvNetSpec) -> Iterator[ConvNetSpec]:
+def shallower(spec: Spec) -> Iterator[Spec]:
     """Yield the spec, then with one block fewer in each stage that has several, down to one."""
     yield spec
     while max(spec.depths) > 1:
@@ -61,7 +64,9 @@ def shallower(spec: ConvNetSpec) -> Iterator[ConvNetSpec]:
         yield spec
 
 
-def widest_slice(spec: ConvNetSpec, costing: Costing, most_parameters: int) -> Candidate | None:
+def widest_slice(
+    family: str, spec: ConvNetSpec | ConvNet1dSpec, costing: Costing, most_parameters: int
+) -> Candidate | None:
     """Bisect the share of channels; cost grows with it. Return the widest that fits, or None."""
     known: dict[int, Candidate] = {}
     most = max(spec.widths) // 2
@@ -71,7 +76,7 @@ def widest_slice(spec: ConvNetSpec, costing: Costing, most_parameters: int) -> C
             share = min(1.0, step / most)
             widths = tuple(even_share(width, share) for width in spec.widths)
             knobs = dataclasses.replace(spec, widths=widths)
-            known[step] = weigh(StudentSpec(family="convnet", knobs=knobs), costing)
+            known[step] = weigh(StudentSpec(family=family, knobs=knobs), costing)
         return known[step]
 
     def fits(step: int) -> bool:

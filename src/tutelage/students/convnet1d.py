@@ -154,6 +154,7 @@ class ConvNet1d(nn.Module):
 
     def __init__(self, spec: ConvNet1dSpec) -> None:
         super().__init__()
+        self.spec = spec
         channels, stride = spec.widths[0], spec.stem_stride
         # The stem must see every step, so its kernel is longer than its stride.
         kernel = _fit(max(spec.kernel if spec.block != "inception" else 9, 2 * stride - 1), spec)

@@ -1,9 +1,13 @@
-"""The built-in convolutional network with fewer channels and blocks; again of its own family."""
+"""The built-in convolutional networks with fewer channels and blocks; again of their own family.
+
+Covers images and series, plain and depthwise blocks; not inception blocks.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,26 +15,42 @@ from torch import Tensor, nn
 
 from tutelage.losses.decision import kl
 from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
 from tutelage.students.slice import cut
 
+Staged = TypeVar("Staged", ConvNet, ConvNet1d)
 
-def slice_convnet(network: ConvNet, spec: ConvNetSpec, images: Float[Tensor, "b c h w"]) -> ConvNet:
+
+def is_part(spec: ConvNetSpec | ConvNet1dSpec, whole: ConvNetSpec | ConvNet1dSpec) -> bool:
+    """Say whether a network of `spec` can be sliced from one of `whole`."""
+    if type(spec) is not type(whole) or spec.block == "inception":
+        return False
+    if len(spec.widths) != len(whole.widths):
+        return False
+    same = dataclasses.replace(whole, widths=spec.widths, depths=spec.depths) == spec
+    sizes = zip(spec.widths + spec.depths, whole.widths + whole.depths, strict=True)
+    return same and all(own <= there for own, there in sizes)
+
+
+def slice_convnet(
+    network: Staged, spec: ConvNetSpec | ConvNet1dSpec, inputs: Float[Tensor, "b c ..."]
+) -> Staged:
     """Return a network of `spec` that starts with this one's weights, in eval mode.
 
-    `spec` differs from the network's own in `widths` and `depths`, which are not larger. Blocks go
-    first, then channels (see `slice.importance`); what stays is copied as it is, statistics of the
-    norms included. Raises `StudentError` where that is impossible.
+    `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
+    `slice.importance`); what stays is copied as it is, statistics of the norms included. Raises
+    `StudentError` where that is impossible.
     """
-    fewer = without_blocks(network, spec.depths, images)
-    wanted = ConvNet(spec)
-    small = cut(fewer, images, lambda name, _: len(wanted.get_parameter(f"{name}.weight")))
+    fewer = without_blocks(network, spec.depths, inputs)
+    wanted: Any = type(network)(spec)  # pyright: ignore[reportArgumentType]
+    small = cut(fewer, inputs, lambda name, _: len(wanted.get_parameter(f"{name}.weight")))
     wanted.load_state_dict(small.state_dict())
     return wanted.eval()
 
 
 def without_blocks(
-    network: ConvNet, depths: tuple[int, ...], images: Float[Tensor, "b c h w"]
-) -> ConvNet:
+    network: Staged, depths: tuple[int, ...], inputs: Float[Tensor, "b c ..."]
+) -> Staged:
     """Return a copy with `depths[i]` blocks in stage `i`, in eval mode.
 
     One block goes at a time: the one without which the decision changes least (mean KL;
@@ -38,15 +58,15 @@ def without_blocks(
     """
     small = copy.deepcopy(network).eval()
     with torch.no_grad():
-        own = small(images)
+        own = small(inputs)
         for number, depth in enumerate(depths):
             while len(small.stages[number]) > depth:  # pyright: ignore[reportArgumentType]
-                _drop_one(small, number, own, images)
-    small.spec = dataclasses.replace(network.spec, depths=depths)
+                _drop_one(small, number, own, inputs)
+    small.spec = dataclasses.replace(network.spec, depths=depths)  # pyright: ignore
     return small
 
 
-def _drop_one(small: ConvNet, number: int, own: Tensor, images: Tensor) -> None:
+def _drop_one(small: ConvNet | ConvNet1d, number: int, own: Tensor, inputs: Tensor) -> None:
     """Take the least missed block out of stage `number`, in place."""
     blocks = list(small.stages[number].children())
     tried = []
@@ -56,7 +76,7 @@ def _drop_one(small: ConvNet, number: int, own: Tensor, images: Tensor) -> None:
         ):
             rest = nn.Sequential(*blocks[:i], *blocks[i + 1 :])
             small.stages[number] = rest
-            tried.append((_change(small(images), own), i, rest))
+            tried.append((_change(small(inputs), own), i, rest))
     small.stages[number] = min(tried, key=lambda found: found[:2])[2]
 
 

@@ -15,6 +15,8 @@ from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.registry import Registry, near_matches
 from tutelage.students import convnet, convnet1d, encoder, gru, textconv, vit
+from tutelage.students.slice import recalibrated
+from tutelage.students.slice_convnet import is_part, slice_convnet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,8 @@ class Family:
     one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
     given)` is the network that is trained on the spot where there is no teacher, if it has one.
     `drawn(random)` is a structure drawn at random, for wider searches, where the family has many.
+    `sliced(network, spec, inputs)` is a network of smaller knobs with this one's weights, and
+    `is_part(spec, whole)` whether that can be.
     """
 
     spec: type[Any]
@@ -35,6 +39,8 @@ class Family:
     teacher: Callable[[int, dict[str, Any]], Any] | None = None
     tokens: bool = False
     drawn: Callable[[Any], Any] | None = None
+    sliced: Callable[[Any, Any, Any], nn.Module] | None = None
+    is_part: Callable[[Any, Any], bool] | None = None
 
 
 FAMILIES: Registry[Family] = Registry("student family")
@@ -55,6 +61,8 @@ for _name, _module, _spec, _build, _teacher in (
             teacher=_teacher,
             tokens=_name == "encoder",
             drawn=getattr(_module, "drawn", None),
+            sliced=slice_convnet if _module in (convnet, convnet1d) else None,
+            is_part=is_part if _module in (convnet, convnet1d) else None,
         ),
     )
 # Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
@@ -97,6 +105,19 @@ class StudentSpec:
             return FAMILIES[self.family].build(self.knobs)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             raise StudentError(f"student '{self.family}' cannot be built: {error}") from None
+
+
+def sliced_from(network: nn.Module, spec: StudentSpec, inputs: Tensor) -> nn.Module:
+    """Return a network of `spec` with the weights of one of its family that it is part of.
+
+    `inputs` are some dozens of examples: they choose what stays, and norms hold their statistics
+    unless all stays. Raises `StudentError` where the network cannot be sliced.
+    """
+    sliced = FAMILIES[spec.family].sliced
+    if sliced is None:
+        raise StudentError(f"students of family '{spec.family}' cannot be sliced")
+    small = sliced(network, spec.knobs, inputs)
+    return small if spec.knobs == getattr(network, "spec", None) else recalibrated(small, inputs)
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -1,0 +1,171 @@
+"""Weights that a student starts with: a slice of the teacher, or of a student taught before.
+
+Every student that was taught in full is kept in `taught/`. Another budget, or a limit that had to
+be tightened, asks for another student of the same lesson (data, teacher, losses, seed), which can
+start from a slice of the smallest kept one that holds it. Covers the families that can be sliced.
+Students of others start fresh, and so does one that nothing holds, as under a looser budget.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import TeacherError
+from tutelage.files import hash_json, read_tensors, write_atomically, write_tensors
+from tutelage.pipeline.material import Material, some_examples
+from tutelage.pipeline.naming import name_spec
+from tutelage.plan import Candidate
+from tutelage.progress import Progress
+from tutelage.run import Run
+from tutelage.students import spec as students
+from tutelage.students.convnet import ConvNet
+from tutelage.students.convnet1d import ConvNet1d
+from tutelage.students.slice_convnet import is_part
+from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
+from tutelage.teach.teachers import Teacher
+from tutelage.teach.torch_teacher import Reordered, TorchTeacher
+
+_FILES = ("spec.json", "model.safetensors")
+
+
+def own_convnet(teacher: Teacher) -> ConvNet | ConvNet1d | None:
+    """Return a copy of the built-in network behind a teacher, its classes in the data's order.
+
+    None where the teacher is another network, or one that cannot be sliced.
+    """
+    inner: Any = teacher.teacher if isinstance(teacher, Reordered) else teacher
+    if not isinstance(inner, TorchTeacher) or not isinstance(inner.module, ConvNet | ConvNet1d):
+        return None
+    if not is_part(inner.module.spec, inner.module.spec):
+        return None
+    network = copy.deepcopy(inner.module).cpu()
+    if isinstance(teacher, Reordered):
+        order = list(teacher.order)
+        with torch.no_grad():
+            network.head.weight.copy_(network.head.weight[order].clone())
+            network.head.bias.copy_(network.head.bias[order].clone())
+    return network
+
+
+def refuse_unlike(teacher: Teacher) -> None:
+    """Refuse `student.start: teacher` where the teacher cannot be sliced."""
+    if own_convnet(teacher) is None:
+        raise TeacherError(
+            "student.start: teacher takes over channels of a built-in convolutional teacher (or "
+            "tokens of texts), and this teacher is another network; remove it"
+        )
+
+
+def from_teacher(
+    found: tuple[Candidate, ...], teacher: Teacher, material: Material, run: Run, progress: Progress
+) -> tuple[Candidate, ...]:
+    """Let those candidates that are part of the teacher start from a slice of it.
+
+    None is where the teacher is no built-in convolutional network.
+    """
+    whole = own_convnet(teacher)
+    if whole is None:
+        return found
+    started, fresh = [], 0
+    for candidate in found:
+        knobs = candidate.spec.knobs
+        if candidate.weights is None and is_part(knobs, whole.spec):
+            weights = _weights(
+                run, candidate.spec, material, [teacher.fingerprint], lambda: whole, progress
+            )
+            candidate = dataclasses.replace(candidate, weights=weights)
+        fresh += candidate.weights is None
+        started.append(candidate)
+    if fresh:
+        progress.say(
+            f"student: {fresh} of {len(found)} start fresh; they are no part of the teacher"
+        )
+    return tuple(started)
+
+
+def from_nearest(
+    run: Run, lesson: str, spec: StudentSpec, material: Material, progress: Progress
+) -> tuple[dict[str, Tensor], str] | None:
+    """Return the weights that `spec` starts with, and which student of `lesson` they are of.
+
+    None where no student that was kept holds it. What was found once stays, so that a run that goes
+    on starts as it did.
+    """
+
+    def look() -> tuple[Any, list[Path]]:
+        holds = FAMILIES[spec.family].is_part
+        best: tuple[int, str] | None = None
+        for name, stage in run.manifest["stages"].items():
+            kept = stage["result"]
+            if holds is None or not name.startswith("taught-") or kept["lesson"] != lesson:
+                continue
+            whole = StudentSpec.from_json(kept["spec"])
+            if whole.family == spec.family and holds(spec.knobs, whole.knobs):
+                found = kept["result"]["parameters"], name
+                best = found if best is None else min(best, found)
+        return None if best is None else best[1], []
+
+    name = run.stage(f"nearest-{_key(spec)}", hash_json([lesson, spec.to_json()]), look).result
+    if name is None:
+        return None
+    folder = run.file(f"taught/{name.removeprefix('taught-')}")
+    kept = run.manifest["stages"][name]
+    weights = _weights(run, spec, material, [name, lesson], lambda: students.load(folder), progress)
+    return weights, name_spec(StudentSpec.from_json(kept["result"]["spec"]))
+
+
+def _weights(
+    run: Run, spec: StudentSpec, material: Material, of: list[str],
+    whole: Callable[[], nn.Module], progress: Progress,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return a slice's weights, found once a run."""
+    path = run.file(f"starts/{_key(spec)}.safetensors")
+
+    def work() -> tuple[Any, list[Path]]:
+        progress.say(f"student: slicing {name_spec(spec)}")
+        small = sliced_from(whole(), spec, some_examples(material))
+        write_tensors(path, small.state_dict())
+        return None, [path]
+
+    inputs = hash_json([spec.to_json(), material.train.content, torch.get_num_threads(), *of])
+    run.stage(f"start-{_key(spec)}", inputs, work)
+    return read_tensors(path)[0]
+
+
+def _key(spec: StudentSpec) -> str:
+    return hash_json(spec.to_json())[:12]
+
+
+def keep(run: Run, lesson: str, inputs: str, spec: StudentSpec, result: dict[str, Any]) -> None:
+    """Keep what lies in `student/`; `inputs` and `result` are of its distillation."""
+    to = run.file(f"taught/{inputs[:12]}")
+
+    def work() -> tuple[Any, list[Path]]:
+        found = {"spec": spec.to_json(), "lesson": lesson, "result": result}
+        return found, _copy(run.file("student"), to)
+
+    run.stage(f"taught-{inputs[:12]}", inputs, work)
+
+
+def restore(run: Run, inputs: str) -> tuple[Any, list[Path]] | None:
+    """Put the student of this very distillation back into `student/`, where it was kept.
+
+    Returns the distillation's result and files; None where it was not kept.
+    """
+    kept = run.done(f"taught-{inputs[:12]}", inputs)
+    if kept is None:
+        return None
+    return kept.result["result"], _copy(run.file(f"taught/{inputs[:12]}"), run.file("student"))
+
+
+def _copy(source: Path, to: Path) -> list[Path]:
+    for name in _FILES:
+        write_atomically(to / name, (source / name).read_bytes())
+    return [to / name for name in _FILES]
