@@ -28,7 +28,7 @@ from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
 from scipy import stats
 
 from tutelage.files import write_json
-from tutelage.pipeline.inheriting import own_convnet
+from tutelage.pipeline.inheriting import own_network
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.material import Material, material_of, some_examples
 from tutelage.pipeline.planning import Chosen
@@ -108,9 +108,9 @@ def cell(method: str, seed: int, epochs: int, base: Material, options: argparse.
         started = time.process_time()
         weights = None
         if METHODS[method].get("slice"):
-            whole = own_convnet(taught.teacher)
-            assert whole is not None
-            small = sliced_from(whole, spec, some_examples(material))
+            own = own_network(taught.teacher, material.shape)
+            assert own is not None
+            small = sliced_from(own[0], spec, some_examples(material))
             weights = dict(small.state_dict())
         chosen = Chosen(
             spec=spec, network=network, parameters=count, warm=None, weights=weights

@@ -19,12 +19,14 @@ from tutelage.files import read_tensors
 from tutelage.pipeline.slicing import of_all_spaces
 from tutelage.plan import SPACES
 from tutelage.plan.costs import Costing
-from tutelage.plan.sliced import shallower, widest_slice
+from tutelage.plan.sliced import widest_slice
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit
 from tutelage.run import Run
 from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.slice_convnet import SLICING, shallower
+from tutelage.students.spec import StudentSpec
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 
 SPEC = ConvNetSpec(image=(1, 12, 12), classes=3, widths=(8, 16), depths=(2, 2))
@@ -48,8 +50,8 @@ def slices(storage: float, count: int = 4, parameters: int = 1_000_000):
     torch.manual_seed(0)
     return SPACES["sliced"](
         costing(storage),
-        family="convnet",
         teacher=ConvNet(SPEC).eval(),
+        spec=StudentSpec(family="convnet", knobs=SPEC),
         inputs=torch.randn(16, 1, 12, 12),
         most_parameters=parameters,
         count=count,
@@ -80,7 +82,10 @@ def test_a_wide_budget_takes_the_whole_teacher_and_few_parameters_bind_too() -> 
 
 
 def test_nothing_fits_is_said() -> None:
-    assert widest_slice("convnet", SPEC, costing(500), 1_000_000) is None
+    assert (
+        widest_slice(StudentSpec(family="convnet", knobs=SPEC), SLICING, costing(500), 1_000_000)
+        is None
+    )
     with pytest.raises(InfeasibleError, match="Choose student.space: compact"):
         slices(500)
 
@@ -105,7 +110,10 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = tiny.cli("run", recipe, "--run", run, "--json")
     assert said.status == 0
-    assert "student: starts with the weights of the teacher, of the channels and blocks that stay" in said.err
+    assert (
+        "student: starts with the weights of the teacher, of the channels and blocks that stay"
+        in said.err
+    )
     plan = json.loads((run / "plan.json").read_text())
     assert [c["space"] for c in plan["candidates"]] == [plan["space"]] == ["sliced"]
     teacher, sliced, student = (
@@ -144,7 +152,7 @@ def candidates(folder: Path, student: dict[str, Any], module: nn.Module, order: 
         chosen = of_all_spaces(
             Recipe.parse({**tiny.RECIPE, "student": student}, where="test"),
             costing(20_000),
-            SimpleNamespace(shape=(1, 12, 12), train=train),
+            SimpleNamespace(shape=(1, 12, 12), knobs={"image": (1, 12, 12)}, train=train),
             SimpleNamespace(teacher=teacher, train=SimpleNamespace(key=teacher.fingerprint)),
             run,
             progress,

@@ -19,11 +19,26 @@ from tutelage.pipeline.starting import first_student
 from tutelage.recipe import Recipe
 from tutelage.students import encoder, textconv
 from tutelage.students.spec import StudentSpec
-from tutelage.teach.starting import start_from
+from tutelage.teach.starting import as_encoder, start_from
 
 pytest.importorskip("transformers")
 
 WHOLE = {"layers": 3, "hidden": 16, "heads": 2, "inner": 24, "norm": "post"}
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert"])
+def test_a_teacher_with_a_head_of_ours_is_an_encoder_of_our_own(kind):
+    teacher = foreign(kind)
+    network = as_encoder(teacher, length=12)
+    assert network is not None
+    torch.testing.assert_close(said(network), said(teacher), rtol=0, atol=1e-5)
+
+
+def test_a_teacher_of_another_layout_is_none():
+    assert as_encoder(foreign("ModernBert"), length=12) is None
+    teacher = foreign("Bert")
+    teacher.head = None
+    assert as_encoder(teacher, length=12) is None
 
 
 def student(**changes) -> Any:
@@ -176,3 +191,22 @@ def test_a_run_starts_from_its_teacher_exactly_and_resumes(folder):
         else:
             assert "start" not in result
     assert len(set(weights.values())) == 2
+
+
+def test_a_text_student_can_be_a_slice_of_its_teacher(folder):
+    given = {
+        "task": "text", "data": {"train": "train.jsonl", "validation": 0.2},
+        "teacher": {"source": "encoder", "fit": "all", "epochs": 12},
+        "budget": {"storage": "40 kB"}, "student": {"space": "sliced", "candidates": 2},
+        "distill": {"epochs": 30, "batch": 16, "rate": 1e-3}, "threads": 1,
+    }  # fmt: skip
+    (folder / "sliced.yaml").write_text(yaml.safe_dump(given))
+    said = tiny.cli("run", folder / "sliced.yaml", "--run", folder / "sliced", "--json")
+    assert said.status == 0, said.err
+    plan = json.loads((folder / "sliced/plan.json").read_text())
+    assert {c["space"] for c in plan["candidates"]} == {"sliced"}
+    for candidate in plan["candidates"]:
+        spec = candidate["spec"]
+        assert spec["norm"] == "post" and spec["hidden"] // spec["heads"] == 16
+    assert "student: starts with the weights of the teacher" in said.err
+    assert said.answer["student"]["value"] > 0.8

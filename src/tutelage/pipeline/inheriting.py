@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +27,49 @@ from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.convnet import ConvNet
 from tutelage.students.convnet1d import ConvNet1d
-from tutelage.students.slice_convnet import is_part
+from tutelage.students.encoder import Encoder
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
+from tutelage.teach.hf_teacher import HfEncoder
+from tutelage.teach.starting import as_encoder
 from tutelage.teach.teachers import Teacher
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 
 _FILES = ("spec.json", "model.safetensors")
+_KINDS = {"convnet": ConvNet, "convnet1d": ConvNet1d, "encoder": Encoder}
 
 
-def own_convnet(teacher: Teacher) -> ConvNet | ConvNet1d | None:
-    """Return a copy of the built-in network behind a teacher, its classes in the data's order.
+def own_network(teacher: Teacher, shape: Sequence[int]) -> tuple[nn.Module, StudentSpec] | None:
+    """Return the teacher as a network of one of our families, with its spec; a copy.
 
-    None where the teacher is another network, or one that cannot be sliced.
+    Its classes are in the data's order, and texts are as long as `shape` says. None where the
+    teacher is another network, or one that cannot be sliced.
     """
     inner: Any = teacher.teacher if isinstance(teacher, Reordered) else teacher
-    if not isinstance(inner, TorchTeacher) or not isinstance(inner.module, ConvNet | ConvNet1d):
+    module = inner.module if isinstance(inner, TorchTeacher) else None
+    network: Any
+    if isinstance(module, ConvNet | ConvNet1d | Encoder):
+        network = copy.deepcopy(module).cpu()
+    elif isinstance(module, HfEncoder):
+        network = as_encoder(module, length=shape[0])
+    else:
+        network = None
+    if network is None:
         return None
-    if not is_part(inner.module.spec, inner.module.spec):
+    family = next(name for name, kind in _KINDS.items() if isinstance(network, kind))
+    slicing = FAMILIES[family].slicing
+    if slicing is None or not slicing.is_part(network.spec, network.spec):
         return None
-    network = copy.deepcopy(inner.module).cpu()
     if isinstance(teacher, Reordered):
         order = list(teacher.order)
         with torch.no_grad():
             network.head.weight.copy_(network.head.weight[order].clone())
             network.head.bias.copy_(network.head.bias[order].clone())
-    return network
+    return network, StudentSpec(family=family, knobs=network.spec)
 
 
-def refuse_unlike(teacher: Teacher) -> None:
+def refuse_unlike(teacher: Teacher, shape: Sequence[int]) -> None:
     """Refuse `student.start: teacher` where the teacher cannot be sliced."""
-    if own_convnet(teacher) is None:
+    if own_network(teacher, shape) is None:
         raise TeacherError(
             "student.start: teacher takes over channels of a built-in convolutional teacher (or "
             "tokens of texts), and this teacher is another network; remove it"
@@ -68,15 +81,14 @@ def from_teacher(
 ) -> tuple[Candidate, ...]:
     """Let those candidates that are part of the teacher start from a slice of it.
 
-    None is where the teacher is no built-in convolutional network.
+    None does where the teacher is no network of ours.
     """
-    whole = own_convnet(teacher)
-    if whole is None:
+    own = own_network(teacher, material.shape)
+    if own is None:
         return found
-    started, fresh = [], 0
+    whole, started, fresh = own[0], [], 0
     for candidate in found:
-        knobs = candidate.spec.knobs
-        if candidate.weights is None and is_part(knobs, whole.spec):
+        if candidate.weights is None and _holds(own[1], candidate.spec):
             weights = _weights(
                 run, candidate.spec, material, [teacher.fingerprint], lambda: whole, progress
             )
@@ -100,14 +112,12 @@ def from_nearest(
     """
 
     def look() -> tuple[Any, list[Path]]:
-        holds = FAMILIES[spec.family].is_part
         best: tuple[int, str] | None = None
         for name, stage in run.manifest["stages"].items():
             kept = stage["result"]
-            if holds is None or not name.startswith("taught-") or kept["lesson"] != lesson:
+            if not name.startswith("taught-") or kept["lesson"] != lesson:
                 continue
-            whole = StudentSpec.from_json(kept["spec"])
-            if whole.family == spec.family and holds(spec.knobs, whole.knobs):
+            if _holds(StudentSpec.from_json(kept["spec"]), spec):
                 found = kept["result"]["parameters"], name
                 best = found if best is None else min(best, found)
         return None if best is None else best[1], []
@@ -119,6 +129,15 @@ def from_nearest(
     kept = run.manifest["stages"][name]
     weights = _weights(run, spec, material, [name, lesson], lambda: students.load(folder), progress)
     return weights, name_spec(StudentSpec.from_json(kept["result"]["spec"]))
+
+
+def _holds(whole: StudentSpec, spec: StudentSpec) -> bool:
+    slicing = FAMILIES[spec.family].slicing
+    return (
+        slicing is not None
+        and whole.family == spec.family
+        and slicing.is_part(spec.knobs, whole.knobs)
+    )
 
 
 def _weights(

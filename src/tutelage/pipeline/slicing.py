@@ -1,7 +1,8 @@
 """The student spaces side by side: slices of the teacher, and the compact families.
 
-Covers teachers of the built-in convolutional families that read what the student reads; for every
-other teacher the compact space stands alone, and the run says so.
+Covers teachers of the built-in convolutional families, and text encoders laid out like BERT with a
+head that was fitted here; for every other teacher the compact space stands alone, and the run says
+so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import hash_json, read_tensors, write_tensors
-from tutelage.pipeline.inheriting import own_convnet
+from tutelage.pipeline.inheriting import own_network
 from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
@@ -21,7 +22,6 @@ from tutelage.plan.costs import Costing
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
-from tutelage.students.convnet import ConvNet
 from tutelage.teach.teachers import Teacher
 
 
@@ -57,13 +57,11 @@ def of_all_spaces(
 
 def _not_sliced(recipe: Recipe, material: Material, teacher: Teacher, *, alone: bool) -> str:
     """Say why the teacher is not sliced; '' if it can be tried."""
-    found = own_convnet(teacher)
-    if found is None:
-        return "slices are of built-in convolutional teachers, and this is another network"
-    reads = found.spec.image if isinstance(found, ConvNet) else (
-        found.spec.channels, found.spec.length
-    )  # fmt: skip
-    if reads != tuple(material.shape):
+    own = own_network(teacher, material.shape)
+    if own is None:
+        return "slices are of built-in networks and of BERT's kind, and this is another network"
+    knobs = own[1].knobs
+    if any(getattr(knobs, k) != v for k, v in material.knobs.items() if k != "classes"):
         return "the teacher reads inputs of another shape than the student's"
     if recipe.student.candidates < 2 and not alone:
         return "student.candidates is 1"
@@ -78,11 +76,12 @@ def _slices(
 
     def search() -> tuple[Any, list[Path]]:
         progress.say(f"plan: slicing the teacher to fit {costing.device.name}")
-        whole = own_convnet(taught.teacher)
+        own = own_network(taught.teacher, material.shape)
+        assert own is not None
         found = SPACES["sliced"](
             costing,
-            family="convnet" if isinstance(whole, ConvNet) else "convnet1d",
-            teacher=whole,
+            teacher=own[0],
+            spec=own[1],
             inputs=some_examples(material),
             most_parameters=max(2_000, taught.teacher.parameters // 2),
             count=count,

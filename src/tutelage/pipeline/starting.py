@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import RecipeError, TeacherError
-from tutelage.pipeline.inheriting import own_convnet
 from tutelage.pipeline.teaching import Taught
 from tutelage.recipe import Recipe
+from tutelage.students.convnet import ConvNet
+from tutelage.students.convnet1d import ConvNet1d
 from tutelage.students.spec import StudentSpec, tensors_hash
 from tutelage.teach.inside import module_of
 from tutelage.teach.starting import start_from
@@ -34,9 +35,9 @@ def first_student(
     if weights is not None:
         network.load_state_dict(weights)
         return network, (f"the weights of {of}, of the channels and blocks that stay",)
-    if recipe.student.start != "teacher" or own_convnet(taught.teacher) is not None:
-        return network, ()
     module = module_of(taught.teacher)
+    if recipe.student.start != "teacher" or isinstance(module, ConvNet | ConvNet1d):
+        return network, ()
     if module is None:
         raise TeacherError(
             "student.start: teacher takes over weights, and this teacher gives decisions only; "

@@ -140,7 +140,7 @@ def teach(
     teacher = open_teacher(recipe, material, trust_code=trust_code, module=module, forward=forward)
     _refuse_losses(terms_of(recipe.distill), teacher)
     if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
-        refuse_unlike(teacher)
+        refuse_unlike(teacher, material.shape)
     needed, features = wants(terms_of(recipe.distill)), bool(teacher.taps)
     caches = [
         SignalCache(

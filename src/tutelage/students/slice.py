@@ -9,19 +9,39 @@ attention, other norms, or grouped convolutions that are not depthwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError
+from tutelage.losses.decision import kl
 from tutelage.passes import reason
 
 Kept = Callable[[str, int], int]
+Rest = TypeVar("Rest", bound=nn.Module)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slicing:
+    """How networks of a family are sliced to smaller ones of it; specs are its knobs.
+
+    `cut(network, spec, inputs)` is a network of `spec` with this one's weights, some dozens of
+    `inputs` choosing which; `is_part(spec, whole)` says whether that can be. `narrower(spec,
+    share)` has about a share of the channels or the like, in `steps(spec)` steps at most;
+    `shallower(spec)` are the depths to consider, the spec's own first.
+    """
+
+    cut: Callable[[Any, Any, Any], nn.Module]
+    is_part: Callable[[Any, Any], bool]
+    narrower: Callable[[Any, float], Any]
+    shallower: Callable[[Any], Sequence[Any]]
+    steps: Callable[[Any], int]
 
 
 def slice_channels(network: nn.Module, examples: Float[Tensor, "b ..."], share: float) -> nn.Module:
@@ -150,18 +170,40 @@ def importance(network: nn.Module, examples: Tensor) -> dict[nn.Module, Float[Te
     finally:
         for hook in hooks:
             hook.remove()
-    if decision.shape[1] == 1:
-        total = decision.sum()
-    else:
-        draw = torch.Generator().manual_seed(0)
-        own = torch.multinomial(decision.detach().softmax(1).cpu(), 1, generator=draw)
-        total = decision.log_softmax(1).gather(1, own.to(decision.device)).sum()
-    moved = torch.autograd.grad(total, list(gates.values()), allow_unused=True)
+    moved = torch.autograd.grad(drawn_decision(decision), list(gates.values()), allow_unused=True)
     lost = [module for module, grad in zip(gates, moved, strict=True) if grad is None]
     if lost:
         name = next(name for name, module in network.named_modules() if module is lost[0])
         raise _Untraced(f"the decision does not follow from '{name}' by operations of torch")
     return {m: grad.flatten(1) for m, grad in zip(gates, moved, strict=True) if grad is not None}
+
+
+def drawn_decision(decision: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+    """Return the sum over examples of log p(y), y drawn from p itself, always the same way.
+
+    A single output is taken as the mean of a Gaussian.
+    """
+    if decision.shape[1] == 1:
+        return decision.sum()
+    draw = torch.Generator().manual_seed(0)
+    own = torch.multinomial(decision.detach().softmax(1).cpu(), 1, generator=draw)
+    return decision.log_softmax(1).gather(1, own.to(decision.device)).sum()
+
+
+def least_missed(rests: Sequence[Rest], said: Callable[[Rest], Tensor], own: Tensor) -> Rest:
+    """Return the rest with which the decision stays nearest to `own`: by mean KL.
+
+    By the mean square where a decision is a single value. Of equals the first.
+    """
+
+    def change(rest: Rest) -> float:
+        decision = said(rest)
+        if own.shape[1] == 1:
+            return float((decision - own).square().mean())
+        return float(kl(decision, own, temperature=1.0).mean())
+
+    changes = [change(rest) for rest in rests]
+    return rests[changes.index(min(changes))]
 
 
 def recalibrated(network: nn.Module, examples: Float[Tensor, "b ..."]) -> nn.Module:

@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.losses.decision import kl
 from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.slice import cut
+from tutelage.students.slice import Slicing, cut, even_share, least_missed
 
 Staged = TypeVar("Staged", ConvNet, ConvNet1d)
 
@@ -69,19 +68,40 @@ def without_blocks(
 def _drop_one(small: ConvNet | ConvNet1d, number: int, own: Tensor, inputs: Tensor) -> None:
     """Take the least missed block out of stage `number`, in place."""
     blocks = list(small.stages[number].children())
-    tried = []
-    for i, block in enumerate(blocks):
-        if getattr(block, "same", False) or isinstance(
-            getattr(block, "shortcut", None), nn.Identity
-        ):
-            rest = nn.Sequential(*blocks[:i], *blocks[i + 1 :])
-            small.stages[number] = rest
-            tried.append((_change(small(inputs), own), i, rest))
-    small.stages[number] = min(tried, key=lambda found: found[:2])[2]
+    rests = [
+        nn.Sequential(*blocks[:i], *blocks[i + 1 :])
+        for i, block in enumerate(blocks)
+        if getattr(block, "same", False)
+        or isinstance(getattr(block, "shortcut", None), nn.Identity)
+    ]
+
+    def said(rest: nn.Sequential) -> Tensor:
+        small.stages[number] = rest
+        return small(inputs)
+
+    small.stages[number] = least_missed(rests, said, own)
 
 
-def _change(said: Tensor, own: Tensor) -> float:
-    """Return how far a decision is from the network's own, on average."""
-    if own.shape[1] == 1:
-        return float((said - own).square().mean())
-    return float(kl(said, own, temperature=1.0).mean())
+def narrower(
+    spec: ConvNetSpec | ConvNet1dSpec, share: float
+) -> ConvNetSpec | ConvNet1dSpec:  # fmt: skip
+    """Return the spec with about a share of the channels, the same in every stage."""
+    return dataclasses.replace(spec, widths=tuple(even_share(w, share) for w in spec.widths))
+
+
+def shallower(spec: Any) -> tuple[Any, ...]:
+    """Return the spec, then with one block fewer in each stage that has several, down to one."""
+    found = [spec]
+    while max(spec.depths) > 1:
+        spec = dataclasses.replace(spec, depths=tuple(max(1, d - 1) for d in spec.depths))
+        found.append(spec)
+    return tuple(found)
+
+
+SLICING = Slicing(
+    cut=slice_convnet,
+    is_part=is_part,
+    narrower=narrower,
+    shallower=shallower,
+    steps=lambda spec: max(spec.widths) // 2,
+)

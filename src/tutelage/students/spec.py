@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.registry import Registry, near_matches
-from tutelage.students import convnet, convnet1d, encoder, gru, textconv, vit
-from tutelage.students.slice import recalibrated
-from tutelage.students.slice_convnet import is_part, slice_convnet
+from tutelage.students import (
+    convnet,
+    convnet1d,
+    encoder,
+    gru,
+    slice_convnet,
+    slice_encoder,
+    textconv,
+    vit,
+)
+from tutelage.students.slice import Slicing, recalibrated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +36,7 @@ class Family:
     one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
     given)` is the network that is trained on the spot where there is no teacher, if it has one.
     `drawn(random)` is a structure drawn at random, for wider searches, where the family has many.
-    `sliced(network, spec, inputs)` is a network of smaller knobs with this one's weights, and
-    `is_part(spec, whole)` whether that can be.
+    `slicing` is how its networks are cut to smaller ones, where they can be.
     """
 
     spec: type[Any]
@@ -39,10 +46,14 @@ class Family:
     teacher: Callable[[int, dict[str, Any]], Any] | None = None
     tokens: bool = False
     drawn: Callable[[Any], Any] | None = None
-    sliced: Callable[[Any, Any, Any], nn.Module] | None = None
-    is_part: Callable[[Any, Any], bool] | None = None
+    slicing: Slicing | None = None
 
 
+_SLICINGS = {
+    "convnet": slice_convnet.SLICING,
+    "convnet1d": slice_convnet.SLICING,
+    "encoder": slice_encoder.SLICING,
+}
 FAMILIES: Registry[Family] = Registry("student family")
 for _name, _module, _spec, _build, _teacher in (
     ("convnet", convnet, convnet.ConvNetSpec, convnet.ConvNet, convnet.teacher),
@@ -61,8 +72,7 @@ for _name, _module, _spec, _build, _teacher in (
             teacher=_teacher,
             tokens=_name == "encoder",
             drawn=getattr(_module, "drawn", None),
-            sliced=slice_convnet if _module in (convnet, convnet1d) else None,
-            is_part=is_part if _module in (convnet, convnet1d) else None,
+            slicing=_SLICINGS.get(_name),
         ),
     )
 # Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
@@ -113,10 +123,10 @@ def sliced_from(network: nn.Module, spec: StudentSpec, inputs: Tensor) -> nn.Mod
     `inputs` are some dozens of examples: they choose what stays, and norms hold their statistics
     unless all stays. Raises `StudentError` where the network cannot be sliced.
     """
-    sliced = FAMILIES[spec.family].sliced
-    if sliced is None:
+    slicing = FAMILIES[spec.family].slicing
+    if slicing is None:
         raise StudentError(f"students of family '{spec.family}' cannot be sliced")
-    small = sliced(network, spec.knobs, inputs)
+    small = slicing.cut(network, spec.knobs, inputs)
     return small if spec.knobs == getattr(network, "spec", None) else recalibrated(small, inputs)
 
 

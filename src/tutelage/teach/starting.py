@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError
-from tutelage.students.encoder import Encoder, initialise_from
+from tutelage.students.encoder import Encoder, EncoderSpec, initialise_from
 from tutelage.teach.hf_teacher import HfEncoder
 
 _Parts = dict[str, Any]
@@ -73,6 +73,30 @@ def start_from(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
             _copy(student.head, linear.weight, linear.bias)
             taken.append("its head")
     return tuple(taken)
+
+
+def as_encoder(teacher: HfEncoder, *, length: int) -> Encoder | None:
+    """Return a BERT-like teacher of texts of `length` tokens as a network of our own family.
+
+    It says what the teacher says. None where no such network does: another layout, or a head that
+    was not put on here.
+    """
+    layers = _layers(teacher.encoder)
+    if teacher.head is None or not layers:
+        return None
+    config: Any = teacher.body.config
+    linear: Any = teacher.head[-1]  # pyright: ignore[reportIndexIssue]
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "n_heads", 0)
+    spec = EncoderSpec(
+        vocabulary=len(teacher.embedding), length=length, classes=linear.out_features,
+        layers=len(layers), hidden=layers[0]["query"].out_features, heads=heads,
+        inner=layers[0]["up"].out_features, pad=teacher.pad, norm="post",
+    )  # fmt: skip
+    network = Encoder(spec).eval()
+    if _unlike(network, teacher):
+        return None
+    start_from(network, teacher)
+    return network
 
 
 def _unlike(student: nn.Module, teacher: nn.Module) -> str:

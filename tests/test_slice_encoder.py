@@ -1,0 +1,161 @@
+"""Transformers of texts with fewer layers, heads and units: what stays is the network's own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from tutelage.students.encoder import Encoder, EncoderSpec
+from tutelage.students.slice_encoder import (
+    SLICING,
+    is_part,
+    narrower,
+    shallower,
+    slice_encoder,
+    without_layers,
+)
+
+KINDS = [
+    {"norm": "post"},
+    {"norm": "post", "embedding": 12},
+    {"norm": "pre"},
+    {"norm": "pre", "embedding": 12},
+]
+
+
+def encoder(classes=3, **knobs):
+    torch.manual_seed(0)
+    spec = EncoderSpec(
+        vocabulary=30, length=10, classes=classes, layers=3, hidden=16, heads=4, inner=20, pad=1,
+        **knobs,
+    )  # fmt: skip
+    network = Encoder(spec).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return network
+
+
+def ids(count=24):
+    random = torch.Generator().manual_seed(1)
+    found = torch.randint(2, 30, (count, 10), generator=random)
+    found[:, 7:] = 1
+    return found
+
+
+def said(network):
+    with torch.no_grad():
+        return network(ids())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_whole_is_the_same_network(kind, classes):
+    whole = encoder(classes, **kind)
+    assert torch.equal(said(slice_encoder(whole, whole.spec, ids())), said(whole))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slice_is_of_its_spec_and_holds_the_networks_numbers(kind):
+    whole = encoder(**kind)
+    sizes = {"layers": 2, "hidden": 8, "heads": 2, "inner": 6}
+    if kind.get("embedding"):
+        sizes["embedding"] = 5
+    spec = dataclasses.replace(whole.spec, **sizes)
+    assert is_part(spec, whole.spec)
+    small = slice_encoder(whole, spec, ids())
+    assert small.spec == spec and said(small).shape == (24, 3)
+    again = Encoder(spec)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(said(again.eval()), said(small))
+    known = {float(x) for parameter in whole.parameters() for x in parameter.detach().flatten()}
+    assert all(float(x) in known for p in small.parameters() for x in p.detach().flatten())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_says_nothing_goes_first(kind):
+    """Numbers of the stream, heads and units that change nothing are left out, and nothing else."""
+    whole = encoder(**kind)
+    stay = [0, 2, 3, 5, 8, 9, 12, 15]
+    gone = [i for i in range(16) if i not in stay]
+    with torch.no_grad():
+        for stage in whole.stages:
+            stage.out.weight[:, 4:8] = 0.0  # head 1
+            stage.mlp[2].weight[:, [1, 4, 5, 7]] = 0.0
+    spec = dataclasses.replace(whole.spec, inner=16)
+    torch.testing.assert_close(said(slice_encoder(whole, spec, ids())), said(whole))
+    with torch.no_grad():  # numbers that are always 0, and that nobody reads
+        for stage in whole.stages:
+            for linear in (stage.out, stage.mlp[2]):
+                linear.weight[gone] = 0.0
+                linear.bias[gone] = 0.0
+            stage.qkv.weight[:, gone] = 0.0
+            stage.mlp[0].weight[:, gone] = 0.0
+            for norm in (stage.attention_norm, stage.mlp_norm):
+                norm.weight[gone] = 0.0
+                norm.bias[gone] = 0.0
+        whole.head.weight[:, gone] = 0.0
+    if kind["norm"] == "post":
+        half = dataclasses.replace(whole.spec, hidden=8, heads=2)
+        small = slice_encoder(whole, half, ids())
+        assert torch.equal(small.head.weight, whole.head.weight[:, stay])
+
+
+def test_heads_that_say_nothing_go_first():
+    whole = encoder(norm="post")
+    with torch.no_grad():
+        for number, stage in enumerate(whole.stages):
+            stage.out.weight[:, 4 * number : 4 * number + 4] = 0.0
+    spec = dataclasses.replace(whole.spec, hidden=12, heads=3)
+    small = slice_encoder(whole, spec, ids())
+    for number, (to, of) in enumerate(zip(small.stages, whole.stages, strict=True)):
+        heads = of.qkv.bias.unflatten(0, (4, 12))
+        kept = [i for i in range(4) if i != number]
+        assert torch.equal(to.qkv.bias.unflatten(0, (3, 12)), heads[kept])
+
+
+def test_the_layer_that_is_missed_least_goes_first():
+    whole = encoder(norm="pre")
+    with torch.no_grad():  # the middle layer adds nothing
+        for linear in (whole.stages[1].out, whole.stages[1].mlp[2]):
+            linear.weight.zero_()
+            linear.bias.zero_()
+    fewer = without_layers(whole, 2, ids())
+    assert torch.equal(said(fewer), said(whole))
+    assert fewer.spec.layers == 2 and len(whole.stages) == 3
+    assert isinstance(fewer.stages, nn.ModuleList)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({}, True),
+        ({"layers": 1, "inner": 2}, True),
+        ({"hidden": 8, "heads": 2}, True),
+        ({"hidden": 8}, False),  # heads of another size
+        ({"layers": 4}, False),
+        ({"inner": 21}, False),
+        ({"classes": 4}, False),
+        ({"vocabulary": 29}, False),
+        ({"embedding": 8}, False),  # of another kind
+        ({"norm": "pre"}, False),
+    ],
+)
+def test_what_is_part_of_what(changes, part):
+    whole = encoder(norm="post").spec
+    assert is_part(dataclasses.replace(whole, **changes), whole) is part
+
+
+def test_narrower_and_shallower_specs_are_parts():
+    for kind in KINDS:
+        whole = encoder(**kind).spec
+        steps = SLICING.steps(whole)
+        found = [
+            narrower(spec, n / steps) for spec in shallower(whole) for n in range(1, steps + 1)
+        ]
+        assert all(is_part(spec, whole) for spec in found)
+        assert whole in found and len({spec.layers for spec in found}) == 3
