@@ -86,7 +86,7 @@ def _row(
 
 
 def _change(teacher: Measurement | None, student: Measurement | None) -> Figure | None:
-    if teacher is None or student is None:
+    if teacher is None or student is None or teacher.name == "latency_noise_floor":
         return None
     kind = weakest([teacher.kind, student.kind])
     if teacher.name.startswith(("accuracy", "macro_f1", "balanced_accuracy")):

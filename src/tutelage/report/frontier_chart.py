@@ -139,7 +139,7 @@ def _students(spots: Sequence[Spot]) -> list[alt.Chart]:
     names = [name for name in _LOOKS if any(s.state == name for s in spots)]
     shapes, colors, _, _ = zip(*(_LOOKS[name] for name in names), strict=True)
     key = alt.Legend(
-        orient="top", offset=16, title=None, columnPadding=16, symbolSize=100, symbolOpacity=1
+        orient="top", offset=28, title=None, columnPadding=16, symbolSize=100, symbolOpacity=1
     )
     shape = alt.Shape("state:N", scale=alt.Scale(domain=names, range=list(shapes)), legend=key)
     color = alt.Color("state:N", scale=alt.Scale(domain=names, range=list(colors)), legend=key)

@@ -1,0 +1,239 @@
+"""Twelve budgets over five devices: are limits kept, and how good is what ships, by search.
+
+python benchmarks/budgets.py [--set fashion|digits] [--only compact width ...] [--seeds 0 1 2]
+python benchmarks/budgets.py --table
+
+Every cell is one whole run of the product with one budget: candidates, short distillations, one
+full distillation, export, proof. The budgets of an arm and seed share a run directory, so signals,
+scores and students taught before are at hand as they are for a user who changes a limit. Arms:
+
+compact       the families of the task, fresh weights (the default)
+width         the teacher's structure with fewer channels, the same share everywhere; fresh weights
+teacher       compact, and what is part of the teacher starts from a slice of it
+nearest       compact, starting from the smallest student taught before that holds the new one
+auto          compact families and slices of the teacher side by side
+
+`fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist, `digits` the set
+of the demo with a teacher fitted first. Seconds are the processor's, of this budget alone. A plan
+was falsely feasible where its artifact missed a limit, so that it was tightened. Regret is the test
+figure against the best of all arms and seeds for that budget. Resumable; lines go to
+benchmarks/results/budgets.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
+
+from tutelage.devices import load_device
+from tutelage.errors import InfeasibleError
+from tutelage.files import read_json, write_json
+from tutelage.pipeline import run_recipe
+from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.planning import budget_of, costing_of
+from tutelage.plan.sliced import widest_slice
+from tutelage.recipe import Recipe
+from tutelage.students.slice_convnet import SLICING, shallower
+from tutelage.students.spec import StudentSpec, load
+
+RESULTS = HERE / "results" / "budgets.json"
+WORK = HERE / ".work" / "budgets"
+ARMS: dict[str, dict[str, Any]] = {
+    "compact": {},
+    "width": {},
+    "teacher": {"start": "teacher"},
+    "nearest": {"start": "nearest"},
+    "auto": {"space": "auto"},
+}
+# From loose to tight, as `nearest` needs; of each device several limits that bind in turn.
+BUDGETS: dict[str, list[tuple[str, dict[str, str]]]] = {
+    "fashion": [
+        ("raspberry-pi-4", {"latency": "1 ms"}),
+        ("nucleo-l4r5", {"storage": "48 kB"}),
+        ("disco-f746", {"latency": "30 ms"}),
+        ("esp32-s3", {"storage": "32 kB", "latency": "40 ms"}),
+        ("raspberry-pi-4", {"storage": "24 kB"}),
+        ("nucleo-l4r5", {"energy": "1.5 mJ"}),
+        ("disco-f746", {"storage": "20 kB", "memory": "32 kB"}),
+        ("esp32-s3", {"storage": "16 kB"}),
+        ("nucleo-l4r5", {"memory": "24 kB"}),
+        ("nucleo-g0b1", {"storage": "14 kB"}),
+        ("nucleo-g0b1", {"latency": "150 ms"}),
+        ("disco-f746", {"storage": "10 kB", "latency": "10 ms"}),
+    ],
+    "digits": [
+        ("raspberry-pi-4", {"latency": "0.1 ms"}),
+        ("nucleo-l4r5", {"storage": "16 kB"}),
+        ("disco-f746", {"latency": "2 ms"}),
+        ("esp32-s3", {"storage": "14 kB", "latency": "3 ms"}),
+        ("raspberry-pi-4", {"storage": "12 kB"}),
+        ("nucleo-l4r5", {"energy": "130 uJ"}),
+        ("disco-f746", {"storage": "11 kB", "memory": "11 kB"}),
+        ("esp32-s3", {"storage": "10 kB"}),
+        ("nucleo-l4r5", {"memory": "10 kB"}),
+        ("nucleo-g0b1", {"storage": "9 kB"}),
+        ("nucleo-g0b1", {"latency": "20 ms"}),
+        ("disco-f746", {"storage": "8 kB", "latency": "1 ms"}),
+    ],
+}  # fmt: skip
+
+
+def recipe_of(
+    which: str, budget: tuple[str, dict[str, str]], seed: int, student: dict[str, Any]
+) -> Recipe:
+    """Return the recipe of one cell."""
+    fashion = which == "fashion"
+    teacher = {"source": str(TEACHER), "precision": "bf16"} if fashion else {
+        "fit": True, "epochs": 40,
+    }  # fmt: skip
+    return Recipe.parse(
+        {
+            "seed": seed,
+            "data": {"train": FASHION_MNIST if fashion else "digits"},
+            "teacher": teacher,
+            "device": budget[0],
+            "budget": budget[1],
+            "augment": {"views": 4, "flip": True} if fashion else {},
+            "student": student,
+            "distill": {"epochs": 10 if fashion else 60},
+            "threads": 1,
+        }
+    )
+
+
+def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
+    """Return the spec of the teacher's structure at the widest share that fits, as JSON.
+
+    A teacher fitted on the spot is taken from the arm `compact`, which runs first.
+    """
+    fitted = WORK / f"digits-compact-{recipe.seed}" / "teacher"
+    whole: Any = load(TEACHER if recipe.teacher.source else fitted)
+    device = load_device(recipe.device)
+    size = sum(p.numel() for p in whole.parameters())
+    costing = costing_of(recipe, material, device, budget_of(recipe, device, 4 * size))
+    for knobs in shallower(whole.spec):
+        spec = StudentSpec(family="convnet", knobs=knobs)
+        found = widest_slice(spec, SLICING, costing, max(2_000, size // 2))
+        if found is not None:
+            json_spec = json.loads(json.dumps(found.spec.to_json()))
+            return {k: v for k, v in json_spec.items() if k not in ("image", "classes")}
+    raise InfeasibleError("the teacher's structure fits at no width")
+
+
+def cell(which: str, arm: str, seed: int, number: int, material: Material) -> dict[str, Any]:
+    """Run one budget; return its line."""
+    budget = BUDGETS[which][number]
+    folder = WORK / f"{which}-{arm}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = WORK / f"{which}-{seed}-signals"
+    shared.mkdir(exist_ok=True)
+    if not (folder / "signals").exists():  # the arms ask the teacher the same
+        (folder / "signals").symlink_to(shared)
+    row: dict[str, Any] = {
+        "set": which, "arm": arm, "seed": seed, "budget": number, "device": budget[0],
+        "limits": budget[1],
+    }  # fmt: skip
+    started = time.process_time()
+    try:
+        recipe = recipe_of(which, budget, seed, ARMS[arm])
+        if arm == "width":
+            spec = scaled_teacher(recipe, material)
+            recipe = recipe_of(which, budget, seed, {"spec": spec})
+        result = run_recipe(recipe, folder, material=material)
+    except InfeasibleError as error:
+        return {**row, "status": "infeasible", "why": str(error)}
+    stages = read_json(folder / "run.json")["stages"]
+    last = read_json(folder / "plan.json")["limits"]
+    return {
+        **row,
+        "status": result.proof["status"],
+        "tightened": any("tightened" in limit["source"] for limit in last),
+        "test": result.figure("student", "accuracy_test").value,
+        "teacher": result.figure("teacher", "accuracy_test").value,
+        "bytes": result.artifact.stat().st_size,
+        "spec": stages["distill"]["result"]["spec"],
+        "start": stages["distill"]["result"].get("start"),
+        "cpu_s": time.process_time() - started,
+        "verdicts": [
+            {key: v[key] for key in ("metric", "limit", "value", "kind", "met", "hard")}
+            for v in result.proof["verdicts"]
+        ],
+    }
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure what is missing."""
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        for arm in options.only:
+            material = _material(options.set, seed)
+            for number in range(len(BUDGETS[options.set])):
+                rows = _rows()
+                key = (options.set, arm, seed, number)
+                if any((r["set"], r["arm"], r["seed"], r["budget"]) == key for r in rows):
+                    continue
+                row = cell(*key[:3], number, material)
+                write_json(
+                    RESULTS,
+                    {"rows": [*_rows(), row], "command": command(), "machine": machine()},
+                )
+                print(json.dumps({k: v for k, v in row.items() if k != "verdicts"}), flush=True)
+
+
+def _material(which: str, seed: int) -> Material:
+    if which == "digits":
+        return read_material(recipe_of(which, BUDGETS[which][0], seed, {}))
+    return fashion_mnist(FASHION_MNIST, examples=10_000, flip=True, shift=2, views=4)
+
+
+def _rows() -> list[dict[str, Any]]:
+    return read_json(RESULTS)["rows"] if RESULTS.exists() else []
+
+
+def table() -> None:
+    """Print a line an arm of each set."""
+    print("| set | arm | seeds | budgets | met | false plans | test | regret | processor s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for which in BUDGETS:
+        mine = [r for r in _rows() if r["set"] == which]
+        done = [r for r in mine if r["status"] != "infeasible"]
+        best = {n: max((r["test"] for r in done if r["budget"] == n), default=0) for n in range(99)}
+        for arm in ARMS:
+            rows = [r for r in done if r["arm"] == arm]
+            if not rows:
+                continue
+            regret = statistics.mean(best[r["budget"]] - r["test"] for r in rows)
+            none = sum(r["arm"] == arm for r in mine) - len(rows)
+            print(
+                f"| {which} | {arm} | {len({r['seed'] for r in rows})} "
+                f"| {len(rows)}{f' ({none} infeasible)' if none else ''} "
+                f"| {statistics.mean(r['status'] == 'met' for r in rows):.0%} "
+                f"| {statistics.mean(r['tightened'] for r in rows):.0%} "
+                f"| {statistics.mean(r['test'] for r in rows):.2%} | {100 * regret:.2f} "
+                f"| {statistics.mean(r['cpu_s'] for r in rows):.0f} |"
+            )
+
+
+def main() -> None:
+    """Parse and do."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", choices=list(BUDGETS), default="fashion")
+    parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if not options.table:
+        run(options)
+    table()
+
+
+if __name__ == "__main__":
+    main()
