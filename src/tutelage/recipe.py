@@ -128,8 +128,8 @@ class StudentPart(Part):
     )
     space: Literal["auto", "compact", "sliced"] = Field(
         "compact",
-        description="sliced: the teacher with fewer channels and blocks; compact: a family of the "
-        "task; auto: both compete, where the teacher can be sliced",
+        description="sliced: the teacher with fewer channels, heads, layers; compact: a family of "
+        "the task; auto: both compete, where the teacher can be sliced",
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4,
