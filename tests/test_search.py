@@ -192,7 +192,7 @@ def test_a_new_budget_is_answered_without_teacher_training_or_export(
         raise AssertionError("nothing may be exported or loaded")
 
     monkeypatch.setattr(costs, "as_shipped", refuse)
-    monkeypatch.setattr(feasible, "_teacher_parameters", refuse)
+    monkeypatch.setattr(feasible, "_teacher", refuse)
     shutil.copytree(searched / "run", tmp_path / "run")
     recipe = _job(tmp_path, {"student": {"candidates": 9}, "budget": {"storage": "6.9 kB"}})
     answer = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--json").answer

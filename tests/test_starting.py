@@ -201,9 +201,16 @@ def test_a_text_student_can_be_a_slice_of_its_teacher(folder):
         "distill": {"epochs": 30, "batch": 16, "rate": 1e-3}, "threads": 1,
     }  # fmt: skip
     (folder / "sliced.yaml").write_text(yaml.safe_dump(given))
+    planned = tiny.cli("plan", folder / "sliced.yaml", "--run", folder / "sliced", "--json")
+    assert planned.status == 0, planned.err  # before the teacher has a head
+    rows = planned.answer["candidates"]
+    assert [row["name"] for row in rows] == [
+        "encoder hidden 16, layers 2, sliced", "encoder hidden 16, layers 1, sliced"
+    ]  # fmt: skip
     said = tiny.cli("run", folder / "sliced.yaml", "--run", folder / "sliced", "--json")
     assert said.status == 0, said.err
     plan = json.loads((folder / "sliced/plan.json").read_text())
+    assert [c["spec"] for c in plan["candidates"]] == [row["spec"] for row in rows]
     assert {c["space"] for c in plan["candidates"]} == {"sliced"}
     for candidate in plan["candidates"]:
         spec = candidate["spec"]

@@ -88,7 +88,7 @@ def show_plan(answer: dict[str, Any]) -> None:
     figure = ("validation",) if tried else ()
     for column in ("student", "params", *figure, *(_SHORT[n] for n in names), "fits"):
         named = column in ("student", "fits")
-        table.add_column(column, justify="left" if named else "right", no_wrap=column != "fits")
+        table.add_column(column, justify="left" if named else "right", no_wrap=not named)
     for row in answer["candidates"]:
         figures = {f["name"]: f["value"] for f in row["figures"]}
         cells = [format_quantity(figures[n], _UNITS[n]) if n in figures else "-" for n in names]

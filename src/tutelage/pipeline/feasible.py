@@ -14,8 +14,9 @@ from tutelage.errors import InfeasibleError
 from tutelage.files import read_json
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.class_names import with_classes
-from tutelage.pipeline.fitting import built_in_parameters
+from tutelage.pipeline.fitting import built_in_parameters, built_in_spec, encoder_to_fit
 from tutelage.pipeline.frontiers import frontiers
+from tutelage.pipeline.inheriting import own_module, own_network
 from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.naming import name_spec
@@ -29,10 +30,11 @@ from tutelage.plan.costs import Costing
 from tutelage.plan.estimates import estimator
 from tutelage.plan.refusal import advice, amount, name_of, shortfall
 from tutelage.plan.scores import Score
+from tutelage.plan.sliced import widest_slice
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, WouldDo
-from tutelage.students.spec import StudentSpec
+from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def plan_recipe(
@@ -57,7 +59,7 @@ def plan_recipe(
     free = recipe.student.spec is None and recipe.student.source is None
     scores = scores_of(recipe, material, folder)
     known = _known_parameters(folder) if free and scores.rows else None
-    parameters = known or _teacher_parameters(recipe, material, trust_code)
+    parameters = known or _teacher(recipe, material, trust_code)[0]
     limits = budget_of(recipe, device, 4 * parameters)
     costing = costing_of(recipe, material, device, limits)
     drawn = frontiers(scores, costing) if frontier else {}
@@ -68,6 +70,11 @@ def plan_recipe(
     fresh: list[tuple[str, Candidate]] = []
     if all(c.missed for _, c in stored):
         fresh = _rows(recipe, material, costing, parameters, own, progress)
+        if free and recipe.student.space != "compact":
+            whole = _teacher(recipe, material, trust_code)[1]
+            slices = [] if whole is None else _slices(whole, costing, parameters, progress)
+            alone = recipe.student.space == "sliced" and slices
+            fresh = _in_order(slices if alone else [*fresh, *slices])
         rows, trials = [*fresh, *rows], [*[None] * len(fresh), *trials]
     estimates = _estimates([score for score, _ in stored], fresh, len(rows))
     fitting = [c for _, c in rows if not c.missed]
@@ -140,6 +147,27 @@ def _rows(
         best, narrowest = widest(family, structure, costing, material.knobs, most)
         candidate = narrowest if best is None else best
         rows.append((name_spec(candidate.spec), candidate))
+    return _in_order(rows)
+
+
+def _slices(
+    whole: StudentSpec, costing: Costing, parameters: int, progress: Progress
+) -> list[tuple[str, Candidate]]:
+    """Return of each of the teacher's depths the widest slice that fits, or the narrowest."""
+    slicing = FAMILIES[whole.family].slicing
+    assert slicing is not None
+    depths, rows = slicing.shallower(whole.knobs), []
+    for knobs in track(depths, len(depths), "Costing slices of the teacher", progress):
+        spec = StudentSpec(family=whole.family, knobs=knobs)
+        found = widest_slice(spec, slicing, costing, max(2_000, parameters // 2))
+        if found is None:
+            least = slicing.narrower(knobs, 1 / slicing.steps(knobs))
+            found = weigh(StudentSpec(family=whole.family, knobs=least), costing)
+        rows.append((f"{name_spec(found.spec)}, sliced", found))
+    return rows
+
+
+def _in_order(rows: list[tuple[str, Candidate]]) -> list[tuple[str, Candidate]]:
     return sorted(rows, key=lambda row: (len(row[1].missed), -row[1].figure("macs")))
 
 
@@ -170,10 +198,23 @@ def _known_parameters(folder: Path) -> int | None:
     return stages["teacher"]["result"]["parameters"] if "teacher" in stages else None
 
 
-def _teacher_parameters(recipe: Recipe, material: Material, trust_code: bool) -> int:
+def _teacher(
+    recipe: Recipe, material: Material, trust_code: bool
+) -> tuple[int, StudentSpec | None]:
+    """Return the teacher's parameters, and its spec where it can be sliced."""
     if recipe.teacher.fit is True:
-        return built_in_parameters(recipe, material)
-    return open_teacher(recipe, material, trust_code=trust_code).parameters
+        spec = built_in_spec(recipe, material)
+        own = own_module(spec.build(), material.shape)
+        return built_in_parameters(recipe, material), None if own is None else own[1]
+    if recipe.teacher.fit:
+        module = encoder_to_fit(recipe, material)
+        own, parameters = own_module(module, material.shape), sum(
+            p.numel() for p in module.parameters()
+        )  # fmt: skip
+        return parameters, None if own is None else own[1]
+    teacher = open_teacher(recipe, material, trust_code=trust_code)
+    own = own_network(teacher, material.shape)
+    return teacher.parameters, None if own is None else own[1]
 
 
 def _bare(limit: Limit) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from tutelage.teach.signals import Split
 from tutelage.train.distill import Distillation
 from tutelage.train.loop import History, Trainer
 from tutelage.train.schedule import Schedule
+
+if TYPE_CHECKING:
+    from tutelage.teach.hf_teacher import HfEncoder
 
 _FIT_STEPS, _FEWEST_FIT_STEPS = 7_000, 1_600
 _ENCODER_EPOCHS = {"head": 8, "all": 3}
@@ -85,19 +88,9 @@ def _fit_encoder(
     recipe: Recipe, material: Material, run: Run, progress: Progress, what: Literal["head", "all"]
 ) -> nn.Module:
     """Fit a Hugging Face encoder's new head, or all of it, to the labels; once a run."""
-    from tutelage.teach.hf_teacher import from_hf_folder, parameters_to_fit
+    from tutelage.teach.hf_teacher import parameters_to_fit
 
-    if material.task.tokens(material.data.train) is None:
-        raise TeacherError(
-            f"teacher.fit: {what} is for encoders of texts. Name a classifier of these classes "
-            "without fit, or fit: true without a source"
-        )
-    torch.manual_seed(recipe.seed)
-    kept, pad = material.task.tokens(material.data.train) or (None, 0)
-    source, path = Path(str(recipe.teacher.source)), run.file("teacher/model.safetensors")
-    network = from_hf_folder(
-        source, material.outputs, kept=kept, pad=pad, fresh_head=True, trust_code=False
-    )
+    network, path = encoder_to_fit(recipe, material), run.file("teacher/model.safetensors")
     least = -(-_FEWEST_ENCODER_STEPS * _ENCODER_BATCH // material.train.count)
     epochs = recipe.teacher.epochs or max(_ENCODER_EPOCHS[what], least)
 
@@ -117,6 +110,24 @@ def _fit_encoder(
     run.stage("fit", inputs, work)
     network.load_state_dict(read_tensors(path)[0])
     return network.eval().requires_grad_(False)
+
+
+def encoder_to_fit(recipe: Recipe, material: Material) -> HfEncoder:
+    """Open the recipe's Hugging Face encoder with a new head for the data's classes."""
+    from tutelage.teach.hf_teacher import from_hf_folder
+
+    what = recipe.teacher.fit
+    if material.task.tokens(material.data.train) is None:
+        raise TeacherError(
+            f"teacher.fit: {what} is for encoders of texts. Name a classifier of these classes "
+            "without fit, or fit: true without a source"
+        )
+    torch.manual_seed(recipe.seed)
+    kept, pad = material.task.tokens(material.data.train) or (None, 0)
+    return from_hf_folder(
+        Path(str(recipe.teacher.source)), material.outputs, kept=kept, pad=pad, fresh_head=True,
+        trust_code=False,
+    )  # fmt: skip
 
 
 def _labelled(material: Material) -> Split:

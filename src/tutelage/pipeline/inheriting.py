@@ -39,13 +39,23 @@ _KINDS = {"convnet": ConvNet, "convnet1d": ConvNet1d, "encoder": Encoder}
 
 
 def own_network(teacher: Teacher, shape: Sequence[int]) -> tuple[nn.Module, StudentSpec] | None:
-    """Return the teacher as a network of one of our families, with its spec; a copy.
-
-    Its classes are in the data's order, and texts are as long as `shape` says. None where the
-    teacher is another network, or one that cannot be sliced.
-    """
+    """Return the teacher as `own_module` does, its classes in the data's order."""
     inner: Any = teacher.teacher if isinstance(teacher, Reordered) else teacher
-    module = inner.module if isinstance(inner, TorchTeacher) else None
+    found = own_module(inner.module, shape) if isinstance(inner, TorchTeacher) else None
+    if found is not None and isinstance(teacher, Reordered):
+        head: Any = found[0].get_submodule("head")
+        order = list(teacher.order)
+        with torch.no_grad():
+            head.weight.copy_(head.weight[order].clone())
+            head.bias.copy_(head.bias[order].clone())
+    return found
+
+
+def own_module(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, StudentSpec] | None:
+    """Return a teacher's module as a network of one of our families, with its spec; a copy.
+
+    Texts are as long as `shape` says. None where it is another network, or cannot be sliced.
+    """
     network: Any
     if isinstance(module, ConvNet | ConvNet1d | Encoder):
         network = copy.deepcopy(module).cpu()
@@ -56,15 +66,8 @@ def own_network(teacher: Teacher, shape: Sequence[int]) -> tuple[nn.Module, Stud
     if network is None:
         return None
     family = next(name for name, kind in _KINDS.items() if isinstance(network, kind))
-    slicing = FAMILIES[family].slicing
-    if slicing is None or not slicing.is_part(network.spec, network.spec):
-        return None
-    if isinstance(teacher, Reordered):
-        order = list(teacher.order)
-        with torch.no_grad():
-            network.head.weight.copy_(network.head.weight[order].clone())
-            network.head.bias.copy_(network.head.bias[order].clone())
-    return network, StudentSpec(family=family, knobs=network.spec)
+    spec = StudentSpec(family=family, knobs=network.spec)
+    return (network, spec) if _holds(spec, spec) else None
 
 
 def refuse_unlike(teacher: Teacher, shape: Sequence[int]) -> None:

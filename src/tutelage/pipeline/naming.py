@@ -13,5 +13,5 @@ def name_spec(spec: StudentSpec) -> str:
         deep = f"x{depths[0]}" if len(set(depths)) == 1 else "x" + "-".join(map(str, depths))
         return f"{knobs['block']} {widths} {deep}"
     sizes = ("hidden", "embedding", "layers", "blocks", "window")
-    said = ", ".join(f"{k} {knobs[k]}" for k in sizes if k in knobs)
+    said = ", ".join(f"{k} {knobs[k]}" for k in sizes if knobs.get(k))
     return f"{spec.family} {said}"
