@@ -37,9 +37,8 @@ from tutelage.files import read_json, write_json
 from tutelage.pipeline import run_recipe
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of
-from tutelage.plan.sliced import widest_slice
+from tutelage.plan.sliced import depths, widest_slice
 from tutelage.recipe import Recipe
-from tutelage.students.slice_convnet import SLICING, shallower
 from tutelage.students.spec import StudentSpec, load
 
 RESULTS = HERE / "results" / "budgets.json"
@@ -117,9 +116,8 @@ def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
     device = load_device(recipe.device)
     size = sum(p.numel() for p in whole.parameters())
     costing = costing_of(recipe, material, device, budget_of(recipe, device, 4 * size))
-    for knobs in shallower(whole.spec):
-        spec = StudentSpec(family="convnet", knobs=knobs)
-        found = widest_slice(spec, SLICING, costing, max(2_000, size // 2))
+    for depth in depths(StudentSpec(family="convnet", knobs=whole.spec)):
+        found, _ = widest_slice(depth, costing, max(2_000, size // 2))
         if found is not None:
             json_spec = json.loads(json.dumps(found.spec.to_json()))
             return {k: v for k, v in json_spec.items() if k not in ("image", "classes")}

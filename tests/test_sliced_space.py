@@ -25,7 +25,7 @@ from tutelage.recipe import Recipe
 from tutelage.records import Limit
 from tutelage.run import Run
 from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.slice_convnet import SLICING, shallower
+from tutelage.students.slice_convnet import shallower
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 
@@ -47,15 +47,10 @@ def costing(storage: float) -> Costing:
 
 
 def slices(storage: float, count: int = 4, parameters: int = 1_000_000):
-    torch.manual_seed(0)
+    whole = StudentSpec(family="convnet", knobs=SPEC)
     return SPACES["sliced"](
-        costing(storage),
-        teacher=ConvNet(SPEC).eval(),
-        spec=StudentSpec(family="convnet", knobs=SPEC),
-        inputs=torch.randn(16, 1, 12, 12),
-        most_parameters=parameters,
-        count=count,
-    )
+        costing(storage), whole=whole, most_parameters=parameters, count=count
+    )  # fmt: skip
 
 
 def test_slices_fit_and_are_as_wide_as_fits() -> None:
@@ -66,26 +61,19 @@ def test_slices_fit_and_are_as_wide_as_fits() -> None:
         thin, wide = candidate.spec.knobs.widths
         assert thin < 8 or wide < 16
         assert abs(wide - 2 * thin) <= 2  # the teacher's proportions, to even numbers
-        torch.manual_seed(0)
-        network = candidate.spec.build()
-        network.load_state_dict(candidate.weights)  # strict: the spec alone rebuilds it
     assert found == tuple(sorted(found, key=lambda c: -c.figure("macs")))
 
 
 def test_a_wide_budget_takes_the_whole_teacher_and_few_parameters_bind_too() -> None:
     whole = slices(1_000_000, count=1)
     assert [c.spec.knobs for c in whole] == [SPEC]
-    torch.manual_seed(0)
-    own = ConvNet(SPEC).state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in whole[0].weights.items())
     assert all(c.parameters <= 1_500 for c in slices(1_000_000, parameters=1_500))
 
 
 def test_nothing_fits_is_said() -> None:
-    assert (
-        widest_slice(StudentSpec(family="convnet", knobs=SPEC), SLICING, costing(500), 1_000_000)
-        is None
-    )
+    whole = StudentSpec(family="convnet", knobs=SPEC)
+    best, narrowest = widest_slice(whole, costing(500), 1_000_000)
+    assert best is None and narrowest.spec.knobs.widths == (2, 2)
     with pytest.raises(InfeasibleError, match="Choose student.space: compact"):
         slices(500)
 
@@ -116,9 +104,10 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     )
     plan = json.loads((run / "plan.json").read_text())
     assert [c["space"] for c in plan["candidates"]] == [plan["space"]] == ["sliced"]
+    (start,) = (path.relative_to(run) for path in (run / "starts").iterdir())
     teacher, sliced, student = (
         read_tensors(run / file)[0]["stem.0.weight"]
-        for file in ("teacher/model.safetensors", "slices/0.safetensors", STUDENT)
+        for file in ("teacher/model.safetensors", start, STUDENT)
     )
     rows = [row.flatten().tolist() for row in teacher]
     assert len(sliced) < len(teacher)
@@ -146,7 +135,7 @@ def candidates(folder: Path, student: dict[str, Any], module: nn.Module, order: 
     teacher = found if order is None else Reordered(found, order)
     torch.manual_seed(1)
     batch = SimpleNamespace(inputs=torch.randn(16, 1, 12, 12))
-    train = SimpleNamespace(count=16, batch=lambda index, view: batch)
+    train = SimpleNamespace(content="", count=16, batch=lambda index, view: batch)
     progress = Lines()
     with Run(folder, command="test") as run:
         chosen = of_all_spaces(
@@ -169,10 +158,12 @@ def convnet() -> ConvNet:
 def test_both_spaces_compete_and_a_run_finds_slices_once(tmp_path: Path) -> None:
     found, said = candidates(tmp_path, {"space": "auto"}, convnet())
     assert [c.weights is not None for c in found] == [False, False, True, True]
-    assert len(said) == 1 and "slicing the teacher" in said[0]
+    assert "slicing the teacher" in said[0] and len(said) == 3
+    assert all("student: slicing plain" in line for line in said[1:])
     again, said = candidates(tmp_path, {"space": "auto"}, convnet())
     assert said == [] and [c.spec for c in again] == [c.spec for c in found]
     for one, other in zip(found[2:], again[2:], strict=True):
+        one.spec.build().load_state_dict(one.weights)  # strict: the spec alone rebuilds it
         assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
@@ -211,3 +202,20 @@ def test_the_compact_space_asks_nothing_of_the_teacher(tmp_path: Path) -> None:
     assert candidates(tmp_path, {}, convnet()) == (tuple(COMPACT), [])
     with pytest.raises(RecipeError, match="'space' is for students that are searched"):
         candidates(tmp_path, {"space": "sliced", "source": "a.py:b"}, convnet())
+
+
+def test_plan_refuses_slices_where_run_would(tmp_path: Path) -> None:
+    tiny.write_data(tmp_path / "data.npz", count=60)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), "
+        "nn.Linear(64, 3))\n"
+    )
+    teacher = {"source": str(tmp_path / "net.py:build")}
+    for space, status in (("sliced", 2), ("auto", 0)):
+        recipe = tiny.write_recipe(
+            tmp_path,
+            {"teacher": teacher, "student": {"space": space}, "budget": {"storage": "6 kB"}},
+        )
+        said = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--trust-code")
+        assert said.status == status, said.err
+        assert ("this is another network" in said.err) is (status == 2)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tutelage.devices import load_device
-from tutelage.errors import InfeasibleError
+from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import read_json
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.class_names import with_classes
@@ -22,6 +22,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.naming import name_spec
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
+from tutelage.pipeline.slicing import not_sliced
 from tutelage.pipeline.teaching import open_teacher
 from tutelage.pipeline.trials import scores_of
 from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
@@ -30,11 +31,11 @@ from tutelage.plan.costs import Costing
 from tutelage.plan.estimates import estimator
 from tutelage.plan.refusal import advice, amount, name_of, shortfall
 from tutelage.plan.scores import Score
-from tutelage.plan.sliced import widest_slice
+from tutelage.plan.sliced import depths, widest_slice
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, WouldDo
-from tutelage.students.spec import FAMILIES, StudentSpec
+from tutelage.students.spec import StudentSpec
 
 
 def plan_recipe(
@@ -69,12 +70,16 @@ def plan_recipe(
     trials = [score.figure for score, _ in stored]
     fresh: list[tuple[str, Candidate]] = []
     if all(c.missed for _, c in stored):
-        fresh = _rows(recipe, material, costing, parameters, own, progress)
+        if not (free and recipe.student.space == "sliced"):
+            fresh = _rows(recipe, material, costing, parameters, own, progress)
         if free and recipe.student.space != "compact":
             whole = _teacher(recipe, material, trust_code)[1]
-            slices = [] if whole is None else _slices(whole, costing, parameters, progress)
-            alone = recipe.student.space == "sliced" and slices
-            fresh = _in_order(slices if alone else [*fresh, *slices])
+            why = not_sliced(recipe, material, whole)
+            if why and recipe.student.space == "sliced":
+                raise StudentError(why)
+            if whole is not None and not why:
+                fresh += _slices(whole, costing, parameters, progress)
+            fresh = _in_order(fresh)
         rows, trials = [*fresh, *rows], [*[None] * len(fresh), *trials]
     estimates = _estimates([score for score, _ in stored], fresh, len(rows))
     fitting = [c for _, c in rows if not c.missed]
@@ -154,16 +159,11 @@ def _slices(
     whole: StudentSpec, costing: Costing, parameters: int, progress: Progress
 ) -> list[tuple[str, Candidate]]:
     """Return of each of the teacher's depths the widest slice that fits, or the narrowest."""
-    slicing = FAMILIES[whole.family].slicing
-    assert slicing is not None
-    depths, rows = slicing.shallower(whole.knobs), []
-    for knobs in track(depths, len(depths), "Costing slices of the teacher", progress):
-        spec = StudentSpec(family=whole.family, knobs=knobs)
-        found = widest_slice(spec, slicing, costing, max(2_000, parameters // 2))
-        if found is None:
-            least = slicing.narrower(knobs, 1 / slicing.steps(knobs))
-            found = weigh(StudentSpec(family=whole.family, knobs=least), costing)
-        rows.append((f"{name_spec(found.spec)}, sliced", found))
+    specs, rows = depths(whole), []
+    for spec in track(specs, len(specs), "Costing slices of the teacher", progress):
+        best, narrowest = widest_slice(spec, costing, max(2_000, parameters // 2))
+        candidate = narrowest if best is None else best
+        rows.append((f"{name_spec(candidate.spec)}, sliced", candidate))
     return rows
 
 
@@ -208,9 +208,8 @@ def _teacher(
         return built_in_parameters(recipe, material), None if own is None else own[1]
     if recipe.teacher.fit:
         module = encoder_to_fit(recipe, material)
-        own, parameters = own_module(module, material.shape), sum(
-            p.numel() for p in module.parameters()
-        )  # fmt: skip
+        own = own_module(module, material.shape)
+        parameters = sum(p.numel() for p in module.parameters())
         return parameters, None if own is None else own[1]
     teacher = open_teacher(recipe, material, trust_code=trust_code)
     own = own_network(teacher, material.shape)

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import InfeasibleError, StudentError
-from tutelage.files import hash_json, read_tensors, write_tensors
-from tutelage.pipeline.inheriting import own_network
-from tutelage.pipeline.material import Material, some_examples
+from tutelage.files import hash_json
+from tutelage.pipeline.inheriting import from_teacher, own_network
+from tutelage.pipeline.material import Material
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
-from tutelage.teach.teachers import Teacher
+from tutelage.students.spec import StudentSpec
 
 
 def of_all_spaces(
@@ -38,9 +38,10 @@ def of_all_spaces(
     if recipe.student.spec is not None or space == "compact":
         return compact()
     alone = space == "sliced"
-    why = _not_sliced(recipe, material, taught.teacher, alone=alone)
+    own = own_network(taught.teacher, material.shape)
+    why = not_sliced(recipe, material, None if own is None else own[1])
     if why and alone:
-        raise StudentError(f"student.space: sliced, but {why}. Choose student.space: compact")
+        raise StudentError(why)
     slices: tuple[Candidate, ...] = ()
     if not why:
         try:
@@ -55,17 +56,18 @@ def of_all_spaces(
     return slices if alone else (*compact()[: places - len(slices)], *slices)
 
 
-def _not_sliced(recipe: Recipe, material: Material, teacher: Teacher, *, alone: bool) -> str:
-    """Say why the teacher is not sliced; '' if it can be tried."""
-    own = own_network(teacher, material.shape)
-    if own is None:
-        return "slices are of built-in networks and of BERT's kind, and this is another network"
-    knobs = own[1].knobs
-    if any(getattr(knobs, k) != v for k, v in material.knobs.items() if k != "classes"):
-        return "the teacher reads inputs of another shape than the student's"
-    if recipe.student.candidates < 2 and not alone:
-        return "student.candidates is 1"
-    return ""
+def not_sliced(recipe: Recipe, material: Material, whole: StudentSpec | None) -> str:
+    """Say why the teacher, whose spec is `whole` where it has one, is not sliced; '' if it is."""
+    alone, why = recipe.student.space == "sliced", ""
+    if whole is None:
+        why = "slices are of built-in networks and of BERT's kind, and this is another network"
+    elif any(getattr(whole.knobs, k) != v for k, v in material.knobs.items() if k != "classes"):
+        why = "the teacher reads inputs of another shape than the student's"
+    elif recipe.student.candidates < 2 and not alone:
+        why = "student.candidates is 1"
+    if why and alone:
+        return f"student.space: sliced, but {why}. Choose student.space: compact"
+    return why
 
 
 def _slices(
@@ -80,18 +82,11 @@ def _slices(
         assert own is not None
         found = SPACES["sliced"](
             costing,
-            teacher=own[0],
-            spec=own[1],
-            inputs=some_examples(material),
+            whole=own[1],
             most_parameters=max(2_000, taught.teacher.parameters // 2),
             count=count,
         )
-        rows, files = [], []
-        for number, candidate in enumerate(found):
-            files.append(run.file(f"slices/{number}.safetensors"))
-            write_tensors(files[-1], candidate.weights or {})
-            rows.append(candidate.to_json())
-        return rows, files
+        return [candidate.to_json() for candidate in found], []
 
     inputs = hash_json(
         [
@@ -105,8 +100,5 @@ def _slices(
             recipe.threads,
         ]
     )
-    record = run.stage("slices", inputs, search)
-    return tuple(
-        Candidate.from_json(row, read_tensors(run.file(f"slices/{number}.safetensors"))[0])
-        for number, row in enumerate(record.result)
-    )
+    found = tuple(map(Candidate.from_json, run.stage("slices", inputs, search).result))
+    return from_teacher(found, taught.teacher, material, run, progress)

@@ -46,14 +46,13 @@ class Candidate:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], weights: dict[str, Tensor] | None = None) -> Candidate:
-        """Rebuild from `to_json`, with a slice's own weights."""
+    def from_json(cls, data: dict[str, Any]) -> Candidate:
+        """Rebuild from `to_json`, without weights."""
         return cls(
             spec=StudentSpec.from_json(data["spec"]),
             parameters=data["parameters"],
             figures=tuple(Measurement.from_json(figure) for figure in data["figures"]),
             counted=GraphCosts.from_json(data["counted"]),
-            weights=weights,
         )
 
     def figure(self, name: str) -> float:

@@ -7,58 +7,51 @@ slices no spec can name.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
-
-from jaxtyping import Shaped
-from torch import Tensor, nn
 
 from tutelage.errors import InfeasibleError
 from tutelage.plan.candidate import Candidate, weigh
 from tutelage.plan.costs import Costing
-from tutelage.students.slice import Slicing
-from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
+from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def sliced(
-    costing: Costing,
-    *,
-    teacher: nn.Module,
-    spec: StudentSpec,
-    inputs: Shaped[Tensor, "b ..."],
-    most_parameters: int,
-    count: int,
+    costing: Costing, *, whole: StudentSpec, most_parameters: int, count: int
 ) -> tuple[Candidate, ...]:
     """Return up to `count` slices of the teacher that keep every hard limit, most able first.
 
-    `spec` is the teacher's own. For each of its depths, down to one block a stage or one layer, the
-    widths are the largest share of the teacher's that fits, the same everywhere. Each holds the
-    weights that it takes over; `inputs` choose them. Raises `InfeasibleError` where nothing fits.
+    `whole` is the teacher's own spec. For each of its depths, down to one block a stage or one
+    layer, the widths are the largest share of the teacher's that fits, the same everywhere. Which
+    weights they take over is not decided here. Raises `InfeasibleError` where nothing fits.
     """
-    slicing = FAMILIES[spec.family].slicing
-    assert slicing is not None
-    found = [
-        widest_slice(
-            StudentSpec(family=spec.family, knobs=knobs), slicing, costing, most_parameters
-        )
-        for knobs in slicing.shallower(spec.knobs)
-    ]
+    found = [widest_slice(spec, costing, most_parameters)[0] for spec in depths(whole)]
     fit = sorted((c for c in found if c is not None), key=lambda c: -c.figure("macs"))
     if not fit:
         raise InfeasibleError(
             "no slice of the teacher, however narrow, keeps the limits. Choose student.space: "
             "compact, or raise the budget"
         )
+    return tuple(fit[:count])
+
+
+def depths(whole: StudentSpec) -> tuple[StudentSpec, ...]:
+    """Return the teacher at each depth to consider, its own first."""
+    slicing = FAMILIES[whole.family].slicing
+    assert slicing is not None
     return tuple(
-        dataclasses.replace(c, weights=dict(sliced_from(teacher, c.spec, inputs).state_dict()))
-        for c in fit[:count]
+        StudentSpec(family=whole.family, knobs=knobs) for knobs in slicing.shallower(whole.knobs)
     )
 
 
 def widest_slice(
-    spec: StudentSpec, slicing: Slicing, costing: Costing, most_parameters: int
-) -> Candidate | None:
-    """Bisect the share of channels; cost grows with it. Return the widest that fits, or None."""
+    spec: StudentSpec, costing: Costing, most_parameters: int
+) -> tuple[Candidate | None, Candidate]:
+    """Bisect the share of channels; cost grows with it. Return the widest that fits, and the least.
+
+    None is the widest where not even the narrowest fits.
+    """
+    slicing = FAMILIES[spec.family].slicing
+    assert slicing is not None
     known: dict[int, Candidate] = {}
     most = slicing.steps(spec.knobs)
 
@@ -73,8 +66,8 @@ def widest_slice(
 
     low, high = 1, most + 1
     if not fits(low):
-        return None
+        return None, at(low)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return at(low)
+    return at(low), at(1)
