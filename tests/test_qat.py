@@ -49,11 +49,22 @@ def layers(net):
     return {n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
-def rounded(weight):
+def largest(channel, summed):
+    """Return what 127 levels must hold: the largest weight, or sum of two neighbours."""
+    flat = [float(x) for x in np.moveaxis(channel, 0, -1).ravel()]
+    sums = [abs(a + b) for a, b in zip(flat, flat[1:], strict=False)] if summed else []
+    return max(abs(x) for x in [*flat, *sums])
+
+
+def is_summed(layer):
+    return isinstance(layer, nn.Conv2d) and not 1 < layer.groups == layer.in_channels
+
+
+def rounded(weight, summed):
     """Round as the file does, channel by channel in numpy."""
     out = np.empty_like(weight)
     for number, channel in enumerate(weight):
-        scale = np.float32(np.abs(channel).max().astype(np.float64) / 127)
+        scale = np.float32(largest(channel, summed) / 127)
         out[number] = np.clip(np.rint(channel / scale), -127, 127) * scale
     return out
 
@@ -65,7 +76,7 @@ def test_weights_are_rounded_per_channel(block):
     with quantization_aware(net):
         for name, layer in layers(net).items():
             got = layer.weight.detach().numpy()
-            np.testing.assert_allclose(got, rounded(before[name]), rtol=0, atol=1e-7)
+            np.testing.assert_allclose(got, rounded(before[name], is_summed(layer)), rtol=0, atol=1e-7)
             assert not np.array_equal(got, before[name])
             for channel in got:
                 assert len(np.unique(channel)) <= 255
@@ -85,7 +96,7 @@ def test_weights_are_those_of_the_exported_file(tmp_path):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
     ).eval()  # fmt: skip
     with quantization_aware(net):
-        felt = [layer.weight.detach().numpy() for layer in layers(net).values()]
+        felt = [(is_summed(m), m.weight.detach().numpy()) for m in layers(net).values()]
     meta = ArtifactMeta(
         task="vision", classes=tuple("abcd"), shape=SHAPE, mean=(0.5,), std=(0.25,), version="1"
     )
@@ -94,11 +105,12 @@ def test_weights_are_those_of_the_exported_file(tmp_path):
     tensors = [numpy_helper.to_array(t) for t in stored.initializer]
     levels = [t for t in tensors if t.dtype == np.int8 and t.ndim > 1]
     assert len(levels) == len(felt) == 3
-    for weight in felt:
+    original = {m.weight.numel(): m.weight.detach().numpy() for m in layers(net).values()}
+    for summed, weight in felt:
         same = [t for t in levels if t.size == weight.size]
         level = same[0] if same[0].shape == weight.shape else same[0].T
-        flat = weight.reshape(len(weight), -1)
-        want = np.rint(flat / (np.abs(flat).max(1, keepdims=True) / 127))
+        steps = [largest(channel, summed) / 127 for channel in original[weight.size]]
+        want = np.rint(weight.reshape(len(weight), -1) / np.array(steps)[:, None])
         np.testing.assert_array_equal(level.reshape(len(weight), -1), want)
 
 

@@ -76,11 +76,10 @@ def float_file(tmp_path):
     [
         Precision(),
         Precision(activations="int8"),
-        Precision(reduce_range=True),
         Precision(per_channel=False),
         Precision(float_stem=True),
     ],
-    ids=["uint8", "int8", "reduced", "per_tensor", "float_stem"],
+    ids=["uint8", "int8", "per_tensor", "float_stem"],
 )
 def test_int8_stays_close_to_float_on_unseen_images(tmp_path, block, form):
     source, unseen = exported(network(block=block), tmp_path), images(100, seed=1)

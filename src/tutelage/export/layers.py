@@ -34,3 +34,8 @@ def _is_table(tensor: TensorProto | None) -> bool:
     if tensor is None or tensor.data_type != tensor.FLOAT:
         return False
     return len(tensor.dims) > 1 and min(tensor.dims[-2:]) > 1
+
+
+def is_grouped(node: NodeProto) -> bool:
+    """Say whether a convolution has several groups."""
+    return any(a.name == "group" and a.i > 1 for a in node.attribute)

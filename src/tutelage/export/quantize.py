@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from tutelage.errors import RecipeError
 from tutelage.export.artifact import OnnxModel, load_onnx
 from tutelage.export.calibrate import METHODS, Method, Ranges, calibrate
-from tutelage.export.layers import layers_of
+from tutelage.export.layers import is_grouped, layers_of
+from tutelage.export.rounding import TOP, weight_steps
 from tutelage.export.shrink import shrunk
 from tutelage.files import write_atomically
 from tutelage.registry import near_matches
@@ -42,14 +44,12 @@ Names = tuple[str, ...]
 class Precision:
     """How int8 is written.
 
-    `activations`: `uint8` (x86) or `int8` (Arm). `reduce_range` gives weights 7 bits, for x86
-    without VNNI, whose 16-bit sums saturate. `per_channel` gives each output channel its scale.
+    `activations`: `uint8` (x86) or `int8` (Arm). `per_channel` gives each output channel its scale.
     `float_stem` leaves layers that read fewer than four channels in float: quicker in onnxruntime,
     at the price of one float activation in memory.
     """
 
     activations: Literal["uint8", "int8"] = "uint8"
-    reduce_range: bool = False
     per_channel: bool = True
     float_stem: bool = False
 
@@ -224,7 +224,9 @@ class _Writer:
         if node.output[0] not in self.layers or (bias is None and len(node.input) > 2):
             return False
         source, out, step = node.input[0], self._tail(node), self._step(node.input[0])
-        scale = self._weight(out, self.constants[node.input[1]], 0, bias, step)
+        weight = self.constants[node.input[1]]
+        summed = weight.shape[1] > 1 or not is_grouped(node)  # depthwise kernels add in 32 bits
+        scale = self._weight(out, weight, 0, bias, step, summed)
         weights = [out + ".w", out + ".ws", self._constant("zero", np.int8(0))]
         inputs = [self._as_integer(source), *self._scale(source), *weights, *self._scale(out)]
         if bias is not None:
@@ -267,7 +269,7 @@ class _Writer:
 
     def _product(self, source: str, weight: np.ndarray, out: str) -> bool:
         """Write step * (levels - zero) W * scale, the input's step and zero taken as it comes."""
-        self._weight(out, weight, 1, None, 1.0)
+        self._weight(out, weight, 1, None, 1.0, True)
         levels, step, zero, sums, real, scale = (f"{out}.{part}" for part in "lsznrm")
         self.nodes += [
             self.make("DynamicQuantizeLinear", [self._as_real(source)], [levels, step, zero]),
@@ -333,9 +335,8 @@ class _Writer:
         return after.output[0]
 
     def _is_stem(self, node: NodeProto) -> bool:
-        grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
         narrow = node.op_type == "Conv" and self.constants[node.input[1]].shape[1] < 4
-        return self.form.float_stem and narrow and not grouped
+        return self.form.float_stem and narrow and not is_grouped(node)
 
     def _emit_integer(
         self, op_type: str, inputs: list[str], out: str, like: NodeProto | None = None
@@ -375,18 +376,20 @@ class _Writer:
         level = np.uint8(zero) if self.form.activations == "uint8" else np.int8(zero - 128)
         return self._constant(name + ".s", np.float32(step)), self._constant(name + ".z", level)
 
-    def _weight(self, out: str, w: np.ndarray, axis: int, bias: Any, step: float) -> np.ndarray:
+    def _weight(
+        self, out: str, w: np.ndarray, axis: int, bias: Any, step: float, summed: bool = False
+    ) -> np.ndarray:
         """Write int8 weights and their scales; the int32 bias of a near-dead channel must fit."""
-        top = 63 if self.form.reduce_range else 127
         channels = np.moveaxis(w, axis, 0)
-        scale = np.abs(channels).reshape(len(channels), -1).max(1).astype(np.float64) / top
+        rows = torch.from_numpy(channels.astype(np.float64))
+        scale = weight_steps(rows, summed=summed).numpy()
         if bias is not None:
             scale = np.maximum(scale, np.abs(bias) / (step * 2.0**30))
         if not self.form.per_channel:
             scale = np.full_like(scale, scale.max())
         scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
         levels = np.rint(channels / scale.reshape(-1, *[1] * (w.ndim - 1)))
-        levels = np.moveaxis(np.clip(levels, -top, top), 0, axis).astype(np.int8)
+        levels = np.moveaxis(np.clip(levels, -TOP, TOP), 0, axis).astype(np.int8)
         self._constant(out + ".w", np.ascontiguousarray(levels))
         self._constant(out + ".ws", scale if self.form.per_channel else scale[0])
         return scale

@@ -18,19 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tutelage.export.rounding import TOP, weight_steps
+
 _LEVELS = 255
 _LOW, _HIGH = "rounded_low", "rounded_high"
 
 
 class _RoundWeight(nn.Module):
-    def __init__(self, axis: int) -> None:
+    def __init__(self, axis: int, summed: bool) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis, self.summed = axis, summed
 
     def forward(self, weight: Tensor) -> Tensor:
-        others = [axis for axis in range(weight.ndim) if axis != self.axis]
-        scale = weight.detach().abs().amax(others, keepdim=True).clamp_min(1e-8) / 127
-        rounded = (weight / scale).round().clamp(-127, 127) * scale
+        channels = weight.detach().movedim(self.axis, 0)
+        steps = weight_steps(channels, summed=self.summed).clamp_min(1e-8)
+        scale = steps.reshape(-1, *[1] * (weight.ndim - 1)).movedim(0, self.axis)
+        rounded = (weight / scale).round().clamp(-TOP, TOP) * scale
         return weight + (rounded - weight).detach()  # straight-through estimator
 
 
@@ -58,6 +61,7 @@ def _round_tokens(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x = inputs[0]
     if x.ndim < 3:
         return inputs
+    layer.get_submodule("parametrizations.weight.0").summed = True  # it multiplies in integers
     seen, others = x.detach(), list(range(1, x.ndim))
     low = seen.amin(others, keepdim=True).clamp(max=0.0)
     scale = (seen.amax(others, keepdim=True).clamp(min=0.0) - low).clamp_min(1e-8) / _LEVELS
@@ -83,7 +87,8 @@ def quantization_aware(network: nn.Module) -> Iterator[None]:
     ]
     hooks += [norm.register_forward_pre_hook(_freeze) for norm in norms]
     for layer in layers:
-        rounding = _RoundWeight(1 if isinstance(layer, nn.Embedding) else 0)
+        summed = isinstance(layer, nn.Conv2d) and not 1 < layer.groups == layer.in_channels
+        rounding = _RoundWeight(1 if isinstance(layer, nn.Embedding) else 0, summed)
         parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
     try:
         yield
