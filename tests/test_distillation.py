@@ -10,6 +10,7 @@ from tutelage.errors import RecipeError, StudentError
 from tutelage.losses import Objective, Term
 from tutelage.progress import Silent
 from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.strided import sliced_strides
 from tutelage.students.taps import TapReader, find_taps
 from tutelage.teach.lenses import fit_lenses
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
@@ -188,7 +189,8 @@ def test_branches_hang_on_the_seed_alone():
 
 def test_gradients_reach_student_branches_and_projectors(cache):
     made = lesson(None, "trajectory", "features", signals=cache)
-    made.loss(next(made.batches(0, 0)))[0].backward()
+    with sliced_strides(made.modules):  # as the loop does
+        made.loss(next(made.batches(0, 0)))[0].backward()
     for number, module in enumerate(made.modules):
         parameters = dict(module.named_parameters())
         if number == 0:  # nothing here asks for the decision itself

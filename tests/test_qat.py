@@ -76,7 +76,9 @@ def test_weights_are_rounded_per_channel(block):
     with quantization_aware(net):
         for name, layer in layers(net).items():
             got = layer.weight.detach().numpy()
-            np.testing.assert_allclose(got, rounded(before[name], is_summed(layer)), rtol=0, atol=1e-7)
+            np.testing.assert_allclose(
+                got, rounded(before[name], is_summed(layer)), rtol=0, atol=1e-7
+            )
             assert not np.array_equal(got, before[name])
             for channel in got:
                 assert len(np.unique(channel)) <= 255

@@ -224,9 +224,8 @@ class _Writer:
         if node.output[0] not in self.layers or (bias is None and len(node.input) > 2):
             return False
         source, out, step = node.input[0], self._tail(node), self._step(node.input[0])
-        weight = self.constants[node.input[1]]
-        summed = weight.shape[1] > 1 or not is_grouped(node)  # depthwise kernels add in 32 bits
-        scale = self._weight(out, weight, 0, bias, step, summed)
+        w = self.constants[node.input[1]]  # depthwise kernels add in 32 bits
+        scale = self._weight(out, w, 0, bias, step, w.shape[1] > 1 or not is_grouped(node))
         weights = [out + ".w", out + ".ws", self._constant("zero", np.int8(0))]
         inputs = [self._as_integer(source), *self._scale(source), *weights, *self._scale(out)]
         if bias is not None:

@@ -16,9 +16,7 @@ from torch import Tensor
 TOP = 127
 
 
-def weight_steps(
-    channels: Float[Tensor, "c ..."], *, summed: bool = False
-) -> Float[Tensor, " c"]:
+def weight_steps(channels: Float[Tensor, "c ..."], *, summed: bool = False) -> Float[Tensor, " c"]:
     """Return the step of each output channel's weights, of which no level is above `TOP`.
 
     `channels` holds one output channel a row, its weights as [channel in, height, width] or flat.

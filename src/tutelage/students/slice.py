@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tutelage.errors import StudentError
 from tutelage.losses.decision import kl
 from tutelage.passes import reason
+from tutelage.students.strided import sliced_strides
 
 Kept = Callable[[str, int], int]
 Rest = TypeVar("Rest", bound=nn.Module)
@@ -166,7 +167,8 @@ def importance(network: nn.Module, examples: Tensor) -> dict[nn.Module, Float[Te
     found = [m for m in network.modules() if isinstance(m, _LAYERS + _NORMS)]
     hooks = [module.register_forward_hook(gate) for module in found]
     try:
-        decision = network(examples).float()
+        with sliced_strides([network]):
+            decision = network(examples).float()
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
+from tutelage.students.strided import sliced_strides
 from tutelage.train.checkpoint import digest, load_state, save_state
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
-from tutelage.train.strided import sliced_strides
 
 _SKIPS_BEFORE_ROLLBACK = 3
 _ROLLBACKS_BEFORE_STOP = 3

@@ -61,7 +61,9 @@ def _round_tokens(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x = inputs[0]
     if x.ndim < 3:
         return inputs
-    layer.get_submodule("parametrizations.weight.0").summed = True  # it multiplies in integers
+    rounding = layer.get_submodule("parametrizations.weight.0")
+    assert isinstance(rounding, _RoundWeight)
+    rounding.summed = True  # it multiplies in integers
     seen, others = x.detach(), list(range(1, x.ndim))
     low = seen.amin(others, keepdim=True).clamp(max=0.0)
     scale = (seen.amax(others, keepdim=True).clamp(min=0.0) - low).clamp_min(1e-8) / _LEVELS
