@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.export.graph import GraphCosts
-from tutelage.plan.costs import Costing, cost_of, missed_limits
+from tutelage.plan.costs import Costing, cost_of, figures_on, missed_limits, needs_timing
 from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
 
@@ -60,17 +60,34 @@ class Candidate:
         return next(f.value for f in self.figures if f.name == name)
 
 
+_counted: dict[str, tuple[int, GraphCosts]] = {}  # budgets change, what a graph counts does not
+
+
 def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
-    """Cost one spec."""
-    return weighed(spec, stand_in(spec), costing)
+    """Cost one spec; a second time, on another device or within other limits, takes no export."""
+    key = repr((spec, costing.precision, costing.meta))
+    if key in _counted and not needs_timing(costing):
+        parameters, counted = _counted[key]
+        return _judged(spec, parameters, counted, figures_on(counted, costing), costing)
+    candidate = weighed(spec, stand_in(spec), costing)
+    assert candidate.counted is not None
+    _counted[key] = candidate.parameters, candidate.counted
+    return candidate
 
 
 def weighed(spec: StudentSpec, network: nn.Module, costing: Costing) -> Candidate:
     """Cost one network, which `spec` describes."""
     counted, figures = cost_of(network, costing)
+    return _judged(spec, sum(p.numel() for p in network.parameters()), counted, figures, costing)
+
+
+def _judged(
+    spec: StudentSpec, parameters: int, counted: GraphCosts, figures: tuple[Measurement, ...],
+    costing: Costing,
+) -> Candidate:  # fmt: skip
     return Candidate(
         spec=spec,
-        parameters=sum(p.numel() for p in network.parameters()),
+        parameters=parameters,
         figures=figures,
         missed=missed_limits(figures, costing.limits),
         counted=counted,

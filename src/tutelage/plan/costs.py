@@ -44,10 +44,8 @@ def cost_of(network: nn.Module, costing: Costing) -> tuple[GraphCosts, tuple[Mea
     """
     with as_shipped(network, costing) as path:
         counted = graph_costs(path)
-        figures = figures_on(counted, costing)
-        if needs_timing(costing):
-            figures = (*figures, _latency_here(path))
-        return counted, figures
+        timed = (_latency_here(path),) if needs_timing(costing) else ()
+    return counted, (*figures_on(counted, costing), *timed)
 
 
 def figures_on(counted: GraphCosts, costing: Costing) -> tuple[Measurement, ...]:
