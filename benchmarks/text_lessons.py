@@ -29,11 +29,11 @@ import tutelage
 from tutelage.audit.metrics import class_metrics
 from tutelage.cli.bars import Bars
 from tutelage.files import write_json
-from tutelage.pipeline import with_threads
 from tutelage.pipeline.checking import check_recipe, fixed_spec
 from tutelage.pipeline.fitting import fit_teacher
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.opening import with_threads
 from tutelage.pipeline.planning import Chosen
 from tutelage.pipeline.starting import first_student
 from tutelage.pipeline.teaching import teach

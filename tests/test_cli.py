@@ -19,7 +19,7 @@ from tutelage import __version__
 from tutelage.api import export
 from tutelage.cli import stages
 from tutelage.cli.tables import show_plan, show_result
-from tutelage.pipeline import Result
+from tutelage.pipeline.result import Result
 from tutelage.recipe import Recipe
 
 COMMANDS = ("demo", "init", "plan", "run", "report", "devices", "schema", "probe")

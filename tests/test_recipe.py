@@ -233,6 +233,7 @@ VARIABLES = {"mlflow": "MLFLOW_TRACKING_URI", "trackio": "TRACKIO_DIR"}
 # must not be able to make anything land outside the run directory. A new one must be added here,
 # by someone who has looked at what is done with it.
 READ_ONLY_TEXT = {
+    "language.prompts",
     "task", "device", "data.train", "data.test", "data.labels", "data.test_labels",
     "data.image_column", "data.label_column", "teacher.source", "teacher.weights",
     "teacher.taps", "budget.latency", "budget.memory", "budget.storage", "budget.energy",

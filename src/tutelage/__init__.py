@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tutelage.api import audit, distill, export, fit, load, measure, plan
     from tutelage.devices import Device
     from tutelage.errors import TutelageError
-    from tutelage.pipeline import Result
+    from tutelage.pipeline.result import Result
     from tutelage.recipe import Recipe
 
 _HOMES = {

@@ -23,7 +23,7 @@ from tutelage.measure.costs import graph_figures
 from tutelage.measure.latency import measure_latency
 from tutelage.measure.memory import measure_memory
 from tutelage.passes import Forward, call
-from tutelage.pipeline import Result, run_recipe, with_threads
+from tutelage.pipeline import run_recipe
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.feasible import plan_recipe
@@ -32,7 +32,9 @@ from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.learning import distill as _distill
 from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.opening import with_threads
 from tutelage.pipeline.planning import Chosen
+from tutelage.pipeline.result import Result
 from tutelage.pipeline.teaching import teach
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe

@@ -32,6 +32,7 @@ from tutelage.recipe_data import (
     as_tuple,
 )
 from tutelage.recipe_errors import explain
+from tutelage.recipe_language import LanguagePart
 from tutelage.records import Limit, Metric
 from tutelage.registry import near_matches
 from tutelage.units import parse_quantity
@@ -256,6 +257,7 @@ class Recipe(Part):
     distill: DistillPart = Field(default_factory=lambda: DistillPart.model_validate({}))
     export: ExportPart = ExportPart.model_construct()
     measure: MeasurePart = MeasurePart.model_construct()
+    language: LanguagePart = LanguagePart.model_construct()
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="processor threads; all cores when unset"
     )

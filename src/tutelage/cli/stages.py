@@ -89,7 +89,8 @@ def plan(
 
 
 def _run(recipe: Recipe, folder: Path, as_json: bool, *, trust_code: bool) -> int:
-    from tutelage.pipeline import infeasible_summary, raise_if_missed, run_recipe
+    from tutelage.pipeline import run_recipe
+    from tutelage.pipeline.result import infeasible_summary, raise_if_missed
 
     started = time.monotonic()
     try:

@@ -17,6 +17,7 @@ from tutelage.report.fidelity import Fidelity, fidelity
 from tutelage.report.overview import Overview, came_out, overview, went_in
 from tutelage.report.possible import Possible, planned_figures, possible
 from tutelage.report.provenance import Provenance, provenance
+from tutelage.report.samples import Samples, samples
 from tutelage.report.shipped import Shipped, shipped
 from tutelage.report.source import Sources, load, reading
 from tutelage.report.training import Training, training
@@ -36,6 +37,7 @@ class Page:
     candidates: Candidates | None
     possible: Possible | None
     fidelity: Fidelity
+    samples: Samples | None
     training: Training | None
     shipped: Shipped | None
     provenance: Provenance
@@ -75,6 +77,7 @@ def page(sources: Sources) -> Page:
             candidates=planned,
             possible=others,
             fidelity=fidelity(proof),
+            samples=samples(proof),
             training=taught,
             shipped=shipped(proof),
             provenance=origin,

@@ -14,6 +14,8 @@ _ORDER = (
     "mae_validation",
     "rmse_validation",
     "accuracy_test",
+    "perplexity_validation",
+    "perplexity_test",
     "agreement_validation",
     "agreement_test",
     "macro_f1_test",
@@ -33,7 +35,7 @@ _ORDER = (
     "decisions_an_hour",
 )
 # only figures of the same machine compare; sizes are the same everywhere
-_OF_A_MACHINE = ("latency", "energy", "ram")
+_OF_A_MACHINE = ("latency", "energy", "ram", "tokens_per_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
         return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher")
     if not teacher.value > 0 or not student.value > 0:
         return None
-    if teacher.name.startswith(("mae", "rmse")):
+    if teacher.name.startswith(("mae", "rmse", "perplexity")):
         change = f"{student.value / teacher.value - 1:+.1%}".replace("-", "−").replace("%", " %")
         return Figure(text=change, kind=kind, hint=f"{kind}: student's over teacher's")
     if teacher.value >= student.value:

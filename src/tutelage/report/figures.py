@@ -13,7 +13,7 @@ from tutelage.units import format_quantity
 _KINDS: tuple[Kind, ...] = get_args(Kind)  # from the surest to the least sure
 _SHARES = (
     "accuracy", "balanced_accuracy", "macro_f1", "agreement", "kept", "calibration_error",
-    "confidence", "share",
+    "confidence", "share", "ended", "repeated",
 )  # fmt: skip
 _LABELS = {
     "accuracy": "Accuracy",
@@ -38,6 +38,10 @@ _LABELS = {
     "agreement": "Same decision as the teacher",
     "kept": "Teacher’s accuracy kept",
     "kl": "KL divergence from the teacher, nats",
+    "perplexity": "Perplexity",
+    "tokens_per_s": "Tokens a second",
+    "agreement_greedy": "Same likeliest token as the teacher",
+    "kl_a_token": "KL divergence from the teacher a token, nats",
     "calibration_error_student": "Calibration error, student",
     "calibration_error_teacher": "Calibration error, teacher",
 }

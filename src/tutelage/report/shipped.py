@@ -10,6 +10,9 @@ from tutelage.report.figures import Figure, made
 from tutelage.report.snippets import snippet
 
 
+_BY = {"causal_lm": "llama.cpp or Ollama"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
     """One artifact against torch, example by example; values have no `agreement`."""
@@ -39,12 +42,13 @@ class SideRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """The files, their parity, and a program that runs the chosen one."""
+    """The files, their parity, and a program that runs the chosen one, `by` these means."""
 
     artifacts: tuple[ArtifactRow, ...]
     beside: tuple[SideRow, ...]
     parity: tuple[ParityRow, ...]
     snippet: str
+    by: str
 
 
 def shipped(proof: dict[str, Any]) -> Shipped | None:
@@ -75,5 +79,6 @@ def shipped(proof: dict[str, Any]) -> Shipped | None:
             )
             for p in (proof.get("parity") or [])
         ),
+        by=_BY.get(proof["task"], "onnxruntime and numpy alone"),
         snippet=snippet(proof["task"], chosen, decides=proof.get("decides", "classes")),
     )

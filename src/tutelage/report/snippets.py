@@ -1,4 +1,4 @@
-"""The few lines that run an artifact with onnxruntime, numpy and, for texts, tokenizers."""
+"""The few lines that run an artifact: with onnxruntime, or where it is a GGUF with llama.cpp."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ _BY_TASK = {
     "series": (_NUMPY, _SERIES),
     "text": (f"{_NUMPY}\nfrom tokenizers import Tokenizer", _TEXT),
 }
+_LANGUAGE = """\
+llama-cli -m {path} --conversation   # llama.cpp; tokenizer and chat template are inside
+
+echo "FROM ./{path}" > Modelfile      # or Ollama
+ollama create student -f Modelfile && ollama run student
+"""
 _ANSWER = {
     "classes": ("logits", 'print(meta["classes"][int(logits[0].argmax())])'),
     "values": ("output", 'print(output[0, 0] * meta["target"]["std"] + meta["target"]["mean"])'),
@@ -50,6 +56,8 @@ _ANSWER = {
 
 def snippet(task: str, path: str, *, decides: str = "classes") -> str:
     """Return a program that decides about one example with the artifact at `path`."""
+    if task == "causal_lm":
+        return _LANGUAGE.format(path=path)
     said, answer = _ANSWER[decides]
     imports, body = _BY_TASK[task]
     tokenizer = json.dumps(path.rpartition("/")[0] + "/tokenizer.json")
