@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tutelage.recipe_data import Count, Part, Text
 
+LANGUAGE = "causal_lm"  # the task
 Format = Literal["f16", "q8_0", "q4_0"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from tutelage.cli import inspect, probe, stages, write  # noqa: F401 (each adds its commands to `app`)
+from tutelage.cli import chat, inspect, probe, stages, write  # noqa: F401 (each adds its commands to `app`)
 from tutelage.cli.app import State, app
 from tutelage.cli.bars import console
 from tutelage.errors import TutelageError

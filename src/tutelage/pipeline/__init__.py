@@ -36,6 +36,7 @@ from tutelage.pipeline.teaching import Taught, teach
 from tutelage.pipeline.trials import note_taught, scores_of
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
+from tutelage.recipe_language import LANGUAGE
 from tutelage.records import Limit
 from tutelage.report import build_report
 from tutelage.run import Run
@@ -57,6 +58,10 @@ def run_recipe(
     `TutelageError` of the stage that cannot go on; a missed hard limit is no error here (see
     `raise_if_missed`).
     """
+    if recipe.task == LANGUAGE:
+        from tutelage.pipeline.language import run_language
+
+        return run_language(recipe, folder, progress=progress)
     with _ready(
         recipe, folder, progress, trust_code, material=material, teacher=teacher, student=student
     ) as ready:

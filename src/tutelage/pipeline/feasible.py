@@ -34,6 +34,7 @@ from tutelage.plan.scores import Score
 from tutelage.plan.sliced import depths, widest_slice
 from tutelage.progress import Progress, Silent, track
 from tutelage.recipe import Recipe
+from tutelage.recipe_language import LANGUAGE
 from tutelage.records import Limit, WouldDo
 from tutelage.students.spec import StudentSpec
 
@@ -51,6 +52,10 @@ def plan_recipe(
     the student; where none does, `would_do` names what would. With `frontier`, what `frontiers`
     returns is added; raises `RecipeError` where nothing was tried in `folder` yet.
     """
+    if recipe.task == LANGUAGE:
+        from tutelage.pipeline.language.feasible import plan_language
+
+        return plan_language(recipe, folder, progress=progress)
     started = time.monotonic()
     progress = progress or Silent()
     read = read_material(recipe, progress)

@@ -226,9 +226,13 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
     rows: list[tuple[str, Words]] = []
     if data:
         counts = ", ".join(f"{int(n):,} {split}" for split, n in data["counts"].items())
-        shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
         rows.append(("Data", (str(data["source"]),)))
-        rows.append(("Examples", (f"{counts}; each {shape}, {_labels(data)}",)))
+        if "sequences" in data:
+            length = f"{int(data['length']):,}"
+            rows.append(("Tokens", (f"{counts}; in sequences of {length}",)))
+        else:
+            shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
+            rows.append(("Examples", (f"{counts}; each {shape}, {_labels(data)}",)))
     if teacher:
         rows.append(("Teacher", (str(teacher["source"]),)))
         if teacher.get("parameters") is not None:

@@ -9,7 +9,6 @@ from tutelage.records import Artifact
 from tutelage.report.figures import Figure, made
 from tutelage.report.snippets import snippet
 
-
 _BY = {"causal_lm": "llama.cpp or Ollama"}
 
 

@@ -1,0 +1,131 @@
+"""What a language run reads: texts as tokens, in a vocabulary that was pruned before all else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage.files import hash_json
+from tutelage.pipeline.language.source import Source
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.run import Run
+from tutelage.students.decoder import Decoder
+from tutelage.students.slice_decoder import with_tokens
+from tutelage.tasks.causal_lm import LanguageData, Tokens, load_language
+from tutelage.tasks.decoder_vocabulary import prune_tokenizer
+
+_LENGTH = 512  # tokens a sequence, where the recipe names none
+_VALIDATION = 64  # sequences to choose by and to test on, at most: each is passed many times
+_TEST = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageMaterial:
+    """The data, and the teacher in the vocabulary that both speak.
+
+    `content` hashes the tokens of all splits, `teacher` names its files by their hash, and
+    `vocabulary` says what became of the tokenizer.
+    """
+
+    data: LanguageData
+    decoder: Decoder
+    tokenizer: Any
+    length: int
+    content: str
+    teacher: str
+    vocabulary: dict[str, Any]
+
+
+def read_language(recipe: Recipe, source: Source, progress: Progress) -> LanguageMaterial:
+    """Read the texts, and prune tokenizer and teacher to the tokens that training texts use."""
+    context = int(source.decoder.spec.config.get("max_position_embeddings", _LENGTH))
+    length = recipe.data.length or min(_LENGTH, context)
+    data = _load(recipe, source.tokenizer, length)
+    decoder, tokenizer = source.decoder, source.tokenizer
+    whole, before = decoder.spec.vocabulary, _learned(data.test)
+    if recipe.data.vocabulary == "pruned":
+        progress.say("data: pruning the vocabulary to what the training texts use")
+        pruned = prune_tokenizer(tokenizer, data.train.ids)
+        tokenizer = pruned.tokenizer
+        decoder = with_tokens(decoder, torch.from_numpy(pruned.kept))
+        data = _load(recipe, tokenizer, length)
+    data = dataclasses.replace(
+        data,
+        train=_enough(data.train, recipe.language.tokens, recipe.seed),
+        validation=_first(data.validation, _VALIDATION),
+        test=_first(data.test, _TEST),
+    )
+    content = hash_json([part.fingerprint for part in (data.train, data.validation, data.test)])
+    counts = {
+        "whole": whole, "kept": decoder.spec.vocabulary,
+        "test_tokens_whole": before, "test_tokens_kept": _learned(data.test),
+    }  # fmt: skip
+    for note in data.notes:
+        progress.say(f"data: {note}")
+    return LanguageMaterial(
+        data=data, decoder=decoder, tokenizer=tokenizer, length=length, content=content,
+        teacher=source.key, vocabulary=counts,
+    )  # fmt: skip
+
+
+def _load(recipe: Recipe, tokenizer: Any, length: int) -> LanguageData:
+    return load_language(
+        recipe.data.train,
+        recipe.data.test,
+        tokenizer=tokenizer,
+        length=length,
+        answers_only=recipe.language.answers_only,
+        validation=recipe.data.validation,
+        seed=recipe.seed,
+    )
+
+
+def record_data(recipe: Recipe, material: LanguageMaterial, run: Run) -> None:
+    """Write down what the report says of the data: the run's first stage."""
+    data = material.data
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    found = {
+        "source": recipe.data.train,
+        "task": recipe.task,
+        "counts": {name: _learned(part) for name, part in splits.items()},
+        "sequences": {name: len(part) for name, part in splits.items()},
+        "documents": {name: part.documents for name, part in splits.items()},
+        "length": material.length,
+        "vocabulary": material.vocabulary,
+        "notes": list(data.notes),
+    }
+    run.stage("data", hash_json([found, material.content]), lambda: (found, []))
+
+
+def _learned(tokens: Tokens) -> int:
+    return int(tokens.learned.sum())
+
+
+def _enough(tokens: Tokens, wanted: int, seed: int) -> Tokens:
+    """Return as many sequences, drawn at random, as hold the tokens that are taught in all.
+
+    The teacher is asked about no others.
+    """
+    order = np.random.default_rng([seed, 5]).permutation(len(tokens))
+    counts = tokens.learned[order].sum(axis=1).cumsum()
+    return _rows(tokens, np.sort(order[: int(np.searchsorted(counts, wanted)) + 1]))
+
+
+def _first(tokens: Tokens, most: int) -> Tokens:
+    return _rows(tokens, np.arange(min(most, len(tokens))))
+
+
+def _rows(tokens: Tokens, chosen: np.ndarray) -> Tokens:
+    if len(chosen) == len(tokens):
+        return tokens
+    return dataclasses.replace(
+        tokens,
+        ids=tokens.ids[chosen],
+        learned=tokens.learned[chosen],
+        fingerprint=hash_json([tokens.fingerprint, chosen.tolist()]),
+    )

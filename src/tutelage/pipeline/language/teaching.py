@@ -1,0 +1,198 @@
+"""The teacher is asked token by token, and the slice is taught, a third of it at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import RecipeError
+from tutelage.files import hash_json, read_tensors, write_tensors
+from tutelage.losses.language_terms import language_terms
+from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
+from tutelage.pipeline.lessons import schedule_of
+from tutelage.progress import Progress
+from tutelage.recipe import LossPart, Recipe
+from tutelage.run import Run
+from tutelage.students.decoder import Decoder, DecoderSpec
+from tutelage.students.decoder_sizes import parameters, steps_to
+from tutelage.students.slice_decoder import slice_decoder
+from tutelage.teach.token_signals import Speaker, TokenSignals
+from tutelage.train.language import LanguageLesson
+from tutelage.train.loop import Trainer
+from tutelage.train.trackers import open_tracker
+
+_LOSSES = {"forward_kl": 1.0, "token_cross_entropy": 1.0}  # about half each: evidence is public
+_RATE, _BATCH, _MICRO_TOKENS, _CHECKPOINT = 5e-4, 8, 2_048, "300 s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """The student, and what run.json and the report say of the lessons."""
+
+    student: Decoder
+    result: dict[str, Any]
+
+
+def with_language_defaults(recipe: Recipe) -> Recipe:
+    """Return the recipe with what suits language models where it says nothing itself.
+
+    Raises `RecipeError` for a key or a loss that is of other tasks.
+    """
+    _refuse_others(recipe)
+    usual = {"losses": _LOSSES, "rate": _RATE, "batch": _BATCH, "checkpoint": _CHECKPOINT}
+    unset = {k: v for k, v in usual.items() if k not in recipe.distill.model_fields_set}
+    found = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=unset)})
+    weights, options = losses_of(found)
+    try:
+        language_terms(weights, options, 1.0)
+    except RecipeError as error:
+        raise RecipeError(f"distill.losses: {error}") from None
+    return found
+
+
+def losses_of(recipe: Recipe) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return the weights of the recipe's losses and their options, by name."""
+    weights: dict[str, float] = {}
+    options: dict[str, dict[str, float]] = {}
+    for name, given in recipe.distill.losses.items():
+        weight = given.weight if isinstance(given, LossPart) else given
+        if weight == "auto":
+            raise RecipeError(
+                f"distill.losses: '{name}' of a language model needs a number as its weight: all "
+                "its losses are in nats a token"
+            )
+        weights[name] = float(weight)
+        if isinstance(given, LossPart):
+            options[name] = dict(given.options)
+    return weights, options
+
+
+def _refuse_others(recipe: Recipe) -> None:
+    for key, given in (
+        ("student.source", recipe.student.source),
+        ("student.spec", recipe.student.spec),
+        ("budget.accuracy", recipe.budget.accuracy),
+        ("data.unlabelled", recipe.data.unlabelled),
+        ("distill.pairs", recipe.distill.pairs),
+        ("measure.power_csv", recipe.measure.power_csv),
+    ):
+        if given is not None:
+            raise RecipeError(f"{key} is not for task: causal_lm yet; remove the key")
+
+
+def ask(recipe: Recipe, material: LanguageMaterial, run: Run, progress: Progress) -> TokenSignals:
+    """Ask the teacher about every learned token of the training texts, once."""
+    part = recipe.language
+    wanted: dict[str, Any] = {
+        "kind": None if part.signal == "auto" else part.signal, "kept": part.kept,
+        "seed": recipe.seed,
+    }  # fmt: skip
+    speaker, folder = Speaker(material.decoder), run.file("signals")
+    key, train = _teacher_key(material), material.data.train
+    held = TokenSignals(folder, key, train, vocabulary=speaker.vocabulary, **wanted)
+    progress.say(held.describe())
+    held = TokenSignals.fill(folder, key, speaker, train, progress=progress, **wanted)
+    record = {
+        "views": 1, "bytes": held.total_bytes, "bytes_per_example": held.bytes_per_token,
+        "kind": held.kind, "keys": [held.key],
+    }  # fmt: skip
+    run.stage("signals", hash_json(record), lambda: (record, []))
+    return held
+
+
+def _teacher_key(material: LanguageMaterial) -> str:
+    return hash_json(["decoder", material.vocabulary, material.content, material.teacher])
+
+
+def teach(
+    recipe: Recipe, material: LanguageMaterial, chosen: Slice, signals: TokenSignals, run: Run,
+    progress: Progress,
+) -> Taught:  # fmt: skip
+    """Slice and teach step by step, each step once a run; the last one's student is returned."""
+    whole = material.decoder
+    steps = steps_to(whole.spec, chosen.spec)
+    network, results = whole, []
+    for number, spec in enumerate(steps, 1):
+        kept = chosen.kept if len(steps) == 1 else None
+        network, result = _step(
+            recipe, material, network, spec, kept, signals, run, progress, (number, len(steps))
+        )
+        results.append(result)
+    return Taught(student=network, result=_joined(recipe, chosen.spec, results))
+
+
+def _step(
+    recipe: Recipe, material: LanguageMaterial, before: Decoder, spec: DecoderSpec,
+    kept: tuple[int, ...] | None, signals: TokenSignals, run: Run, progress: Progress,
+    place: tuple[int, int],
+) -> tuple[Decoder, dict[str, Any]]:  # fmt: skip
+    number, of = place
+    path = run.file(f"taught/step-{number}.safetensors")
+    weights, options = losses_of(recipe)
+
+    def work() -> tuple[Any, list[Path]]:
+        progress.say(f"student: slicing, step {number} of {of}")
+        student = slice_decoder(before, spec, choosing_tokens(material), kept=kept)
+        lesson = LanguageLesson(
+            student, material.data.train, material.data.validation, losses=weights,
+            options=options, signals=signals, batch=recipe.distill.batch,
+            micro_batch=max(1, _MICRO_TOKENS // material.length), seed=recipe.seed + number,
+        )  # fmt: skip
+        tracker = open_tracker(recipe.tracking, run.file("tracking"))
+        trainer = Trainer(
+            lesson,
+            schedule_of(recipe, epochs=_epochs(recipe, material, of), seed=recipe.seed),
+            checkpoint=run.file("checkpoints/student.safetensors"),
+            progress=progress,
+            label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
+            tracker=tracker.log if tracker else None,
+        )
+        history = dataclasses.asdict(trainer.train())
+        if tracker:
+            tracker.close()
+        config = student.spec.config
+        write_tensors(path, student.state_dict())
+        return {"history": history, "config": config}, [path]
+
+    done = f"step-{number - 1}" if number > 1 else "whole"
+    earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
+    inputs = hash_json(
+        [
+            done, earlier, signals.key, spec.config, list(kept or ()), weights, options,
+            material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
+            recipe.language.tokens, recipe.seed, recipe.threads, of,
+        ]
+    )  # fmt: skip
+    record = run.stage(f"teach-{number}", inputs, work)
+    student = Decoder(DecoderSpec(config=record.result["config"]))
+    student.load_state_dict(read_tensors(path)[0])
+    return student.eval(), record.result
+
+
+def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
+    """Return the passes over the data that make this step's share of the tokens."""
+    a_pass = int(material.data.train.learned.sum())
+    return recipe.distill.epochs or max(1, math.ceil(recipe.language.tokens / steps / a_pass))
+
+
+def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the lessons as one, for the report: curves one after another."""
+    history = dict(results[-1]["history"])
+    for name in ("loss", "parts", "figure"):
+        history[name] = [x for result in results for x in result["history"][name]]
+    behind = sum(len(result["history"]["figure"]) for result in results[:-1])
+    history["best_epoch"] = behind + results[-1]["history"]["best_epoch"]
+    return {
+        "spec": spec_json(spec),
+        "parameters": parameters(spec),
+        "epochs": len(history["loss"]),
+        "steps": len(results),
+        "seed": recipe.seed,
+        "metric": "loss",
+        "history": history,
+        "weights": losses_of(recipe)[0],
+    }
