@@ -197,17 +197,18 @@ def _cleaned(text: Any, label: Any, where: str, findings: Findings) -> tuple[str
         findings.first_empty = findings.first_empty or where
         return None
     if label is ABSENT:
-        return _sound(text), label
+        return sound(text), label
     if isinstance(label, (list, tuple, dict)):
         raise several_labels(where, label)
     if label is None or label == "" or (isinstance(label, float) and label != label):
         raise DataError(f"{where} has no label: fill it in or drop the row")
     if not isinstance(label, (str, int, float)):
         raise DataError(f"{where}: the label is no number and no name: name data.label_column")
-    return _sound(text), _sound(label)
+    return sound(text), sound(label)
 
 
-def _sound(cell: Any) -> Any:
+def sound(cell: Any) -> Any:
+    """Return a cell with halves of surrogate pairs replaced."""
     try:
         if isinstance(cell, str):
             cell.encode()
@@ -221,14 +222,14 @@ _Cells = Iterator[tuple[str, Any, Any]]
 
 def _csv(path: Path, source: TextSource) -> _Cells:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        _check_encoding(path)
+        check_encoding(path)
         reader = csv.reader(
             file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ","
         )
-        header = [name.strip() for name in next(_csv_rows(path, reader, 1), ["", []])[1]]
+        header = [name.strip() for name in next(csv_rows(path, reader, 1), ["", []])[1]]
         name, label = _columns(path, header, source)
         text, at = header.index(name), None if label is None else header.index(label)
-        while block := list(_csv_rows(path, reader, _AT_ONCE)):
+        while block := list(csv_rows(path, reader, _AT_ONCE)):
             for line, row in block:
                 if len(row) == len(header):
                     yield f"line {line}", row[text], ABSENT if at is None else row[at].strip()
@@ -239,13 +240,13 @@ def _csv(path: Path, source: TextSource) -> _Cells:
                     )
 
 
-def _csv_rows(path: Path, reader: Any, count: int) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, reader: Any, count: int) -> Iterator[tuple[int, list[str]]]:
     """Read rows with their last line's number; cells may be long, but not without end."""
     before = csv.field_size_limit(_LONGEST_LINE)
     try:
         yield from [(reader.line_num, row) for row in islice(reader, count)]
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, f"after line {reader.line_num}", error) from None
+        raise not_utf8(path, f"after line {reader.line_num}", error) from None
     except csv.Error as error:
         raise DataError(
             f"{path}, line {reader.line_num}: {_line(error)}: mend it (is a quote left open?)"
@@ -255,7 +256,7 @@ def _csv_rows(path: Path, reader: Any, count: int) -> Iterator[tuple[int, list[s
 
 
 def _jsonl(path: Path, source: TextSource) -> _Cells:
-    _check_encoding(path)
+    check_encoding(path)
     names: tuple[str, str | None] = ("", None)
     with path.open("rb") as file:
         number = 0
@@ -263,7 +264,7 @@ def _jsonl(path: Path, source: TextSource) -> _Cells:
             number += 1
             if not raw.strip():
                 continue
-            item = _object(path, raw, number, file)
+            item = json_object(path, raw, number, file)
             if not names[0] or (names[1] is None and not source.bare and names[0] in item):
                 names = _columns(path, list(item), source)  # labels may begin later
             label = ABSENT if names[1] is None else item.get(names[1])
@@ -271,14 +272,15 @@ def _jsonl(path: Path, source: TextSource) -> _Cells:
             yield f"line {number}", item.get(names[0]), label
 
 
-def _object(path: Path, raw: bytes, number: int, file: IO[bytes]) -> dict[str, Any]:
+def json_object(path: Path, raw: bytes, number: int, file: IO[bytes]) -> dict[str, Any]:
+    """Return one line's object; raises `DataError` for what is none, or over 64 MB."""
     where = f"{path}, line {number}"
     if len(raw) >= _LONGEST_LINE and not raw.endswith(b"\n") and file.peek(1):  # pyright: ignore[reportAttributeAccessIssue]
         raise DataError(f"{where} is longer than {_LONGEST_LINE >> 20} MB: one object a line")
     try:
         item = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, f"line {number}", error) from None
+        raise not_utf8(path, f"line {number}", error) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({_line(error)}): one object a line") from None
     if not isinstance(item, dict):
@@ -287,7 +289,7 @@ def _object(path: Path, raw: bytes, number: int, file: IO[bytes]) -> dict[str, A
 
 
 def _parquet(path: Path, source: TextSource) -> _Cells:
-    pa, pq = _pyarrow()
+    pa, pq = open_pyarrow()
     try:
         with pq.ParquetFile(path) as file:
             text, label = _columns(path, file.schema_arrow.names, source)
@@ -339,14 +341,16 @@ def _columns(path: Path, header: list[str], source: TextSource) -> tuple[str, st
     return found[0], found[1]
 
 
-def _check_encoding(path: Path) -> None:
+def check_encoding(path: Path) -> None:
+    """Raise `DataError` for a file that begins as UTF-16 or UTF-32 do."""
     with path.open("rb") as file:
         start = file.read(4)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raise DataError(f"{path} is UTF-16 or UTF-32: save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
 
 
-def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> DataError:
+def not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> DataError:
+    """Return what to say of a byte that is not UTF-8."""
     byte = error.object[error.start]
     return DataError(
         f"{path}, {where}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8 "
@@ -358,7 +362,7 @@ def declared(source: TextSource) -> tuple[str, ...] | None:
     """Return the names that a Parquet file declares for the numbers of its classes, if it does."""
     if source.form != "parquet":
         return None
-    pa, pq = _pyarrow()
+    pa, pq = open_pyarrow()
     try:
         schema = pq.read_schema(source.files[0])
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -369,7 +373,8 @@ def declared(source: TextSource) -> tuple[str, ...] | None:
         return None
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def open_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and its Parquet reader; raises `MissingExtra` where they are not installed."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

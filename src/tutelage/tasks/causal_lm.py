@@ -1,0 +1,277 @@
+"""The data of language models: documents are read once, split by their text, and packed.
+
+Of a document no more is held than its tokens and two hashes. Splits, order and fingerprints are a
+pure function of the seed and of the texts: files and rows may be reordered and touched.
+"""
+
+from __future__ import annotations
+
+import heapq
+import unicodedata
+from array import array
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from tutelage.errors import DataError, RecipeError
+from tutelage.tasks.augment import hash_keys
+from tutelage.tasks.chat_files import find_files
+from tutelage.tasks.chat_reading import Document, Findings, documents
+from tutelage.tasks.chat_reading import read_documents as read_documents
+from tutelage.tasks.chat_tokens import Writer
+from tutelage.tasks.packing import FILLED, Tokens, Written, context, pack
+
+_TEST_SHARE, _MOST_HELD_OUT = 0.2, 2_000  # documents set aside for test or validation, at most
+_PROMPTS, _BEGINNING = 16, 200  # held-out prompts that are kept; characters of a text's beginning
+_LEAST_LENGTH = 8
+_SALT = {"test": 1, "validation": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LanguageData:
+    """Three splits; `prompts` are of the test documents: chats up to an answer, texts' beginnings.
+
+    `notes` are findings that are no reason to refuse the data.
+    """
+
+    train: Tokens
+    validation: Tokens
+    test: Tokens
+    prompts: tuple[Document, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """What reading one part leaves: tokens, two hashes a document, and the prompts to keep.
+
+    `keys` hash the normalised text, `exact` the tokens. `order` names the documents that are left,
+    sorted by their keys, without copies.
+    """
+
+    name: str
+    written: Written
+    keys: UInt64[np.ndarray, "n 2"]
+    exact: UInt64[np.ndarray, " n"]
+    prompts: tuple[tuple[int, Document], ...]
+    order: Int[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def load_language(
+    train: str | Path,
+    test: str | Path | None = None,
+    *,
+    tokenizer: Any,
+    length: int,
+    answers_only: bool = True,
+    validation: float = 0.1,
+    seed: int = 0,
+    context_length: int | None = None,
+) -> LanguageData:
+    """Read, split and pack texts and chats into sequences of `length` tokens.
+
+    Paths as `read_documents` takes them; `tokenizer` is a fast one of transformers. Parts that a
+    folder names are kept, and a `test` path wins over its test part; without either, a fifth of the
+    documents (at most 2,000) is the test, and of the rest the share `validation` (at most 2,000) is
+    to choose by. Equal texts count once, and those of held-out parts leave the training part.
+    `context_length` is the most that the model can read; the tokenizer's own word when None. Raises
+    `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
+    """
+    _check(tokenizer, length, validation, context_length)
+    files = find_files(train)
+    if test is not None:
+        found = find_files(test)
+        files["test"] = found.get("test") or found["train"]
+    writer, notes = Writer(tokenizer, answers_only=answers_only), []
+    held = {part: _read(own, writer, seed, notes) for part, own in files.items()}
+    for part in held.values():
+        part.order = _without_copies(part, notes)
+    prompts = [prompt for _, prompt in held.get("test", held["train"]).prompts]
+    _split(held, validation, seed, notes)
+    if writer.unclear:
+        notes.append(
+            f"in {writer.unclear} of {writer.chats} chats it is unclear which tokens are the "
+            "assistant's, since the chat template rewrites earlier turns: all of theirs are learned"
+        )
+    _note_windows(held["train"], length, notes)
+    packed = {
+        name: pack(part.written, part.order, length, writer.end) for name, part in held.items()
+    }
+    _check_packed(packed, held, notes)
+    kept = prompts[: packed["test"].documents]
+    return LanguageData(**packed, prompts=tuple(kept), notes=tuple(notes))
+
+
+def _check(tokenizer: Any, length: int, validation: float, context_length: int | None) -> None:
+    if not 0 < validation < 1:
+        raise RecipeError(f"validation is {validation}: it must lie between 0 and 1")
+    if length < _LEAST_LENGTH:
+        raise RecipeError(f"data.length is {length}: give sequences {_LEAST_LENGTH} tokens or more")
+    most = context_length or int(tokenizer.model_max_length)
+    if length > most:
+        raise RecipeError(
+            f"data.length is {length:,}, above the {most:,} tokens that the model can read: set "
+            f"data.length to {most} or less"
+        )
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _read(files: tuple[Path, ...], writer: Writer, seed: int, notes: list[str]) -> _Held:
+    name = str(files[0]) + (f" (and {len(files) - 1} more)" if len(files) > 1 else "")
+    findings, kept = Findings(), _Prompts(seed)
+    ids, learned, offsets = array("i"), bytearray(), array("q", [0])
+    keys, exact = bytearray(), bytearray()
+
+    for document, own, targets in writer.write(documents(files, findings)):
+        key = _key(document)
+        ids.frombytes(own.tobytes())
+        learned += targets.tobytes()
+        offsets.append(len(ids))
+        keys += key
+        exact += blake2b(own.tobytes() + targets.tobytes(), digest_size=8).digest()
+        kept.offer(key, document)
+    notes += findings.notes(name)
+    written = Written(
+        ids=np.frombuffer(ids, np.int32), learned=np.frombuffer(learned, np.bool_),
+        offsets=np.frombuffer(offsets, np.int64),
+    )  # fmt: skip
+    return _Held(
+        name=name, written=written, keys=np.frombuffer(keys, np.uint64).reshape(-1, 2),
+        exact=np.frombuffer(exact, np.uint64), prompts=kept.sorted(),
+    )  # fmt: skip
+
+
+def _key(document: Document) -> bytes:
+    """Hash a document's text: letter case, white space and forms of Unicode do not matter."""
+    parts = [m.role + "\0" + _normal(m.content) for m in document.messages]
+    return blake2b("\0".join(parts or [_normal(document.text)]).encode(), digest_size=16).digest()
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+class _Prompts:
+    """Keeps prompts of the few documents that come first into the test split."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.worst = seed, 1 << 64
+        self.kept: dict[int, Document] = {}
+        self.ranks: list[int] = []
+
+    def offer(self, key: bytes, document: Document) -> None:
+        """Keep the document's prompt if its rank is among the lowest."""
+        rank = int(hash_keys(np.frombuffer(key[:8], np.uint64), self.seed, _SALT["test"])[0])
+        if rank > self.worst:
+            return
+        prompt = _prompt(document)
+        if rank in self.kept:  # copies by their text: the same one, whatever the rows' order
+            self.kept[rank] = min(prompt, self.kept[rank], key=repr)
+            return
+        self.kept[rank] = prompt
+        heapq.heappush(self.ranks, -rank)
+        if len(self.ranks) > _PROMPTS:
+            del self.kept[-heapq.heappop(self.ranks)]
+            self.worst = -self.ranks[0]
+
+    def sorted(self) -> tuple[tuple[int, Document], ...]:
+        """Return ranks and prompts, the lowest first."""
+        return tuple(sorted(self.kept.items(), key=lambda item: item[0]))
+
+
+def _prompt(document: Document) -> Document:
+    """Return a chat up to its last answer, or the beginning of a text, up to a space."""
+    if document.messages:
+        last = max(i for i, m in enumerate(document.messages) if m.role == "assistant")
+        return Document(messages=document.messages[:last])
+    text = " ".join(document.text[: 4 * _BEGINNING].split())
+    size = min(_BEGINNING, len(text) // 2)
+    return Document(text=text[:size].rpartition(" ")[0] or text[:size] or text)
+
+
+def _without_copies(part: _Held, notes: list[str]) -> Int[np.ndarray, " m"]:
+    """Return one document of each text, sorted by their keys; of copies always the same one."""
+    order = np.lexsort((part.exact, part.keys[:, 1], part.keys[:, 0]))
+    keys = part.keys[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    copies = len(order) - int(first.sum())
+    if copies:
+        notes.append(f"{copies} of {len(order)} documents of {part.name} are copies and left out")
+    return order[first]
+
+
+# --- splitting ---------------------------------------------------------------------------------
+
+
+def _split(held: dict[str, _Held], share: float, seed: int, notes: list[str]) -> None:
+    """Take out of the training part what is missing, and what a held-out part holds as well."""
+    train = held["train"]
+    for name in ("test", "validation"):
+        others = [held[k] for k in ("test", "validation") if k in held and k != name]
+        if name in held:
+            for other in [train, *(others if name == "test" else ())]:
+                _drop_shared(other, held[name], notes)
+    least = 1 + sum(name not in held for name in ("test", "validation"))
+    if len(train.order) < least:
+        raise DataError(
+            f"{train.name} has {len(train.order)} different documents where {least} are needed: "
+            "add some"
+        )
+    for name, wanted in (("test", _TEST_SHARE), ("validation", share)):
+        if name in held:
+            continue
+        ranks = hash_keys(train.keys[train.order, 0], seed, _SALT[name])
+        count = min(max(1, round(wanted * len(ranks))), _MOST_HELD_OUT, len(ranks) - 1)
+        chosen = np.zeros(len(ranks), np.bool_)
+        chosen[np.argsort(ranks, kind="stable")[:count]] = True
+        held[name] = replace(train, order=train.order[chosen])
+        train.order = train.order[~chosen]
+
+
+def _drop_shared(part: _Held, other: _Held, notes: list[str]) -> None:
+    a, b = part.keys[part.order], other.keys[other.order]
+    shared = np.isin(a[:, 0], b[:, 0]) & np.isin(a[:, 1], b[:, 1])
+    if shared.any():
+        notes.append(
+            f"{int(shared.sum())} of {len(shared)} documents of {part.name} are also in "
+            f"{other.name} and left out of the former"
+        )
+        part.order = part.order[~shared]
+
+
+# --- after packing -----------------------------------------------------------------------------
+
+
+def _note_windows(part: _Held, length: int, notes: list[str]) -> None:
+    sizes = np.diff(part.written.offsets)[part.order]
+    long = int((sizes > length).sum())
+    if long:
+        notes.append(
+            f"{long} of {len(sizes)} training documents are longer than {length} tokens and cut "
+            f"into windows; each after the first begins with the {context(length)} tokens before it"
+        )
+
+
+def _check_packed(packed: dict[str, Tokens], held: dict[str, _Held], notes: list[str]) -> None:
+    for name, tokens in packed.items():
+        if not tokens.learned.any():
+            raise DataError(f"no token of the {name} part ({held[name].name}) can be learned")
+    train = packed["train"]
+    filled = int((train.owner == FILLED).sum())
+    if train.ids.size - filled < train.length:
+        raise DataError(
+            f"the training part of {held['train'].name} has {train.ids.size - filled} tokens, "
+            f"fewer than one sequence of {train.length}: add documents or lower data.length"
+        )
+    learned = int(train.learned.sum())
+    notes.append(
+        f"{train.documents:,} training documents lie in {len(train):,} sequences of "
+        f"{train.length} tokens, {learned / train.ids.size:.0%} of which are learned"
+    )
