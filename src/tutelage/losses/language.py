@@ -43,9 +43,10 @@ def language_loss(
 
     `losses` are weights by name, `options` their options by name. What compares decisions is
     tempered and multiplied by T^2. `chunk` is how many tokens are taken at a time; by their bytes
-    when unset. `cap` is that of the network's logits, where it has one. Sums are in float32; products with the head are in autocast's type where that is on.
-    No token is 0. Raises `RecipeError` on a wrong loss or option or one that the teacher's signals
-    cannot give, `TeacherError` where they are about other tokens.
+    when unset. `cap` is that of the network's logits, where it has one. Sums are in float32;
+    products with the head are in autocast's type where that is on. No token is 0. Raises
+    `RecipeError` on a wrong loss or option or one that the teacher's signals cannot give,
+    `TeacherError` where they are about other tokens.
     """
     terms = language_terms(losses, options, temperature, cap)
     check_teacher(terms, teacher)

@@ -1,4 +1,4 @@
-"""A folder of tensors in shards: each written once and whole, hashed, and found again by its key."""
+"""A folder of tensors in shards: each written once and whole, hashed, found again by its key."""
 
 from __future__ import annotations
 
