@@ -223,14 +223,14 @@ def test_an_altered_manifest_is_refused(tmp_path, text):
 def test_a_disk_too_small_is_refused_before_the_teacher_is_asked(tmp_path, shards, monkeypatch):
     held = cache(tmp_path / "not" / "yet")
     usage = type("Usage", (), {"free": held.total_bytes})
-    monkeypatch.setattr(signals.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(DiskError, match=r"lower augment\.views"):
         held.fill(Silent())
     assert len(held.teacher.asked) == PROBE and not held.folder.exists()
     monkeypatch.undo()
     held.fill(Silent())
     usage.free = 0
-    monkeypatch.setattr(signals.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     cache(tmp_path / "not" / "yet").fill(Silent())  # nothing is missing: nothing is needed
 
 

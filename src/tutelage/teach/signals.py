@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tutelage.errors import CorruptFileError, DiskError, TeacherError
-from tutelage.files import hash_json, read_json, sha256_file, write_json, write_tensors
+from tutelage.errors import TeacherError
+from tutelage.files import hash_json
 from tutelage.passes import Inputs
 from tutelage.progress import Progress
 from tutelage.teach.lenses import Lens
+from tutelage.teach.shards import Shards
 from tutelage.types import Batch, Reading
 
 _SHARD_BYTES = 64_000_000
@@ -100,29 +100,24 @@ class SignalCache:
         Raises `DiskError` before the first question when the disk is too small, and
         `CorruptFileError` when a stored shard was altered. Returns the files.
         """
-        manifest_path = self.folder / "manifest.json"
-        manifest = self._manifest(manifest_path)
+        shards = Shards(self.folder, self.key)
         names = [
             (view, first, f"view{view}-{first}.safetensors")
             for view in range(self.views)
             for first in range(0, self.split.count, self.block)
         ]
-        done = [name for _, _, name in names if name in manifest["shards"]]
-        for name in done:
-            self._check(name, manifest["shards"][name])
-        self._refuse_small_disk(len(names) - len(done))
-        steps = sum(min(self.block, self.split.count - first) for _, first, _ in names)
-        behind = sum(
-            min(self.block, self.split.count - f) for _, f, n in names if n in manifest["shards"]
-        )
-        progress.start(f"Asking the teacher ({self.split.name})", steps, behind)
-        for view, first, name in names:
-            if name in manifest["shards"]:
-                continue
-            path = self.folder / name
-            write_tensors(path, self._shard(view, first, progress))
-            manifest["shards"][name] = sha256_file(path)
-            write_json(manifest_path, manifest)
+        done = shards.open(name for _, _, name in names)
+        missing = [part for part in names if part[2] not in done]
+        need = len(missing) * self.block * self.bytes_per_example
+        shards.refuse_small_disk(need, "lower augment.views")
+
+        def examples(parts: list[tuple[int, int, str]]) -> int:
+            return sum(min(self.block, self.split.count - first) for _, first, _ in parts)
+
+        behind = examples(names) - examples(missing)
+        progress.start(f"Asking the teacher ({self.split.name})", examples(names), behind)
+        for view, first, name in missing:
+            shards.add(name, self._shard(view, first, progress))
         progress.finish()
         return [self.folder / name for _, _, name in names]
 
@@ -190,34 +185,6 @@ class SignalCache:
             for number, tensor in enumerate(getattr(reading, name)):
                 stored[f"{kind}{number}"] = _narrow(tensor)
         return {name: tensor.detach().cpu() for name, tensor in stored.items()}
-
-    def _manifest(self, path: Path) -> dict[str, Any]:
-        if not path.exists():
-            return {"key": self.key, "shards": {}}
-        found = read_json(path)
-        wanted = isinstance(found, dict) and found.get("key") == self.key
-        if not wanted or not isinstance(found.get("shards"), dict):
-            raise CorruptFileError(
-                f"{path} was altered; delete the folder {self.folder} and run again"
-            )
-        return found
-
-    def _check(self, name: str, expected: str) -> None:
-        path = self.folder / name
-        if not path.exists() or sha256_file(path) != expected:
-            raise CorruptFileError(
-                f"{path} is gone or was altered; delete the folder {self.folder} and run again"
-            )
-
-    def _refuse_small_disk(self, missing: int) -> None:
-        existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-        need = missing * self.block * self.bytes_per_example
-        free = shutil.disk_usage(existing).free
-        if need > 0.95 * free:
-            raise DiskError(
-                f"the signals need {need / 1e6:.0f} MB and {existing} has {free / 1e6:.0f} MB "
-                "free; lower augment.views or choose another disk with --run"
-            )
 
 
 class LiveSignals:

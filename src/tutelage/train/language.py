@@ -1,0 +1,242 @@
+"""Teaching a language model as a lesson of the loop: sequences, signals, chunked losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tutelage.errors import DataError, RecipeError, StudentError, TeacherError
+from tutelage.files import hash_json
+from tutelage.losses.language import language_loss
+from tutelage.losses.language_terms import language_terms
+from tutelage.losses.sparse import SparseDecision
+from tutelage.teach.token_signals import TokenRows, TokenSignals, sequences
+
+_NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Sequences that pass through the student together, and what the teacher says of them."""
+
+    ids: Int[Tensor, "b t"]
+    learned: Bool[Tensor, "b t"]
+    teacher: SparseDecision | None
+
+    @property
+    def count(self) -> int:
+        """How many tokens are learned from."""
+        return int(self.learned.sum())
+
+
+class LanguageLesson:
+    """Teaches `student`, which has `states(ids)` and `head` (and `cap`), on `train`.
+
+    A step learns from `batch` sequences, `micro_batch` at a time, and its loss is the mean over all
+    of their learned tokens. Epoch `e` takes the sequences in an order that hangs on `seed` and `e`
+    alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
+    forget what they computed and do it again in the backward pass, for a third more time and far
+    less memory. Validation is minus its loss, over the same losses where the teacher's signals are
+    given for it, else the cross entropy of its tokens.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        train: TokenRows,
+        validation: TokenRows,
+        *,
+        losses: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]] = _NO_OPTIONS,
+        temperature: float = 1.0,
+        signals: TokenSignals | None = None,
+        validation_signals: TokenSignals | None = None,
+        batch: int,
+        micro_batch: int | None = None,
+        seed: int,
+        examples: int | None = None,
+        recompute: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        self.student, self.train, self.validation = student, train, validation
+        self.modules: tuple[nn.Module, ...] = (student,)
+        self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
+        self.signals, self.validation_signals = signals, validation_signals
+        self.seed, self.recompute, self.chunk = seed, recompute, chunk
+        self._check()
+        able = _with_targets(train, "training")
+        self.validated = _with_targets(validation, "validation")
+        drawn = np.random.default_rng([seed, 7]).permutation(able)
+        self.chosen = np.sort(drawn[: examples or len(able)])
+        self.batch = min(batch, len(self.chosen))
+        self.micro_batch = min(micro_batch or self.batch, self.batch)
+        self.key = self._key()
+
+    def steps(self) -> int:
+        """Return the steps of one epoch; a last, smaller batch is left out."""
+        return len(self.chosen) // self.batch
+
+    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch]]:
+        """Yield the epoch's batches from step `first` on, each in micro-batches."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
+        for step in range(first, self.steps()):
+            index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
+            yield [_micro(self.train, self.signals, part) for part in index.split(self.micro_batch)]
+
+    def loss(self, batch: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts; gradients are found here, one micro-batch at a time.
+
+        What the student's parameters held of gradients before is dropped.
+        """
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.student.zero_grad(set_to_none=True)
+        count = sum(part.count for part in batch)
+        total, parts = torch.zeros((), device=_device(self.student)), {}
+        for part in batch:
+            with _recomputing(self.student) if self.recompute else nullcontext():
+                value, found = self._value(self.student, part, self.losses)
+            share = part.count / count
+            with torch.autocast(value.device.type, enabled=False):
+                (value * share).backward()
+            total = total + value.detach() * share
+            for name, each in found.items():
+                parts[name] = parts.get(name, 0.0) + each * share
+        grads = [p.grad for p in parameters]
+        self.student.zero_grad(set_to_none=True)
+        return _Handed.apply(total, grads, *parameters), parts
+
+    def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
+        """Return minus the mean loss over the learned tokens of validation."""
+        told = self.validation_signals
+        losses = {"token_cross_entropy": 1.0} if told is None else self.losses
+        total, count = 0.0, 0
+        for index in torch.from_numpy(self.validated).split(self.micro_batch):
+            part = _micro(self.validation, told, index)
+            total += float(self._value(modules[0], part, losses)[0]) * part.count
+            count += part.count
+        return -total / count
+
+    def _value(
+        self, student: Any, part: MicroBatch, losses: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        device = _device(student)
+        ids, learned = part.ids.to(device), part.learned[:, 1:].to(device)
+        states = student.states(ids[:, :-1])[learned]
+        return language_loss(
+            states,
+            student.head,
+            None if part.teacher is None else part.teacher.to(device),
+            ids[:, 1:][learned],
+            losses=losses,
+            temperature=self.temperature,
+            options={name: given for name, given in self.options.items() if name in losses},
+            cap=getattr(student, "cap", None),
+            chunk=self.chunk,
+        )
+
+    def _check(self) -> None:
+        """Refuse what does not belong together, before anything is trained."""
+        terms = language_terms(self.losses, self.options, self.temperature)
+        asked = [loss.name for loss in terms.losses if loss.tempered]
+        if asked and self.signals is None:
+            raise RecipeError(
+                f"loss '{asked[0]}' reads what the teacher says of each token, and no signals are "
+                "given; fill them, or teach by token_cross_entropy alone"
+            )
+        known = len(self.student.head)  # type: ignore[arg-type]
+        pairs = ((self.signals, self.train), (self.validation_signals, self.validation))
+        for signals, tokens in pairs:
+            largest = int(np.asarray(tokens.ids).max(initial=0))
+            if largest >= known:
+                raise DataError(
+                    f"the texts hold token {largest:,} and the student knows {known:,} tokens; "
+                    "read them with the student's tokenizer"
+                )
+            if signals is not None and signals.tokens.fingerprint != tokens.fingerprint:
+                raise TeacherError(
+                    "the teacher's signals are of other texts; fill them from those that teach"
+                )
+            if signals is not None and signals.vocabulary != known:
+                raise TeacherError(
+                    f"the teacher decides among {signals.vocabulary:,} tokens and the student among"
+                    f" {known:,}; ask the teacher about the student's vocabulary"
+                )
+
+    def _key(self) -> str:
+        """Name what is taught, by whom, on what, and how."""
+        sources = [None if s is None else s.key for s in (self.signals, self.validation_signals)]
+        data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
+        how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
+        return hash_json(["language", sources, data, how, self.seed, self.recompute, self.chunk])
+
+
+class _Handed(torch.autograd.Function):
+    """A loss whose gradients were found before: the backward pass hands them out."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, total: Tensor, grads: list[Tensor | None], *parameters: Tensor
+    ) -> Tensor:
+        """Keep the gradients."""
+        ctx.grads = grads
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand them out, scaled in place."""
+        grads, ctx.grads = ctx.grads, []
+        return None, None, *(None if g is None else g.mul_(slopes[0]) for g in grads)
+
+
+def _micro(tokens: TokenRows, signals: TokenSignals | None, index: Tensor) -> MicroBatch:
+    ids, learned = sequences(tokens, index)
+    teacher = None if signals is None else signals.read(index)
+    return MicroBatch(ids=ids, learned=learned, teacher=teacher)
+
+
+def _with_targets(tokens: TokenRows, what: str) -> np.ndarray:
+    """Return the sequences that hold a learned token; raises `DataError` when there is none."""
+    _, learned = sequences(tokens, slice(None))
+    found = np.flatnonzero(learned.any(dim=1).numpy())
+    if not len(found):
+        raise DataError(
+            f"no token of the {what} texts is learned from; give longer texts, or learn from all "
+            "of a conversation (answers_only: false)"
+        )
+    return found
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+@contextmanager
+def _recomputing(network: nn.Module) -> Iterator[None]:
+    """Let every layer of the network's longest list compute its inside again when it is needed."""
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise StudentError(
+            f"{type(network).__name__} has no list of layers (nn.ModuleList), so none can be "
+            "computed again; leave recompute out"
+        )
+    layers = max(lists, key=len)
+    for layer in layers:
+        layer.forward = partial(_again, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _again(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    return checkpoint(forward, *given, use_reentrant=False, **named)
