@@ -177,8 +177,8 @@ class Decoder(nn.Module):
         return self.network.base_model
 
     @property
-    def layers(self) -> nn.ModuleList:
-        """The layers, in their order."""
+    def layers(self) -> Any:
+        """The layers in their order, a ModuleList."""
         return self.body.layers
 
     @property
@@ -195,11 +195,6 @@ class Decoder(nn.Module):
 def decoder_of(network: PreTrainedModel) -> Decoder:
     """Return a network of transformers as a decoder, in evaluation mode; raises `StudentError`."""
     return Decoder(spec_of(network.config), network).eval()
-
-
-def build(spec: DecoderSpec) -> Decoder:
-    """Return a decoder with fresh weights."""
-    return Decoder(spec)
 
 
 def save_folder(decoder: Decoder, folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[Path]:

@@ -9,7 +9,7 @@ ranked within their layer by what they write (see `energies`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,16 @@ def depths_by_kl(decoder: Decoder, batches: Int[Tensor, "b t"], *, least: int) -
     with torch.no_grad():
         while len(found[-1].kept) > least:
             kept = found[-1].kept
-            changes = _changes(decoder, batches, kept)
+            changes = changes_without(decoder, batches, kept)
             gone = changes.index(min(changes))
             found.append(Depth(kept=kept[:gone] + kept[gone + 1 :], kl=changes[gone]))
     return found
 
 
-def _changes(decoder: Decoder, batches: Int[Tensor, "b t"], kept: Sequence[int]) -> list[float]:
-    """Return the mean KL without each layer of `kept`."""
+def changes_without(
+    decoder: Decoder, batches: Int[Tensor, "b t"], kept: Sequence[int]
+) -> list[float]:
+    """Return, for each layer of `kept`, the mean KL of a token, in nats, where it goes too."""
     sums = [0.0] * len(kept)
     for ids in in_parts(batches):
         stack = _Stack(decoder, ids)
@@ -119,7 +121,9 @@ def energies(decoder: Decoder, batches: Int[Tensor, "b t"]) -> Parts:
 
     def of_groups(number: int, weight: Tensor, said: Tensor) -> None:
         size = said.shape[-1] // spec.groups
-        for group, (z, w) in enumerate(zip(said.split(size, -1), weight.split(size, 1), strict=True)):
+        for group, (z, w) in enumerate(
+            zip(said.split(size, -1), weight.split(size, 1), strict=True)
+        ):
             groups[number, group] += (z @ w.T).square().sum().cpu()
 
     def of_units(number: int, weight: Tensor, said: Tensor) -> None:
@@ -128,7 +132,10 @@ def energies(decoder: Decoder, batches: Int[Tensor, "b t"]) -> Parts:
 
     with ExitStack() as hooks, torch.no_grad():
         for number, layer in enumerate(decoder.layers):
-            for module, note in ((layer.self_attn.o_proj, of_groups), (layer.mlp.down_proj, of_units)):
+            for module, note in (
+                (layer.self_attn.o_proj, of_groups),
+                (layer.mlp.down_proj, of_units),
+            ):
                 hooks.enter_context(
                     module.register_forward_pre_hook(
                         lambda m, given, n=number, note=note: note(n, m.weight, given[0])
@@ -140,31 +147,38 @@ def energies(decoder: Decoder, batches: Int[Tensor, "b t"]) -> Parts:
 
 
 def fisher(decoder: Decoder, batches: Int[Tensor, "b t"], *, seed: int = 0) -> Parts:
-    """Return the Fisher information of a gate, 1 now, on each part at each token, summed over tokens.
+    """Return the mean Fisher information of a gate, now 1, on what each part says of a token.
 
-    The next tokens are drawn from the network's own decisions.
+    That is the square by which the gate moves log p of all the next tokens, drawn from the
+    network's own decisions. Source: Theis et al. (2018), eq. 6 (see `slice.importance`).
     """
     spec = decoder.spec
-    found = {"groups": torch.zeros(spec.layers, spec.groups), "units": torch.zeros(spec.layers, spec.inner)}
+    groups = torch.zeros(spec.layers, spec.groups)
+    units = torch.zeros(spec.layers, spec.inner)
     draw = torch.Generator().manual_seed(seed)
     for ids in in_parts(batches):
-        gates = {}
-
-        def gate(key, parts):
-            def hook(m, given):
-                z = given[0]
-                gates[key] = torch.ones(*z.shape[:2], parts, requires_grad=True)
-                return z * gates[key].repeat_interleave(z.shape[-1] // parts, dim=-1)
-            return hook
-
+        gates: dict[tuple[int, bool], Tensor] = {}
         with ExitStack() as hooks, torch.enable_grad():
-            for n, layer in enumerate(decoder.layers):
-                hooks.enter_context(layer.self_attn.o_proj.register_forward_pre_hook(gate(("groups", n), spec.groups)))
-                hooks.enter_context(layer.mlp.down_proj.register_forward_pre_hook(gate(("units", n), spec.inner)))
-            logits = decoder(ids)
-            own = torch.multinomial(logits.detach().flatten(0, 1).softmax(-1), 1, generator=draw)
-            total = logits.flatten(0, 1).log_softmax(-1).gather(1, own).sum()
+            for number, layer in enumerate(decoder.layers):
+                for module, parts in (
+                    (layer.self_attn.o_proj, spec.groups),
+                    (layer.mlp.down_proj, spec.inner),
+                ):
+                    gate = _gate(gates, (number, module is layer.mlp.down_proj), parts)
+                    hooks.enter_context(module.register_forward_pre_hook(gate))
+            said = decoder(ids).flatten(0, 1).log_softmax(-1)
+            own = torch.multinomial(said.detach().exp().cpu(), 1, generator=draw)
+            total = said.gather(-1, own.to(said.device)).sum()
             moved = torch.autograd.grad(total, list(gates.values()))
-        for (kind, n), g in zip(gates, moved, strict=True):
-            found[kind][n] += g.square().sum(dim=(0, 1))
-    return Parts(groups=found["groups"], units=found["units"])
+        for (number, inner), grad in zip(gates, moved, strict=True):
+            (units if inner else groups)[number] += grad.square().sum(dim=(0, 1)).cpu()
+    return Parts(groups=groups / batches.numel(), units=units / batches.numel())
+
+
+def _gate(gates: dict[tuple[int, bool], Tensor], key: tuple[int, bool], parts: int) -> Any:
+    def gate(_: Any, given: tuple[Tensor, ...]) -> Tensor:
+        said = given[0]
+        gates[key] = torch.ones(*said.shape[:2], parts, device=said.device, requires_grad=True)
+        return said * gates[key].repeat_interleave(said.shape[-1] // parts, dim=-1)
+
+    return gate

@@ -6,9 +6,8 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -174,7 +173,9 @@ def _between(spec: DecoderSpec, wanted: DecoderSpec, share: float) -> DecoderSpe
         start, end = getattr(spec, name), getattr(wanted, name)
         return start * (end / start) ** share
 
-    inner = min((w for w in _widths(spec.inner) if w >= wanted.inner), key=lambda w: abs(w - at("inner")))
+    inner = min(
+        (w for w in _widths(spec.inner) if w >= wanted.inner), key=lambda w: abs(w - at("inner"))
+    )
     sizes = {"layers": round(at("layers")), "inner": inner, "vocabulary": wanted.vocabulary}
     for groups in range(math.ceil(at("groups") - 1e-6), spec.groups):
         try:

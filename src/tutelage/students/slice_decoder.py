@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tutelage.errors import StudentError
 from tutelage.students.decoder import ENDS, Decoder, DecoderSpec
-from tutelage.students.decoder_choice import depths_by_kl, energies
+from tutelage.students.decoder_choice import Parts, depths_by_kl, energies
 from tutelage.students.decoder_sizes import why_no_part, with_sizes
 
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
@@ -49,7 +49,8 @@ def slice_decoder(
         chosen = kept or depths_by_kl(decoder, batches, least=wanted.layers)[-1].kept
         small = with_layers(small, chosen, wanted.layers)
     if (wanted.groups, wanted.inner) != (small.spec.groups, small.spec.inner):
-        small = _narrower(small, wanted, batches)
+        parts = energies(small, batches)
+        small = with_parts(small, parts, groups=wanted.groups, inner=wanted.inner)
     if rows is not None:
         small = with_tokens(small, rows)
     return copy.deepcopy(small).eval() if small is decoder else small
@@ -58,9 +59,14 @@ def slice_decoder(
 def with_layers(decoder: Decoder, kept: Sequence[int], count: int | None = None) -> Decoder:
     """Return a copy with the layers `kept`, rising; raises `StudentError` for others."""
     known = range(decoder.spec.layers)
-    if list(kept) != sorted(set(kept) & set(known)) or len(kept) != (count or len(kept)) or not kept:
+    if (
+        list(kept) != sorted(set(kept) & set(known))
+        or len(kept) != (count or len(kept))
+        or not kept
+    ):
         raise StudentError(
-            f"layers {list(kept)} cannot be kept: name {count or 'some'} of 0 to {known[-1]}, rising"
+            f"layers {list(kept)} cannot be kept: name {count or 'some'}, rising, of 0 to "
+            f"{known[-1]}"
         )
     new = {old: i for i, old in enumerate(kept)}
     state = {}
@@ -98,8 +104,8 @@ def _rows(
     if vocabulary is None:
         if wanted.vocabulary != spec.vocabulary:
             raise StudentError(
-                f"which {wanted.vocabulary} of {spec.vocabulary} tokens are kept is not known: give "
-                "their numbers (vocabulary)"
+                f"which {wanted.vocabulary} of {spec.vocabulary} tokens are kept is not known: "
+                "give their numbers (vocabulary)"
             )
         return None
     rows = vocabulary.cpu().long()
@@ -118,16 +124,14 @@ def _rows(
     return rows
 
 
-def _narrower(decoder: Decoder, wanted: DecoderSpec, batches: Int[Tensor, "b t"]) -> Decoder:
-    """Return a copy with the groups and units that write most, layer by layer."""
-    spec, parts = decoder.spec, energies(decoder, batches)
+def with_parts(decoder: Decoder, parts: Parts, *, groups: int, inner: int) -> Decoder:
+    """Return a copy with so many groups and units a layer: of each layer those that count most."""
+    spec = decoder.spec
     a_group = spec.heads // spec.groups
     state: dict[str, Tensor] = decoder.state_dict()
     for number in range(spec.layers):
-        groups = _most(parts.groups[number], wanted.groups)
-        units = _most(parts.units[number], wanted.inner)
-        shared = _spread(groups, spec.head_size)
-        asked = _spread(groups, a_group * spec.head_size)
+        heads, units = _most(parts.groups[number], groups), _most(parts.units[number], inner)
+        shared, asked = (_spread(heads, spec.head_size * n) for n in (1, a_group))
         for part, axis, rows in (
             ("self_attn.q_proj", 0, asked), ("self_attn.k_proj", 0, shared),
             ("self_attn.v_proj", 0, shared), ("self_attn.o_proj", 1, asked),
@@ -137,7 +141,7 @@ def _narrower(decoder: Decoder, wanted: DecoderSpec, batches: Int[Tensor, "b t"]
                 name = f"network.model.layers.{number}.{part}.{what}"
                 if name in state:
                     state[name] = state[name].index_select(axis, rows.to(state[name].device))
-    return _filled(with_sizes(spec, groups=wanted.groups, inner=wanted.inner), state)
+    return _filled(with_sizes(spec, groups=groups, inner=inner), state)
 
 
 def _most(counts: Tensor, number: int) -> Int[Tensor, " k"]:
