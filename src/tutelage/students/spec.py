@@ -17,6 +17,7 @@ from tutelage.registry import Registry, near_matches
 from tutelage.students import (
     convnet,
     convnet1d,
+    decoder,
     encoder,
     gru,
     slice_convnet,
@@ -77,6 +78,8 @@ for _name, _module, _spec, _build, _teacher in (
     )
 # Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
 FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT))
+# Sliced from a language model alone (see `slice_decoder`).
+FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

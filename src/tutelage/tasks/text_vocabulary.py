@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tutelage.errors import DataError, MissingExtra
+from tutelage.errors import DataError
+from tutelage.tasks.token_pruning import dumped, library, opened, unknown_token, without_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 _MASKS = ("[MASK]", "<mask>", "<|mask|>")
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _AT_ONCE = 1024  # texts
 
 
@@ -48,7 +47,7 @@ class Vocabulary:
 
     def tokenizer(self, length: int | None = None) -> Tokenizer:
         """Open the tokenizer; with `length`, it cuts texts to so many tokens, special ones too."""
-        tokenizer = _opened(self.json)
+        tokenizer = opened(self.json)
         if length is not None:
             tokenizer.enable_truncation(length)
         return tokenizer
@@ -64,7 +63,7 @@ class Vocabulary:
             "pad_id": self.pad, "pad_type_id": 0,
             "pad_token": _decoder(self.json).id_to_token(self.pad),
         }  # fmt: skip
-        return _dumped(data)
+        return dumped(data)
 
     def decode(self, ids: Int[np.ndarray, " t"], most: int) -> str:
         """Return the text of some ids without special tokens, at most `most` characters."""
@@ -178,7 +177,7 @@ def open_vocabulary(path: str | Path) -> Vocabulary:
     Raises `DataError` for a file that is missing or damaged, or has no padding token, and
     `MissingExtra` without the library tokenizers.
     """
-    _library()
+    library()
     file = Path(path)
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
@@ -192,8 +191,8 @@ def open_vocabulary(path: str | Path) -> Vocabulary:
         data.setdefault("added_tokens", [])
         if data["model"].get("dropout"):
             data["model"]["dropout"] = None  # merges left out by chance, meant for training
-        text = _dumped(data)
-        tokenizer = _opened(text)
+        text = dumped(data)
+        tokenizer = opened(text)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{file} is no readable tokenizer ({reason}): save it again") from None
@@ -209,7 +208,7 @@ def open_vocabulary(path: str | Path) -> Vocabulary:
         json=text,
         kept=np.arange(max(numbers.values()) + 1, dtype=np.int64),
         pad=pad,
-        blank=_first(numbers, (named.get("mask_token"), *_MASKS, _unknown(data["model"]))),
+        blank=_first(numbers, (named.get("mask_token"), *_MASKS, unknown_token(data["model"]))),
         specials=tuple(sorted(t["id"] for t in data["added_tokens"] if t.get("special"))),
         tail=tail,
         added=added,
@@ -237,42 +236,19 @@ def shorten(
 
 @lru_cache(maxsize=2)
 def _decoder(text: bytes) -> Tokenizer:
-    return _opened(text)
+    return opened(text)
 
 
 def prune(whole: Vocabulary, used: Bool[np.ndarray, " v"]) -> Vocabulary | None:
-    """Return the vocabulary without the tokens that `used` calls false, ids in their old order.
+    """Return the vocabulary without the tokens that `used` calls false (see `without_tokens`).
 
-    Added tokens stay, as do the unknown one, bytes, single characters of ASCII or of kept tokens
-    (all of them for BPE), and all that BPE merges on its way to a kept token: texts of kept tokens
-    become the same tokens as before, and all others smaller pieces, or the unknown token where one
-    holds a character that was never met. None for a kind of tokenizer that cannot be pruned.
+    None for a kind of tokenizer that cannot be pruned.
     """
-    data = json.loads(whole.json)
-    model = data["model"]
-    pieces = _pieces(model)
-    if pieces is None:
+    found = without_tokens(whole.json, used)
+    if found is None:
         return None
-    wanted = {piece for piece, i in pieces.items() if used[i]}
-    met = set("".join(wanted)) | set(map(chr, range(128)))
-    met = None if "merges" in model or _unknown(model) is None else met
-    wanted |= {piece for piece in pieces if _is_small(piece, model, met)}
-    wanted |= {token["content"] for token in data["added_tokens"]}
-    wanted |= {piece for piece in (_unknown(model),) if piece is not None and piece in pieces}
-    if model.get("merges") is not None:
-        _keep_merges(model, wanted)
-    numbers = {piece: i for piece, i in pieces.items() if piece in wanted}
-    numbers |= {token["content"]: token["id"] for token in data["added_tokens"]}
-    kept = np.array(sorted(set(numbers.values())), np.int64)
+    text, kept = found
     new = {old: i for i, old in enumerate(kept.tolist())}
-    _renumber(data, {piece: i for piece, i in pieces.items() if piece in wanted}, new)
-    text = _dumped(data)
-    try:
-        reached = _opened(text).get_vocab(with_added_tokens=True)
-    except ValueError:
-        return None
-    if reached != {piece: new[old] for piece, old in numbers.items()}:
-        return None
     return Vocabulary(
         json=text,
         kept=kept,
@@ -282,76 +258,6 @@ def prune(whole: Vocabulary, used: Bool[np.ndarray, " v"]) -> Vocabulary | None:
         tail=whole.tail,
         added=whole.added,
     )
-
-
-def _pieces(model: dict[str, Any]) -> dict[str, int] | None:
-    vocabulary = model.get("vocab")
-    if isinstance(vocabulary, dict):
-        return vocabulary if model.get("type", "BPE") in ("BPE", "WordPiece", "WordLevel") else None
-    if isinstance(vocabulary, list) and model.get("type", "Unigram") == "Unigram":
-        return {piece: i for i, (piece, _) in enumerate(vocabulary)}
-    return None
-
-
-def _is_small(piece: str, model: dict[str, Any], met: set[str] | None) -> bool:
-    """Say whether a piece is a byte or a single character, one of `met` if that is given."""
-    bare = piece.removeprefix(model.get("continuing_subword_prefix") or "")
-    bare = bare.removesuffix(model.get("end_of_word_suffix") or "")
-    if _BYTE.fullmatch(piece) is not None:
-        return True
-    return (len(bare) == 1 or len(piece) == 1) and (met is None or bare in met or piece in met)
-
-
-def _unknown(model: dict[str, Any]) -> str | None:
-    if isinstance(model.get("vocab"), list):
-        number = model.get("unk_id")
-        return None if number is None else model["vocab"][number][0]
-    return model.get("unk_token")
-
-
-def _keep_merges(model: dict[str, Any], wanted: set[str]) -> None:
-    """Add to `wanted` what merges into it, over every path, and drop the other merges."""
-    prefix = model.get("continuing_subword_prefix") or ""
-    pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    made: dict[str, list[tuple[str, ...]]] = {}
-    for pair in pairs:
-        made.setdefault(pair[0] + pair[1].removeprefix(prefix), []).append(pair)
-    todo = list(wanted)
-    while todo:
-        for part in (part for pair in made.get(todo.pop(), ()) for part in pair):
-            if part not in wanted:
-                wanted.add(part)
-                todo.append(part)
-    model["merges"] = [
-        merge
-        for merge, (left, right) in zip(model["merges"], pairs, strict=True)
-        if left + right.removeprefix(prefix) in wanted
-    ]
-
-
-def _renumber(data: dict[str, Any], pieces: dict[str, int], new: dict[int, int]) -> None:
-    model = data["model"]
-    if isinstance(model["vocab"], list):
-        model["vocab"] = [model["vocab"][i] for i in sorted(pieces.values())]
-        if model.get("unk_id") is not None:
-            model["unk_id"] = new[model["unk_id"]]
-    else:
-        ordered = sorted(pieces.items(), key=lambda item: item[1])
-        model["vocab"] = {piece: new[i] for piece, i in ordered}
-    for token in data["added_tokens"]:
-        token["id"] = new[token["id"]]
-    _renumber_around(data.get("post_processor") or {}, new)
-
-
-def _renumber_around(processor: dict[str, Any], new: dict[int, int]) -> None:
-    for inner in processor.get("processors") or ():
-        _renumber_around(inner, new)
-    if processor.get("type") == "TemplateProcessing":
-        for token in processor["special_tokens"].values():
-            token["ids"] = [new[i] for i in token["ids"]]
-    for end in ("sep", "cls"):
-        if isinstance(processor.get(end), list):
-            processor[end] = [processor[end][0], new[processor[end][1]]]
 
 
 def _named(folder: Path) -> dict[str, str]:
@@ -378,23 +284,3 @@ def _around(tokenizer: Tokenizer) -> tuple[int, int]:
     mask = tokenizer.encode("a").special_tokens_mask
     inside = [i for i, special in enumerate(mask) if not special]
     return (len(mask) - 1 - inside[-1] if inside else 0), tokenizer.num_special_tokens_to_add(False)
-
-
-def _dumped(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _opened(text: bytes) -> Tokenizer:
-    """Open a tokenizer; raises `ValueError` for one that the library refuses."""
-    try:
-        return _library().from_buffer(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(error) from None
-
-
-def _library() -> type[Tokenizer]:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingExtra("Reading texts", "hf") from None
-    return Tokenizer

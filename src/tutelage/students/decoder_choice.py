@@ -1,0 +1,184 @@
+"""What a language model can spare: layers judged on the whole network, units and groups by energy.
+
+A layer's importance taken alone says little once others are gone, so layers go one at a time, and
+those that are left are judged anew after each: by the KL divergence of every next token from what
+the whole network says. Units of the feed-forward parts and groups of query heads are many; they are
+ranked within their layer by what they write (see `energies`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tutelage.errors import StudentError
+from tutelage.students.decoder import Decoder
+
+_TOKENS = 1_024  # passed at once: their logits over a whole vocabulary are in memory twice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """Which layers stay, in order, and the mean KL of a token from the whole network, in nats."""
+
+    kept: tuple[int, ...]
+    kl: float
+
+
+def depths_by_kl(decoder: Decoder, batches: Int[Tensor, "b t"], *, least: int) -> list[Depth]:
+    """Return the best depths found, the whole first, then with a layer fewer each, to `least`.
+
+    Each time the layer goes without which the next tokens of `batches` change least; of equals the
+    first. With n layers to start with, a step costs about n / 2 passes: what comes before a layer
+    is computed once. Nothing is trained, and the decoder stays as it is.
+    """
+    count = len(decoder.layers)
+    if not 1 <= least <= count:
+        raise StudentError(f"{least} layers cannot be kept of {count}; keep 1 to {count}")
+    found = [Depth(kept=tuple(range(count)), kl=0.0)]
+    with torch.no_grad():
+        while len(found[-1].kept) > least:
+            kept = found[-1].kept
+            changes = changes_without(decoder, batches, kept)
+            gone = changes.index(min(changes))
+            found.append(Depth(kept=kept[:gone] + kept[gone + 1 :], kl=changes[gone]))
+    return found
+
+
+def changes_without(
+    decoder: Decoder, batches: Int[Tensor, "b t"], kept: Sequence[int]
+) -> list[float]:
+    """Return, for each layer of `kept`, the mean KL of a token, in nats, where it goes too."""
+    sums = [0.0] * len(kept)
+    for ids in in_parts(batches):
+        stack = _Stack(decoder, ids)
+        own = decoder.decision(decoder.states(ids)).log_softmax(-1)
+        state = stack.start
+        for place, layer in enumerate(kept):
+            rest = stack.through(kept[place + 1 :], state)
+            said = decoder.decision(decoder.body.norm(rest)).log_softmax(-1)
+            sums[place] += float((own.exp() * (own - said)).sum())
+            state = stack.through([layer], state)
+    return [total / batches.numel() for total in sums]
+
+
+def in_parts(batches: Int[Tensor, "b t"]) -> Iterator[Int[Tensor, "c t"]]:
+    """Yield the sequences, about as many at once as hold a thousand tokens."""
+    yield from batches.split(max(1, _TOKENS // batches.shape[1]))
+
+
+class _Stack:
+    """The layers of a network with all they are given beside the state, for one batch.
+
+    Masks and positions are the network's own: they are noted as a pass goes by.
+    """
+
+    def __init__(self, decoder: Decoder, ids: Int[Tensor, "b t"]) -> None:
+        self.layers: list[Any] = list(decoder.layers)
+        self.given: list[dict[str, Any]] = []
+        states: list[Tensor] = []
+
+        def note(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            states.append(args[0] if args else options["hidden_states"])
+            self.given.append({k: v for k, v in options.items() if k != "hidden_states"})
+
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(layer.register_forward_pre_hook(note, with_kwargs=True))
+            decoder.states(ids)
+        self.start = states[0]
+
+    def through(self, numbers: Sequence[int], state: Tensor) -> Tensor:
+        for number in numbers:
+            given = self.layers[number](state, **self.given[number])
+            state = given[0] if isinstance(given, tuple) else given
+        return state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """How much each group of query heads, and each unit, of every layer counts."""
+
+    groups: Float[Tensor, "layers groups"]
+    units: Float[Tensor, "layers inner"]
+
+
+def energies(decoder: Decoder, batches: Int[Tensor, "b t"]) -> Parts:
+    """Return the mean square of what each part adds to the state of a token.
+
+    Of a unit that is its mean squared activation times the squared norm of its column of the down
+    projection.
+    """
+    spec = decoder.spec
+    groups = torch.zeros(spec.layers, spec.groups)
+    units = torch.zeros(spec.layers, spec.inner)
+
+    def of_groups(number: int, weight: Tensor, said: Tensor) -> None:
+        size = said.shape[-1] // spec.groups
+        for group, (z, w) in enumerate(
+            zip(said.split(size, -1), weight.split(size, 1), strict=True)
+        ):
+            groups[number, group] += (z @ w.T).square().sum().cpu()
+
+    def of_units(number: int, weight: Tensor, said: Tensor) -> None:
+        moved = said.square().sum(dim=(0, 1)) * weight.square().sum(dim=0)
+        units[number] += moved.cpu()
+
+    with ExitStack() as hooks, torch.no_grad():
+        for number, layer in enumerate(decoder.layers):
+            for module, note in (
+                (layer.self_attn.o_proj, of_groups),
+                (layer.mlp.down_proj, of_units),
+            ):
+                hooks.enter_context(
+                    module.register_forward_pre_hook(
+                        lambda m, given, n=number, note=note: note(n, m.weight, given[0])
+                    )
+                )
+        for ids in in_parts(batches):
+            decoder.states(ids)
+    return Parts(groups=groups / batches.numel(), units=units / batches.numel())
+
+
+def fisher(decoder: Decoder, batches: Int[Tensor, "b t"], *, seed: int = 0) -> Parts:
+    """Return the mean Fisher information of a gate, now 1, on what each part says of a token.
+
+    That is the square by which the gate moves log p of all the next tokens, drawn from the
+    network's own decisions. Source: Theis et al. (2018), eq. 6 (see `slice.importance`).
+    """
+    spec = decoder.spec
+    groups = torch.zeros(spec.layers, spec.groups)
+    units = torch.zeros(spec.layers, spec.inner)
+    draw = torch.Generator().manual_seed(seed)
+    for ids in in_parts(batches):
+        gates: dict[tuple[int, bool], Tensor] = {}
+        with ExitStack() as hooks, torch.enable_grad():
+            for number, layer in enumerate(decoder.layers):
+                for module, parts in (
+                    (layer.self_attn.o_proj, spec.groups),
+                    (layer.mlp.down_proj, spec.inner),
+                ):
+                    gate = _gate(gates, (number, module is layer.mlp.down_proj), parts)
+                    hooks.enter_context(module.register_forward_pre_hook(gate))
+            said = decoder(ids).flatten(0, 1).log_softmax(-1)
+            own = torch.multinomial(said.detach().exp().cpu(), 1, generator=draw)
+            total = said.gather(-1, own.to(said.device)).sum()
+            moved = torch.autograd.grad(total, list(gates.values()))
+        for (number, inner), grad in zip(gates, moved, strict=True):
+            (units if inner else groups)[number] += grad.square().sum(dim=(0, 1)).cpu()
+    return Parts(groups=groups / batches.numel(), units=units / batches.numel())
+
+
+def _gate(gates: dict[tuple[int, bool], Tensor], key: tuple[int, bool], parts: int) -> Any:
+    def gate(_: Any, given: tuple[Tensor, ...]) -> Tensor:
+        said = given[0]
+        gates[key] = torch.ones(*said.shape[:2], parts, device=said.device, requires_grad=True)
+        return said * gates[key].repeat_interleave(said.shape[-1] // parts, dim=-1)
+
+    return gate
