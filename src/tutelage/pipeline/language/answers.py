@@ -9,7 +9,8 @@ from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.students.decoder import Decoder
-from tutelage.teach.generation import generate
+from tutelage.tasks.chat_reading import Document, Message
+from tutelage.teach.generation import Sampling, write_answers
 
 _PROMPTS = 6
 
@@ -18,27 +19,34 @@ def answer_side_by_side(
     recipe: Recipe, material: LanguageMaterial, student: Decoder, progress: Progress
 ) -> dict[str, Any]:
     """Return both answers to each prompt, greedy, and figures of how they degenerate."""
-    given = recipe.language.prompts
-    prompts = [[{"role": "user", "content": text}] for text in given] if given else []
-    prompts = (prompts or list(material.data.prompts))[:_PROMPTS]
+    prompts = _prompts(recipe, material)[:_PROMPTS]
     if not prompts:
         return {"answers": [], "degeneration": {}}
-    said = {}
+    sampling, said = Sampling(longest=recipe.language.answer), {}
     for who, decoder in (("teacher", material.decoder), ("student", student)):
         progress.say(f"proof: the {who} answers {len(prompts)} prompts")
-        said[who] = generate(
-            decoder.network, material.tokenizer, prompts, longest=recipe.language.answer
-        )
+        said[who] = write_answers(decoder.network, material.tokenizer, prompts, sampling)
     rows = [
-        {"prompt": shown(prompt), "teacher": one, "student": other}
+        {"prompt": _shown(prompt), "teacher": one.text, "student": other.text}
         for prompt, one, other in zip(prompts, said["teacher"], said["student"], strict=True)
     ]
     figures = {
-        who: [f.to_json() for f in degeneration(texts, where=who)] for who, texts in said.items()
+        who: [m.to_json() for m in degeneration(replies, where=f"{len(rows)} answers")]
+        for who, replies in said.items()
     }
     return {"answers": rows, "degeneration": figures}
 
 
-def shown(prompt: Any) -> str:
+def _prompts(recipe: Recipe, material: LanguageMaterial) -> list[Document]:
+    """Return the recipe's prompts, as turns of a chat where the tokenizer has a template."""
+    given = recipe.language.prompts
+    if given is None:
+        return list(material.data.prompts)
+    if getattr(material.tokenizer, "chat_template", None) is None:
+        return [Document(text=text) for text in given]
+    return [Document(messages=(Message(role="user", content=text),)) for text in given]
+
+
+def _shown(prompt: Document) -> str:
     """Return a prompt as text: of a conversation its last turn."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    return prompt.messages[-1].content if prompt.messages else prompt.text

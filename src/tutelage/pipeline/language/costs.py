@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
-from tutelage.devices import Device
 from tutelage.devices.gguf_sizes import gguf_bytes
+from tutelage.export.gguf import gguf_file_bytes
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import shapes_of
 
-_KEYS_BYTES = 8_192  # names of keys, of tensors, and what else stands before the weights
+Figures = tuple[Measurement, ...]
 
 
-def figures_of(
-    recipe: Recipe, device: Device, material: LanguageMaterial, spec: DecoderSpec
-) -> tuple[Measurement, ...]:
-    """Return the predicted bytes of the file and of memory; nothing is built."""
-    tensors = gguf_bytes(shapes_of(spec), recipe.language.format, tied=spec.tied)
-    stored = tensors + vocabulary_bytes(material.tokenizer) + _KEYS_BYTES + 128 * spec.layers
-    cache = 2 * 2 * spec.layers * spec.groups * spec.head_size * material.length  # f16 keys, values
-    buffers = 4 * material.length * max(spec.hidden, spec.inner) + 4 * spec.vocabulary
-    return (
-        _bytes("storage_bytes", stored, f"{recipe.language.format}: counted tensors and tokenizer"),
-        _bytes("ram_bytes", stored + cache + buffers,
-               f"file, keys and values of {material.length} tokens, and one layer's buffers"),
-    )  # fmt: skip
+def pricing(recipe: Recipe, material: LanguageMaterial) -> Callable[[DecoderSpec], Figures]:
+    """Return the function that predicts storage and memory of a slice; it builds nothing.
 
+    The header (tokenizer, names) is written once, for the whole network: no slice has a longer one.
+    """
+    whole, form = material.decoder.spec, recipe.language.format
+    with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
+        material.tokenizer.save_pretrained(folder)
+        shapes = shapes_of(whole)
+        file = gguf_file_bytes(whole.config, shapes, Path(folder), quantization=form)
+        header = file - gguf_bytes(shapes, form, tied=whole.tied)
 
-def vocabulary_bytes(tokenizer: Any) -> int:
-    """Return what tokens, their types and merges take in the file: a length of 8 bytes each."""
-    data = json.loads(tokenizer.backend_tokenizer.to_str())
-    tokens = sum(8 + 4 + len(token.encode()) for token in tokenizer.get_vocab())
-    merges = data["model"].get("merges") or []
-    joined = (m if isinstance(m, str) else " ".join(m) for m in merges)
-    template = getattr(tokenizer, "chat_template", None) or ""
-    return tokens + sum(8 + len(merge.encode()) for merge in joined) + len(str(template).encode())
+    def price(spec: DecoderSpec) -> Figures:
+        stored = header + gguf_bytes(shapes_of(spec), form, tied=spec.tied)
+        known = 4 * spec.layers * spec.groups * spec.head_size * material.length
+        buffers = 4 * (material.length * max(spec.hidden, spec.inner) + spec.vocabulary)
+        return (
+            _bytes("storage_bytes", stored, f"{form}: tensors counted, header as the teacher's"),
+            _bytes(
+                "ram_bytes", stored + known + buffers,
+                f"file, float16 keys and values of {material.length} tokens, a layer's buffers",
+            ),
+        )  # fmt: skip
+
+    return price
 
 
 def _bytes(name: str, value: int, where: str) -> Measurement:

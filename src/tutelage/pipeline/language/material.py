@@ -16,8 +16,9 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder
 from tutelage.students.slice_decoder import with_tokens
-from tutelage.tasks.causal_lm import LanguageData, Tokens, load_language
+from tutelage.tasks.causal_lm import LanguageData, load_language
 from tutelage.tasks.decoder_vocabulary import prune_tokenizer
+from tutelage.tasks.packing import Tokens
 
 _LENGTH = 512  # tokens a sequence, where the recipe names none
 _VALIDATION = 64  # sequences to choose by and to test on, at most: each is passed many times
@@ -45,7 +46,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
     """Read the texts, and prune tokenizer and teacher to the tokens that training texts use."""
     context = int(source.decoder.spec.config.get("max_position_embeddings", _LENGTH))
     length = recipe.data.length or min(_LENGTH, context)
-    data = _load(recipe, source.tokenizer, length)
+    data = _load(recipe, source.tokenizer, length, context)
     decoder, tokenizer = source.decoder, source.tokenizer
     whole, before = decoder.spec.vocabulary, _learned(data.test)
     if recipe.data.vocabulary == "pruned":
@@ -53,7 +54,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
         pruned = prune_tokenizer(tokenizer, data.train.ids)
         tokenizer = pruned.tokenizer
         decoder = with_tokens(decoder, torch.from_numpy(pruned.kept))
-        data = _load(recipe, tokenizer, length)
+        data = _load(recipe, tokenizer, length, context)
     data = dataclasses.replace(
         data,
         train=_enough(data.train, recipe.language.tokens, recipe.seed),
@@ -73,7 +74,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
     )  # fmt: skip
 
 
-def _load(recipe: Recipe, tokenizer: Any, length: int) -> LanguageData:
+def _load(recipe: Recipe, tokenizer: Any, length: int, context: int) -> LanguageData:
     return load_language(
         recipe.data.train,
         recipe.data.test,
@@ -82,6 +83,7 @@ def _load(recipe: Recipe, tokenizer: Any, length: int) -> LanguageData:
         answers_only=recipe.language.answers_only,
         validation=recipe.data.validation,
         seed=recipe.seed,
+        context_length=context,
     )
 
 
@@ -113,19 +115,8 @@ def _enough(tokens: Tokens, wanted: int, seed: int) -> Tokens:
     """
     order = np.random.default_rng([seed, 5]).permutation(len(tokens))
     counts = tokens.learned[order].sum(axis=1).cumsum()
-    return _rows(tokens, np.sort(order[: int(np.searchsorted(counts, wanted)) + 1]))
+    return tokens.take(np.sort(order[: int(np.searchsorted(counts, wanted)) + 1]))
 
 
 def _first(tokens: Tokens, most: int) -> Tokens:
-    return _rows(tokens, np.arange(min(most, len(tokens))))
-
-
-def _rows(tokens: Tokens, chosen: np.ndarray) -> Tokens:
-    if len(chosen) == len(tokens):
-        return tokens
-    return dataclasses.replace(
-        tokens,
-        ids=tokens.ids[chosen],
-        learned=tokens.learned[chosen],
-        fingerprint=hash_json([tokens.fingerprint, chosen.tolist()]),
-    )
+    return tokens.take(np.arange(min(most, len(tokens))))

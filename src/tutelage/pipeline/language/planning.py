@@ -15,7 +15,7 @@ from tutelage.devices import Device
 from tutelage.devices.gguf_sizes import gguf_bytes
 from tutelage.errors import InfeasibleError
 from tutelage.files import hash_json, write_json
-from tutelage.pipeline.language.costs import figures_of
+from tutelage.pipeline.language.costs import pricing
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.planning import budget_of
 from tutelage.plan.costs import missed_limits
@@ -24,10 +24,9 @@ from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, DecoderSpec
-from tutelage.students.decoder_choice import Depth, depths_by_kl
+from tutelage.students.decoder_choice import depths_by_kl
 from tutelage.students.decoder_sizes import parameters, plan_slices, shapes_of
 from tutelage.students.slice_decoder import slice_decoder
-from tutelage.students.spec import StudentSpec
 
 _CHOOSING_TOKENS = 2_048  # choose layers and units; a pass over them takes seconds
 _DEFAULT_SHARE = 0.6  # of the teacher's own file, where the recipe limits nothing
@@ -57,22 +56,22 @@ def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit,
 
 
 def candidates(
-    recipe: Recipe, device: Device, material: LanguageMaterial, limits: tuple[Limit, ...]
+    recipe: Recipe, material: LanguageMaterial, limits: tuple[Limit, ...]
 ) -> list[Slice]:
     """Return slices inside the storage limit, from deep and narrow to shallow and wide.
 
     Raises `InfeasibleError` where none keeps every hard limit.
     """
     storage = [x.value for x in limits if x.metric == "storage_bytes" and x.hard]
-    whole = material.decoder.spec
+    whole, price = material.decoder.spec, pricing(recipe, material)
 
     def bytes_of(spec: DecoderSpec) -> int:
-        return int(_value(figures_of(recipe, device, material, spec), "storage_bytes"))
+        return int(_value(price(spec), "storage_bytes"))
 
     most = int(min(storage, default=bytes_of(whole)))
     found = []
     for spec in plan_slices(whole, most_bytes=most, bytes_of=bytes_of, count=4):
-        figures = figures_of(recipe, device, material, spec)
+        figures = price(spec)
         found.append(Slice(spec=spec, figures=figures, missed=missed_limits(figures, limits)))
     fitting = [c for c in found if not c.missed]
     if not fitting:
@@ -91,7 +90,7 @@ def choose(
     run: Run, progress: Progress,
 ) -> Slice:  # fmt: skip
     """Compare the candidates untaught (once a run), write plan.json and return the nearest."""
-    found = candidates(recipe, device, material, limits)
+    found = candidates(recipe, material, limits)
     path = run.file("plan.json")
 
     def work() -> tuple[Any, list[Path]]:
@@ -182,6 +181,3 @@ def spec_json(spec: DecoderSpec) -> dict[str, Any]:
 
 def _value(figures: Sequence[Measurement], name: str) -> float:
     return next(f.value for f in figures if f.name == name)
-
-
-__all__ = ["Depth", "Slice", "StudentSpec", "candidates", "choose", "choosing_tokens", "limits_of"]

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
 
-from tutelage.audit.language import per_token, perplexity
 from tutelage.devices import Device
-from tutelage.errors import TutelageError
 from tutelage.files import hash_json, read_json, write_json
 from tutelage.losses.language_terms import capped
 from tutelage.measure.llama_cpp import measure_llama_cpp
 from tutelage.pipeline.language.answers import answer_side_by_side
-from tutelage.pipeline.language.costs import figures_of
+from tutelage.pipeline.language.costs import pricing
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.shipping import Shipped
 from tutelage.pipeline.language.teaching import Taught
@@ -30,7 +28,7 @@ from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, decoder_of
 from tutelage.students.decoder_sizes import parameters
-from tutelage.tasks.causal_lm import Tokens
+from tutelage.tasks.packing import Tokens
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.teach.token_signals import sequences
 
@@ -40,19 +38,11 @@ _BEFORE = 24  # tokens shown before such a place
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spoken:
-    """What both say of every learned token of a split, in the order of its sequences.
+    """What both say of the learned tokens of a split, and where each token stands."""
 
-    `teacher` and `student` are minus log-probabilities of the token that came, `kl` the divergence
-    of the student from the teacher, all in nats; `same` where both think one token the likeliest.
-    `sequence` numbers the sequence that each token is of, `position` its place there.
-    """
-
-    teacher: Float[np.ndarray, " n"]
-    student: Float[np.ndarray, " n"]
-    kl: Float[np.ndarray, " n"]
-    same: Float[np.ndarray, " n"]
-    sequence: Float[np.ndarray, " n"]
-    position: Float[np.ndarray, " n"]
+    scores: TokenScores
+    sequence: Int[np.ndarray, " n"]
+    position: Int[np.ndarray, " n"]
 
 
 def prove(
@@ -86,31 +76,31 @@ def _proof(
     file = run.file(shipped.artifact.path)
     student, notes = decoder_of(open_gguf(file)[0]), []
     said = {
-        name: spoken(material.decoder, student, getattr(material.data, name), progress, name)
+        name: spoken(
+            material.decoder, student, getattr(material.data, name), progress, name,
+            where=f"{shipped.artifact.path} read back, {name} split",
+        )
         for name in ("validation", "test")
-    }
+    }  # fmt: skip
     figures: dict[str, list[Measurement]] = {"teacher": [], "student": []}
+    price = pricing(recipe, material)
     for name, found in said.items():
-        for who in figures:
-            where = f"{shipped.artifact.path if who == 'student' else 'teacher'}, {name} split"
-            surprise = getattr(found, who)
-            figure = perplexity(surprise, found.sequence, where=where, seed=recipe.seed)
-            figures[who].append(dataclasses.replace(figure, name=f"perplexity_{name}"))
-    predicted = figures_of(recipe, device, material, student.spec)
+        measured = {m.name: m for m in token_metrics(found.scores, seed=recipe.seed)}
+        for who, own in (("student", "perplexity"), ("teacher", "perplexity_teacher")):
+            figures[who].append(replace(measured[own], name=f"perplexity_{name}"))
+    compared = [m for n, m in measured.items() if n not in ("perplexity", "perplexity_teacher")]
     size = Measurement(
         name="storage_bytes", value=float(shipped.artifact.bytes), unit="B", kind="measured",
         where="file size",
     )  # fmt: skip
-    figures["student"] += [size, *(f for f in predicted if f.name != "storage_bytes")]
-    figures["student"] += _in_llama_cpp(file, notes)
-    figures["teacher"] += figures_of(recipe, device, material, material.decoder.spec)
+    figures["student"] += [size, *(f for f in price(student.spec) if f.name != "storage_bytes")]
+    figures["student"] += _in_llama_cpp(recipe, file, notes)
+    figures["teacher"] += price(material.decoder.spec)
     for who, spec in (("teacher", material.decoder.spec), ("student", student.spec)):
         figures[who].append(
             Measurement(name="parameters", value=float(parameters(spec)), unit="1",
                         kind="measured", where=f"{who} in torch")
         )  # fmt: skip
-    test = said["test"]
-    where = f"{shipped.artifact.path} read back, test split"
     judged = verdicts(limits, tuple(figures["student"]))
     missed = any(v.limit.hard and not v.met for v in judged)
     return {
@@ -124,14 +114,8 @@ def _proof(
         "would_do": {"device": None, "limit": {}} if missed else None,
         "figures": {who: [f.to_json() for f in found] for who, found in figures.items()},
         "others": [],
-        "fidelity": [
-            f.to_json()
-            for f in (
-                per_token("agreement_greedy", test.same, test.sequence, where=where),
-                per_token("kl_a_token", test.kl, test.sequence, where=where),
-            )
-        ],
-        "partings": _partings(material, student, test),
+        "fidelity": [m.to_json() for m in compared],
+        "partings": _partings(material, student, said["test"]),
         **answer_side_by_side(recipe, material, student, progress),
         "parity": [],
         "artifacts": [shipped.artifact.to_json()],
@@ -144,30 +128,34 @@ def _proof(
 
 @torch.inference_mode()
 def spoken(
-    teacher: Decoder, student: Decoder, tokens: Tokens, progress: Progress, name: str
-) -> Spoken:
+    teacher: Decoder, student: Decoder, tokens: Tokens, progress: Progress, name: str,
+    where: str = "",
+) -> Spoken:  # fmt: skip
     """Ask both about every learned token of a split, sequence by sequence."""
-    parts: list[list[np.ndarray]] = []
+    parts: list[TokenScores] = []
+    places: list[np.ndarray] = []
     progress.start(f"Proving the file ({name})", len(tokens))
     for i in range(len(tokens)):
         ids, learned = sequences(tokens, slice(i, i + 1))
         at = learned[:, 1:]
-        targets = ids[:, 1:][at]
+        targets = ids[:, 1:][at][:, None]
         p, q = (_log_probs(network, ids, at) for network in (teacher, student))
-        kl = (p.exp() * (p - q)).sum(dim=1)
-        surprise = (-x.gather(1, targets[:, None])[:, 0] for x in (p, q))
-        same = (p.argmax(dim=1) == q.argmax(dim=1)).double()
-        place = at[0].nonzero()[:, 0] + 1
-        found = (*surprise, kl, same, torch.full_like(kl, i), place)
-        parts.append([x.double().numpy() for x in found])
+        place = at[0].nonzero()[:, 0].numpy() + 1
+        parts.append(
+            TokenScores(
+                student=q.gather(1, targets)[:, 0].double().numpy(),
+                teacher=p.gather(1, targets)[:, 0].double().numpy(),
+                kl=(p.exp() * (p - q)).sum(dim=1).double().numpy(),
+                same=(p.argmax(dim=1) == q.argmax(dim=1)).numpy(),
+                document=tokens.owner[i, place],
+                where=where,
+            )
+        )
+        places.append(np.stack([np.full_like(place, i), place]))
         progress.advance()
     progress.finish()
-    return Spoken(
-        **{
-            field.name: np.concatenate([part[i] for part in parts])
-            for i, field in enumerate(dataclasses.fields(Spoken))
-        }
-    )
+    sequence, position = np.concatenate(places, axis=1)
+    return Spoken(scores=joined(parts), sequence=sequence, position=position)
 
 
 def _log_probs(network: Decoder, ids: Tensor, at: Tensor) -> Tensor:
@@ -180,7 +168,8 @@ def _partings(material: LanguageMaterial, student: Decoder, test: Spoken) -> lis
     """Return where the student departs most from the teacher, at most once a sequence."""
     rows: list[dict[str, Any]] = []
     seen: set[int] = set()
-    for i in np.argsort(-test.kl, kind="stable"):
+    apart = np.asarray(test.scores.kl)
+    for i in np.argsort(-apart, kind="stable"):
         number, place = int(test.sequence[i]), int(test.position[i])
         if number in seen:
             continue
@@ -195,7 +184,7 @@ def _partings(material: LanguageMaterial, student: Decoder, test: Spoken) -> lis
                 "before": text(before[-_BEFORE:].tolist()),
                 "teacher": text(likeliest[:1]),
                 "student": text(likeliest[1:]),
-                "kl": float(test.kl[i]),
+                "kl": float(apart[i]),
             }
         )
         if len(rows) == _PARTINGS:
@@ -203,13 +192,13 @@ def _partings(material: LanguageMaterial, student: Decoder, test: Spoken) -> lis
     return rows
 
 
-def _in_llama_cpp(file: Path, notes: list[str]) -> list[Measurement]:
+def _in_llama_cpp(recipe: Recipe, file: Path, notes: list[str]) -> list[Measurement]:
     """Return tokens a second and memory in llama.cpp, where it is installed."""
-    try:
-        return list(measure_llama_cpp(file))
-    except TutelageError as error:
-        notes.append(f"not run in llama.cpp: {error}")
+    found, why = measure_llama_cpp(file, threads=recipe.threads or 1)
+    if found is None:
+        notes.append(why)
         return []
+    return [found.tokens_per_s, found.prompt_tokens_per_s, found.ram]
 
 
 def _unjudged(limits: tuple[Limit, ...], judged: Any) -> list[str]:

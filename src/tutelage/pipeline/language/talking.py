@@ -12,7 +12,8 @@ from tutelage.pipeline.language.source import open_source
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
 from tutelage.students.decoder import Decoder, decoder_of
-from tutelage.teach.generation import generate
+from tutelage.tasks.chat_reading import Document, Message
+from tutelage.teach.generation import Sampling, write_answers
 from tutelage.teach.gguf_file import open_gguf
 
 
@@ -23,14 +24,20 @@ class Speaker:
     name: str
     decoder: Decoder
     tokenizer: Any
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[Message] = field(default_factory=list)
 
     def answer(self, line: str, longest: int) -> str:
         """Return the answer to a line, and remember both."""
-        self.turns.append({"role": "user", "content": line})
-        (said,) = generate(self.decoder.network, self.tokenizer, [self.turns], longest=longest)
-        self.turns.append({"role": "assistant", "content": said})
-        return said
+        self.turns.append(Message(role="user", content=line))
+        if getattr(self.tokenizer, "chat_template", None) is None:  # it goes on with the text
+            asked = Document(text="\n".join(turn.content for turn in self.turns))
+        else:
+            asked = Document(messages=tuple(self.turns))
+        (said,) = write_answers(
+            self.decoder.network, self.tokenizer, [asked], Sampling(longest=longest)
+        )
+        self.turns.append(Message(role="assistant", content=said.text))
+        return said.text
 
     def forget(self) -> None:
         """Start over."""
