@@ -144,7 +144,9 @@ class Writer:
             return
         chats, places = [d.chat() for d in documents], [d.where for d in documents]
         whole = self._ids(self._rendered(chats, places))
-        marked = self._marked(chats, whole) if self.answers_only else [None] * len(chats)
+        marked: list[Spans | None] = [None] * len(chats)
+        if self.answers_only:
+            marked = self._marked(chats, whole)
         if self.answers_only and None in marked:
             marked = self._between(chats, places, whole, marked)
         for ids, spans in zip(whole, marked, strict=True):

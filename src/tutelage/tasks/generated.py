@@ -1,0 +1,242 @@
+"""Chats that a teacher wrote: prompts in, a JSON Lines file of prompt and answer out.
+
+Every answer is kept as it comes, a whole batch a write, in a hidden file beside the result; a
+killed run asks for the missing ones alone. The result is written once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import DataError, DiskError
+from tutelage.files import hash_json, write_atomically
+from tutelage.progress import Progress, Silent
+from tutelage.tasks.chat_files import find_files, raw_rows
+from tutelage.tasks.text_files import sound
+
+_N = 4  # words: an n-gram that comes back marks a text that goes round in circles
+_MOST_REPEATED = 0.3  # the share of n-grams that are repeated, above which an answer is refused
+_LONG = 40  # characters: an answer as long as this that came before is refused
+KEPT = ""
+REASONS = {
+    "empty": "are empty",
+    "cut": "were cut before their end",
+    "repeating": "repeat themselves",
+    "copy": "were given before",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer; `ended` is false where it was cut; `tokens` are its ids, if they are known."""
+
+    text: str
+    ended: bool = True
+    tokens: tuple[int, ...] = ()
+
+
+Answer = Callable[[list[str]], Sequence[str | Reply]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What was made: where, of how many prompts, how many were asked now, and what became of all.
+
+    `refused` counts answers by reason. `doubled` prompts were given more than once.
+    """
+
+    path: Path
+    prompts: int
+    doubled: int
+    asked: int
+    kept: int
+    refused: dict[str, int]
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the counts in words."""
+        found = [f"{self.kept:,} of {self.prompts:,} answers are kept in {self.path}"]
+        if self.doubled:
+            found.append(f"{self.doubled:,} prompts were given twice and asked once")
+        found += [f"{n:,} answers {REASONS[why]} and are left out" for why, n in
+                  self.refused.items() if n]  # fmt: skip
+        return tuple(found)
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Return prompts: lines of a .txt file, or the `prompt` of rows; raises `DataError`."""
+    files = find_files(path)["train"]
+    if all(file.suffix.lower() == ".txt" for file in files):
+        pieces = (row["text"] for _, row in raw_rows(files))
+        found = [line for piece in pieces for line in piece.splitlines()]
+    else:
+        found = [_prompt(where, row) for where, row in raw_rows(files)]
+    found = [prompt.strip() for prompt in found if prompt.strip()]
+    if not found:
+        raise DataError(f"{path} holds no prompts: write one a line")
+    return found
+
+
+def _prompt(where: str, row: dict[str, Any]) -> str:
+    prompt = row.get("prompt", row.get("text"))
+    if not isinstance(prompt, str):
+        raise DataError(f"{where} has no prompt: name its column 'prompt'")
+    return sound(prompt).replace("\0", "")
+
+
+def fill_templates(topics: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Return each template with `{topic}` replaced by each topic; raises `DataError`."""
+    for template in templates:
+        if "{topic}" not in template:
+            raise DataError(f"the template '{template[:40]}' has no {{topic}}: put it in")
+    return [t.replace("{topic}", topic) for topic, t in product(topics, templates)]
+
+
+def generate(
+    prompts: Sequence[str], answer: Answer, into: Path, *, key: str = "", batch: int = 16,
+    progress: Progress | None = None,
+) -> Generated:  # fmt: skip
+    """Ask for an answer to each prompt, and write those worth learning to `into`, as `messages`.
+
+    `key` names all that answers depend on (teacher, settings, seed). Batches are always made of the
+    same prompts, so that a run that was interrupted ends as any other. Raises `DataError` where
+    the file was begun with another `key`, where `answer` does not answer each prompt, or where
+    nothing is left.
+    """
+    progress = progress or Silent()
+    distinct = _distinct(prompts)
+    if not distinct:
+        raise DataError(f"there are no prompts to answer for {into}: give some")
+    journal = _Journal(into.with_name(f".{into.name}.asked"), hash_json([key, batch, distinct]))
+    blocks = [distinct[i : i + batch] for i in range(0, len(distinct), batch)]
+    done = len(journal)
+    progress.start("Asking the teacher", len(distinct), done=min(done * batch, len(distinct)))
+    for block in blocks[done:]:
+        replies = [_as_reply(found) for found in answer(block)]
+        if len(replies) != len(block):
+            raise DataError(f"the teacher gave {len(replies)} answers to {len(block)} prompts")
+        journal.append([[r.text, r.ended] for r in replies])
+        progress.advance(len(block))
+    progress.finish()
+    kept, refused = _sorted_out(zip(distinct, journal.replies(), strict=True))
+    result = Generated(
+        path=into, prompts=len(distinct), doubled=sum(map(bool, map(str.strip, prompts)))
+        - len(distinct), asked=len(distinct[done * batch :]), kept=len(kept), refused=refused,
+    )  # fmt: skip
+    if not kept:
+        raise DataError(f"no answer is worth learning: {'; '.join(result.notes()[1:])}")
+    write_atomically(into, "".join(map(_line, kept)))
+    return result
+
+
+def _distinct(prompts: Sequence[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        found.setdefault(_normal(prompt), prompt)
+    return [prompt for normal, prompt in found.items() if normal]
+
+
+def repeated_share(items: Sequence[Any], n: int = _N) -> float:
+    """Return the share of n-grams that came before: 1 - distinct / all; 0 where there are none."""
+    count = len(items) - n + 1
+    if count < 1:
+        return 0.0
+    return 1 - len({tuple(items[i : i + n]) for i in range(count)}) / count
+
+
+def why_refused(reply: Reply) -> str:
+    """Return why an answer is not worth learning, one of `REASONS`, or `KEPT`."""
+    if not reply.text.strip():
+        return "empty"
+    if not reply.ended:
+        return "cut"
+    words = reply.text.split()
+    # a word of a script without spaces is a whole sentence: there characters are counted, in tens
+    spaced = len(words) > len(reply.text) / 20
+    share = repeated_share(words) if spaced else repeated_share(reply.text, 10)
+    return "repeating" if share > _MOST_REPEATED else KEPT
+
+
+def _sorted_out(
+    pairs: Iterator[tuple[str, Reply]],
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    kept: list[tuple[str, str]] = []
+    refused, seen = Counter({why: 0 for why in REASONS}), set()
+    for prompt, reply in pairs:
+        why, normal = why_refused(reply), _normal(reply.text)
+        if not why and normal in seen:
+            why = "copy"
+        if why:
+            refused[why] += 1
+            continue
+        if len(normal) >= _LONG:
+            seen.add(normal)
+        kept.append((prompt, reply.text.strip()))
+    return kept, dict(refused)
+
+
+def _line(pair: tuple[str, str]) -> str:
+    turns = zip(("user", "assistant"), pair, strict=True)
+    return json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n"
+
+
+def _as_reply(found: str | Reply) -> Reply:
+    reply = Reply(text=found) if isinstance(found, str) else found
+    return Reply(text=sound(reply.text.replace("\0", "")), ended=reply.ended)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+class _Journal:
+    """Answers by batch, one line of JSON each; the first line says what they are answers to."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, lines = path, []
+        if path.exists():
+            lines = self._whole_lines()
+        if lines and lines[0] != {"key": key}:
+            raise DataError(
+                f"{path} holds answers to other prompts, of another teacher or other settings: "
+                "delete it, or write into another file"
+            )
+        self.batches: list[list[Any]] = lines[1:]
+        if not lines:
+            write_atomically(path, json.dumps({"key": key}) + "\n")
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def _whole_lines(self) -> list[Any]:
+        """Return the lines, without one that a kill cut short: it is taken off the file too."""
+        raw = self.path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) < len(raw):
+            write_atomically(self.path, whole)
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            raise DataError(f"{self.path} is damaged: delete it and run again") from None
+
+    def append(self, batch: list[Any]) -> None:
+        """Write one batch behind the others, and see it on the disk."""
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(batch).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DiskError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self.batches.append(batch)
+
+    def replies(self) -> Iterator[Reply]:
+        """Yield all answers in the order of the prompts."""
+        for batch in self.batches:
+            yield from (Reply(text=text, ended=ended) for text, ended in batch)
