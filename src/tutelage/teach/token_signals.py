@@ -45,9 +45,20 @@ _SHORT_IDS = 1 << 16
 class TokenRows(Protocol):
     """Token sequences of one length; `learned` is true where a token is a target."""
 
-    ids: Any
-    learned: Any
-    fingerprint: str
+    @property
+    def ids(self) -> Int[np.ndarray, "n t"]:
+        """The tokens."""
+        ...
+
+    @property
+    def learned(self) -> Bool[np.ndarray, "n t"]:
+        """Where a token is a target."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of both."""
+        ...
 
     def __len__(self) -> int:
         """Return how many sequences there are."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tutelage.audit.language import TokenScores, joined, token_metrics
 from tutelage.devices import Device
 from tutelage.files import hash_json, read_json, write_json
 from tutelage.losses.language_terms import capped
