@@ -1,7 +1,7 @@
 """What a GGUF file does in llama.cpp on this machine: tokens a second, memory, what it says.
 
-Covers: reading a prompt and saying tokens one after another, one conversation, on the CPU; growth of
-a fresh process from before the file is opened to its peak (weights are mapped from the file and
+Covers: reading a prompt and saying tokens one after another, one conversation, on the CPU; growth
+of a fresh process from before the file is opened to its peak (weights are mapped from the file and
 count as they are read); logits of given tokens. Does not cover: other machines, accelerators,
 batches of conversations, or Ollama. llama-cpp-python need not be installed where this runs: any
 interpreter that has it can be named.
@@ -48,8 +48,9 @@ def status(key):
         return 0
 
 def opened(job, whole):
-    return llama_cpp.Llama(job["path"], n_ctx=job["context"], n_threads=job["threads"], n_gpu_layers=0,
-        n_threads_batch=job["threads"], logits_all=whole, verbose=False, seed=0)
+    own = {"n_threads": job["threads"], "n_threads_batch": job["threads"], "n_gpu_layers": 0}
+    return llama_cpp.Llama(
+        job["path"], n_ctx=job["context"], logits_all=whole, verbose=False, seed=0, **own)
 
 def speed(job):
     try:
@@ -144,10 +145,8 @@ def measure_llama_cpp(
         name="ram", value=float(answer["bytes"]), unit="B", kind="measured",
         where=f"{where}, context {context}, growth of a fresh process",
     )  # fmt: skip
-    return LlamaCppFigures(
-        tokens_per_s=_rate("tokens_per_s", one), prompt_tokens_per_s=_rate("prompt_tokens_per_s", read),
-        token_s=one, ram=ram,
-    ), ""  # fmt: skip
+    rate, fast = _rate("tokens_per_s", one), _rate("prompt_tokens_per_s", read)
+    return LlamaCppFigures(tokens_per_s=rate, prompt_tokens_per_s=fast, token_s=one, ram=ram), ""
 
 
 def llama_cpp_logits(
