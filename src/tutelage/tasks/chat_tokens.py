@@ -171,10 +171,13 @@ class Writer:
         """Return the answers' spans by the template's own marks; None where it has none."""
         if _MARKS.search(self._template) is None:
             return [None] * len(chats)
-        found = self.tokenizer.apply_chat_template(
-            chats, chat_template=self._template, date_string=_DATE, return_dict=True,
-            return_assistant_tokens_mask=True,
-        )  # fmt: skip
+        try:
+            found = self.tokenizer.apply_chat_template(
+                chats, chat_template=self._template, date_string=_DATE, return_dict=True,
+                return_assistant_tokens_mask=True,
+            )  # fmt: skip
+        except Exception:  # marks around nothing: the library trips over them
+            return [None] * len(chats)
         spans: list[Spans | None] = []
         for chat, ids, same, mask in zip(
             chats, whole, found["input_ids"], found["assistant_masks"], strict=True
