@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 from chat_samples import (
+    ASKING,
     BARE,
     CHATML,
     FORGETFUL,
@@ -63,6 +64,13 @@ def test_a_template_that_writes_the_last_answer_otherwise():
     text, runs, writer = taught(THINKING)
     assert runs == ["it was bad<|im_end|>", "<think>\n\n</think>\n\ndull plot<|im_end|>"]
     assert "<think>\n\n</think>\n\nit was" not in text and writer.unclear == 0
+
+
+def test_a_template_that_asks_for_more_than_it_writes():
+    _, runs, writer = taught(ASKING)
+    assert runs == ["it was bad<|im_end|>", "dull plot<|im_end|>"] and writer.unclear == 0
+    _, runs, writer = taught(ASKING, chat("why", "<think>\nhm</think>so"))
+    assert runs == ["hm</think>so<|im_end|>"]  # the rest is written for it
 
 
 def test_where_it_is_unclear_all_is_learned_but_the_first_token():
