@@ -33,6 +33,9 @@ THINKING = CHATML.replace(  # writes the last answer otherwise than the others, 
     "m.role + '\n' + ('<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' else '')"
     " + m.content",
 )
+ASKING = CHATML.replace(  # asks for more than it writes, as DeepSeek-R1 does
+    "{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}"
+)
 FORGETFUL = CHATML.replace(  # leaves earlier answers out
     "m.content +", "('...' if m.role == 'assistant' and not loop.last else m.content) +"
 )

@@ -27,6 +27,7 @@ from tutelage.tasks.packing import FILLED, Tokens, Written, context, pack
 
 _TEST_SHARE, _MOST_HELD_OUT = 0.2, 2_000  # documents set aside for test or validation, at most
 _PROMPTS, _BEGINNING = 16, 200  # held-out prompts that are kept; characters of a text's beginning
+_RANKED = 256  # documents ranked at once
 _LEAST_LENGTH = 8
 _SALT = {"test": 1, "validation": 2}
 
@@ -57,7 +58,7 @@ class _Held:
     written: Written
     keys: UInt64[np.ndarray, "n 2"]
     exact: UInt64[np.ndarray, " n"]
-    prompts: tuple[tuple[int, Document], ...]
+    prompts: tuple[Document, ...]
     order: Int[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -90,7 +91,7 @@ def load_language(
     held = {part: _read(own, writer, seed, notes) for part, own in files.items()}
     for part in held.values():
         part.order = _without_copies(part, notes)
-    prompts = [prompt for _, prompt in held.get("test", held["train"]).prompts]
+    prompts = held.get("test", held["train"]).prompts
     _split(held, validation, seed, notes)
     if writer.unclear:
         notes.append(
@@ -102,8 +103,8 @@ def load_language(
         name: pack(part.written, part.order, length, writer.end) for name, part in held.items()
     }
     _check_packed(packed, held, notes)
-    kept = prompts[: packed["test"].documents]
-    return LanguageData(**packed, prompts=tuple(kept), notes=tuple(notes))
+    prompts = prompts[: packed["test"].documents]
+    return LanguageData(**packed, prompts=prompts, notes=tuple(notes))
 
 
 def _check(tokenizer: Any, length: int, validation: float, context_length: int | None) -> None:
@@ -143,7 +144,7 @@ def _read(files: tuple[Path, ...], writer: Writer, seed: int, notes: list[str]) 
     )  # fmt: skip
     return _Held(
         name=name, written=written, keys=np.frombuffer(keys, np.uint64).reshape(-1, 2),
-        exact=np.frombuffer(exact, np.uint64), prompts=kept.sorted(),
+        exact=np.frombuffer(exact, np.uint64), prompts=kept.lowest(),
     )  # fmt: skip
 
 
@@ -161,28 +162,31 @@ class _Prompts:
     """Keeps prompts of the few documents that come first into the test split."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.worst = seed, 1 << 64
+        self.seed = seed
         self.kept: dict[int, Document] = {}
-        self.ranks: list[int] = []
+        self.waiting: list[tuple[bytes, Document]] = []
 
     def offer(self, key: bytes, document: Document) -> None:
-        """Keep the document's prompt if its rank is among the lowest."""
-        rank = int(hash_keys(np.frombuffer(key[:8], np.uint64), self.seed, _SALT["test"])[0])
-        if rank > self.worst:
-            return
-        prompt = _prompt(document)
-        if rank in self.kept:  # copies by their text: the same one, whatever the rows' order
-            self.kept[rank] = min(prompt, self.kept[rank], key=repr)
-            return
-        self.kept[rank] = prompt
-        heapq.heappush(self.ranks, -rank)
-        if len(self.ranks) > _PROMPTS:
-            del self.kept[-heapq.heappop(self.ranks)]
-            self.worst = -self.ranks[0]
+        """Consider a document; they are ranked some at a time."""
+        self.waiting.append((key[:8], document))
+        if len(self.waiting) >= _RANKED:
+            self._rank()
 
-    def sorted(self) -> tuple[tuple[int, Document], ...]:
-        """Return ranks and prompts, the lowest first."""
-        return tuple(sorted(self.kept.items(), key=lambda item: item[0]))
+    def _rank(self) -> None:
+        keys = np.frombuffer(b"".join(key for key, _ in self.waiting), np.uint64)
+        ranks = hash_keys(keys, self.seed, _SALT["test"]).tolist()
+        low = heapq.nsmallest(_PROMPTS, {*self.kept, *ranks})
+        found = dict.fromkeys(low) | {r: self.kept[r] for r in low if r in self.kept}
+        for rank, (_, document) in zip(ranks, self.waiting, strict=True):
+            if rank in found:  # of copies the same one, whatever the order of the rows
+                prompt, held = _prompt(document), found[rank]
+                found[rank] = prompt if held is None else min(prompt, held, key=repr)
+        self.kept, self.waiting = {r: d for r, d in found.items() if d is not None}, []
+
+    def lowest(self) -> tuple[Document, ...]:
+        """Return the prompts, those of the lowest ranks first."""
+        self._rank()
+        return tuple(prompt for _, prompt in sorted(self.kept.items(), key=lambda item: item[0]))
 
 
 def _prompt(document: Document) -> Document:

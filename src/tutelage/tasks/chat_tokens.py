@@ -3,8 +3,9 @@
 A chat is written by the tokenizer's own template. Where the template marks what the assistant says,
 the marks are taken. Else the conversation is also written as far as each answer's beginning and
 end: where those tokens are a prefix of the whole's, the answer lies between. Some templates write
-an earlier turn otherwise than the last one; there the answer ends with the token that ends the last
-one. Where no way leads to an answer's place, the whole conversation is learned, and counted.
+an earlier turn otherwise than the last one, or ask for more than they write: there the answer ends
+with the token that ends the last one, begins where the two part, and must say what it should. Where
+that fails for an answer, the whole conversation is learned, and counted.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ class Writer:
     def _masked(self, ids: list[int], spans: Spans | None) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and which are learned; an end token is added unless one ends them already."""
         self.unclear += spans is None and self.answers_only
-        ended = self.end in ids[-1:] or (self.end in ids[-2:-1] and self._is_blank(ids[-1:]))
-        tail = [] if ended else [self.end]
+        last = self._without_blank(ids, (0, len(ids)))[1]
+        tail = [] if ids[last - 1] == self.end else [self.end]
         learned = np.full(len(ids) + len(tail), spans is None, np.bool_)
         for start, end in spans or ():
             learned[start:end] = True
@@ -171,10 +172,13 @@ class Writer:
         """Return the answers' spans by the template's own marks; None where it has none."""
         if _MARKS.search(self._template) is None:
             return [None] * len(chats)
-        found = self.tokenizer.apply_chat_template(
-            chats, chat_template=self._template, date_string=_DATE, return_dict=True,
-            return_assistant_tokens_mask=True,
-        )  # fmt: skip
+        try:
+            found = self.tokenizer.apply_chat_template(
+                chats, chat_template=self._template, date_string=_DATE, return_dict=True,
+                return_assistant_tokens_mask=True,
+            )  # fmt: skip
+        except Exception:  # marks around nothing: the library trips over them
+            return [None] * len(chats)
         spans: list[Spans | None] = []
         for chat, ids, same, mask in zip(
             chats, whole, found["input_ids"], found["assistant_masks"], strict=True
@@ -190,17 +194,22 @@ class Writer:
         marked: list[Spans | None],
     ) -> list[Spans | None]:  # fmt: skip
         """Return the answers' spans by writing each conversation as far as each of its answers."""
-        todo = [i for i, spans in enumerate(marked) if spans is None]
-        asked: list[str] = []
-        for i in todo:
-            for n, turn in enumerate(chats[i]):
-                if turn["role"] == "assistant":
-                    asked += self._rendered([chats[i][:n]], places[i : i + 1], ask=True)
-                    asked += self._rendered([chats[i][: n + 1]], places[i : i + 1])
-        ids, found = iter(self._ids(asked)), list(marked)
-        for i in todo:
-            turns = [t["content"] for t in chats[i] if t["role"] == "assistant"]
-            found[i] = self._spans(whole[i], [(t, next(ids), next(ids)) for t in turns])
+        found, asked = list(marked), []
+        todo = [
+            (i, n) for i, spans in enumerate(marked) if spans is None
+            for n, turn in enumerate(chats[i]) if turn["role"] == "assistant"
+        ]  # fmt: skip
+        for i, n in todo:
+            asked += self._rendered([chats[i][:n]], places[i : i + 1], ask=True)
+            if n + 1 < len(chats[i]):
+                asked += self._rendered([chats[i][: n + 1]], places[i : i + 1])
+        ids = iter(self._ids(asked))
+        answers: dict[int, list[tuple[str, list[int], list[int]]]] = {i: [] for i, _ in todo}
+        for i, n in todo:
+            before, last = next(ids), n + 1 == len(chats[i])
+            answers[i].append((chats[i][n]["content"], before, whole[i] if last else next(ids)))
+        for i, own in answers.items():
+            found[i] = self._spans(whole[i], own)
         return found
 
     def _spans(
@@ -208,28 +217,26 @@ class Writer:
     ) -> Spans | None:
         spans: Spans = []
         for content, before, after in answers:
-            start = len(before)
-            if whole[:start] != before:
+            start, end = _shared(whole, before), len(after)
+            certain = start == len(before)
+            if end <= start or whole[:end] != after:
+                end, certain = self._found_end(whole, start, after), False
+            if end is None or not (certain or self._says(whole[start:end], content)):
                 return None
-            if len(after) > start and whole[: len(after)] == after:
-                spans.append(self._without_blank(whole, (start, len(after))))
-                continue
-            end = self._found_end(whole, start, after, content)
-            if end is None:
-                return None
-            spans.append((start, end))
+            spans.append(self._without_blank(whole, (start, end)))
         return spans
 
-    def _found_end(
-        self, whole: list[int], start: int, after: list[int], content: str
-    ) -> int | None:
-        """Return where an answer ends by the token that ends `after`, if the answer lies before."""
+    def _found_end(self, whole: list[int], start: int, after: list[int]) -> int | None:
+        """Return where an answer ends, by the token that ends `after`."""
         special = [i for i in after[start:] if i in self._special]
         if not special or special[-1] not in whole[start:]:
             return None
-        end = whole.index(special[-1], start) + 1
-        said = self.tokenizer.decode(whole[start:end], clean_up_tokenization_spaces=False)
-        return end if "".join(content.split()) in "".join(said.split()) else None
+        return whole.index(special[-1], start) + 1
+
+    def _says(self, ids: list[int], content: str) -> bool:
+        """Say whether an answer begins with what it should say, white space apart."""
+        said = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return "".join(said.split()).startswith("".join(content.split()))
 
     def _with_end(self, ids: list[int], span: tuple[int, int]) -> tuple[int, int]:
         """Return a span with the token that ends the turn, where it stands just behind."""
@@ -246,6 +253,12 @@ class Writer:
 
     def _is_blank(self, ids: list[int]) -> bool:
         return not self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """Return how many tokens two lists begin with in common."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
 
 
 def _answers(chat: list[dict[str, str]]) -> int:
