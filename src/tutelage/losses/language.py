@@ -99,7 +99,8 @@ def _walk(
         grad_states = torch.empty_like(states) if wanted[0] else None
         grad_head = torch.zeros_like(head, dtype=wide) if wanted[1] else None
         sums = torch.zeros(1 + len(terms.losses), dtype=wide, device=states.device)
-        rows = min(chunk or _rows(_CHUNK_BYTES, head, teacher, wide), len(states))
+        row_bytes = len(head) * wide.itemsize
+        rows = min(chunk or _rows(_CHUNK_BYTES, kind, row_bytes, teacher), len(states))
         place = states.new_empty((rows, head.shape[0]), dtype=wide)
         for first in range(0, len(states), rows):
             last = min(first + rows, len(states))
@@ -124,7 +125,8 @@ def _blocks(
 ) -> Tensor:  # fmt: skip
     """Return the sums over `count` tokens; where it `learns`, logits become their own gradient."""
     found = logits.new_zeros(1 + len(terms.losses))
-    rows = _rows(_BLOCK_BYTES, logits.T, teacher, logits.dtype)
+    row_bytes = logits.shape[1] * logits.element_size()
+    rows = _rows(_BLOCK_BYTES, logits.device.type, row_bytes, teacher)
     for first in range(0, len(logits), rows):
         last = min(first + rows, len(logits))
         said = None if teacher is None else teacher.rows(first, last)
@@ -162,10 +164,10 @@ def _computes_in(states: Tensor, head: Tensor) -> torch.dtype:
 
 
 def _rows(
-    limits: Mapping[str, int], head: Tensor, teacher: SparseDecision | None, dtype: torch.dtype
+    limits: Mapping[str, int], kind: str, row_bytes: int, teacher: SparseDecision | None
 ) -> int:
-    limit = limits.get(head.device.type, limits["cuda"]) // (2 if teacher is None else 1)
-    return max(1, limit // (len(head) * dtype.itemsize))
+    limit = limits.get(kind, limits["cuda"]) // (2 if teacher is None else 1)
+    return max(1, limit // row_bytes)
 
 
 def _check_shapes(
