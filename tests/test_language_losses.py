@@ -315,6 +315,9 @@ def test_half_precision_is_widened_for_sums_and_gradients_keep_their_type():
         got = loss(*single, dense_of(said), targets, "forward_kl")
     got.backward()
     assert got.dtype == torch.float32 and all(x.grad.dtype == torch.float32 for x in single)
+    rounded = loss(states.bfloat16(), head.bfloat16(), dense_of(said), targets, "forward_kl")
+    torch.testing.assert_close(got.detach(), rounded)
+    assert float((rounded - want).abs()) > 1e-5
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.02)
 
 

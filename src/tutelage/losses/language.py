@@ -92,9 +92,8 @@ def _walk(
     targets: Tensor, chunk: int | None, *, wanted: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor], Tensor | None, Tensor | None]:  # fmt: skip
     """Return the mean, each loss's own, and the gradients of states and head where wanted."""
-    kind = states.device.type
+    kind, computes = states.device.type, _computes_in(states, head)
     with torch.autocast(kind, enabled=False), torch.no_grad():
-        computes = _computes_in(states, head)
         matrix, wide = head.to(computes), torch.promote_types(computes, torch.float32)
         grad_states = torch.empty_like(states) if wanted[0] else None
         grad_head = torch.zeros_like(head, dtype=wide) if wanted[1] else None
