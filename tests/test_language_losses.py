@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.losses.language import language_loss
@@ -314,6 +315,9 @@ def test_half_precision_is_widened_for_sums_and_gradients_keep_their_type():
         got = loss(*single, dense_of(said), targets, "forward_kl")
     got.backward()
     assert got.dtype == torch.float32 and all(x.grad.dtype == torch.float32 for x in single)
+    rounded = loss(states.bfloat16(), head.bfloat16(), dense_of(said), targets, "forward_kl")
+    torch.testing.assert_close(got.detach(), rounded)
+    assert float((rounded - want).abs()) > 1e-5
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.02)
 
 
@@ -328,6 +332,34 @@ def test_only_what_is_wanted_gets_a_gradient():
     got.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="handed out already"):
         got.backward()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers that any tensor has which is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_all_tokens_never_exist_at_once(kind):
+    n, vocabulary = 40, 300
+    draw = torch.Generator().manual_seed(0)
+    states, head = (torch.randn(x, D, generator=draw).requires_grad_() for x in (n, vocabulary))
+    told = signal(torch.randn(n, vocabulary, generator=draw), kind)
+    targets = torch.zeros(n, dtype=torch.int64)
+    for chunk, most in ((4, 4 * vocabulary), (n, n * vocabulary)):
+        with Largest() as seen:
+            loss(states, head, told, targets, "forward_kl", chunk).backward()
+        assert seen.numbers == max(most, D * vocabulary)
 
 
 def test_no_token_is_no_loss():

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from tutelage.errors import TeacherError
 from tutelage.losses.language_terms import LanguageTerms, check_teacher, language_terms
-from tutelage.losses.sparse import SparseDecision, exact
+from tutelage.losses.sparse import SparseDecision
 
 # Bytes of a chunk's logits (one product with the head), and of a block's, which are few enough to
 # stay in the processor's cache while the losses pass over them. A GPU wants fewer, larger kernels.
+# Half of both without a teacher: there the plain loss is small too, and few passes are made.
 _CHUNK_BYTES = {"cpu": 3 << 23, "cuda": 1 << 28}
 _BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
@@ -91,18 +92,20 @@ def _walk(
     targets: Tensor, chunk: int | None, *, wanted: tuple[bool, bool],
 ) -> tuple[Tensor, list[Tensor], Tensor | None, Tensor | None]:  # fmt: skip
     """Return the mean, each loss's own, and the gradients of states and head where wanted."""
-    kind = states.device.type
+    kind, computes = states.device.type, _computes_in(states, head)
     with torch.autocast(kind, enabled=False), torch.no_grad():
-        computes = _computes_in(states, head)
         matrix, wide = head.to(computes), torch.promote_types(computes, torch.float32)
         grad_states = torch.empty_like(states) if wanted[0] else None
         grad_head = torch.zeros_like(head, dtype=wide) if wanted[1] else None
         sums = torch.zeros(1 + len(terms.losses), dtype=wide, device=states.device)
-        rows = chunk or _rows(_CHUNK_BYTES, kind, head.shape[0], wide)
+        row_bytes = len(head) * wide.itemsize
+        rows = min(chunk or _rows(_CHUNK_BYTES, kind, row_bytes, teacher), len(states))
+        place = states.new_empty((rows, head.shape[0]), dtype=wide)
         for first in range(0, len(states), rows):
             last = min(first + rows, len(states))
             part = states[first:last].to(computes)
-            logits = exact(part @ matrix.T)
+            logits = place[: last - first]
+            _product(part, matrix.T, logits)
             said = None if teacher is None else teacher.rows(first, last)
             sums += _blocks(logits, said, targets[first:last], terms, any(wanted), len(states))
             slopes = logits.to(computes)
@@ -121,7 +124,8 @@ def _blocks(
 ) -> Tensor:  # fmt: skip
     """Return the sums over `count` tokens; where it `learns`, logits become their own gradient."""
     found = logits.new_zeros(1 + len(terms.losses))
-    rows = _rows(_BLOCK_BYTES, logits.device.type, logits.shape[1], logits.dtype)
+    row_bytes = logits.shape[1] * logits.element_size()
+    rows = _rows(_BLOCK_BYTES, logits.device.type, row_bytes, teacher)
     for first in range(0, len(logits), rows):
         last = min(first + rows, len(logits))
         said = None if teacher is None else teacher.rows(first, last)
@@ -134,6 +138,13 @@ def _blocks(
             logits[first:last] = slope
         found += torch.stack([total.detach(), *(part / count for part in parts)])
     return found
+
+
+def _product(left: Tensor, right: Tensor, place: Tensor) -> None:
+    if place.dtype == left.dtype:
+        torch.mm(left, right, out=place)
+    else:
+        place.copy_(left @ right)
 
 
 def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
@@ -151,8 +162,11 @@ def _computes_in(states: Tensor, head: Tensor) -> torch.dtype:
     return torch.promote_types(states.dtype, head.dtype)
 
 
-def _rows(limits: Mapping[str, int], kind: str, vocabulary: int, dtype: torch.dtype) -> int:
-    return max(1, limits.get(kind, limits["cuda"]) // (vocabulary * dtype.itemsize))
+def _rows(
+    limits: Mapping[str, int], kind: str, row_bytes: int, teacher: SparseDecision | None
+) -> int:
+    limit = limits.get(kind, limits["cuda"]) // (2 if teacher is None else 1)
+    return max(1, limit // row_bytes)
 
 
 def _check_shapes(

@@ -128,10 +128,14 @@ def sequences(
 ) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
     """Return ids and which are learned; the first of a sequence has nothing before it: never."""
     rows = index if isinstance(index, slice) else index.numpy()
-    ids, learned = (torch.as_tensor(np.asarray(x)[rows]) for x in (tokens.ids, tokens.learned))
-    learned = learned.clone()
+    ids, learned = (np.array(np.asarray(x)[rows]) for x in (tokens.ids, tokens.learned))
     learned[:, 0] = False
-    return ids.long(), learned
+    return torch.from_numpy(ids).long(), torch.from_numpy(learned)
+
+
+def learned_counts(tokens: TokenRows) -> np.ndarray:
+    """Return how many tokens of each sequence are learned from."""
+    return np.asarray(tokens.learned)[:, 1:].sum(axis=1)
 
 
 class TokenSignals:
@@ -145,9 +149,9 @@ class TokenSignals:
         self, folder: Path, key: str, tokens: TokenRows, *, vocabulary: int,
         kind: Kind | None = None, kept: int = 64, seed: int = 0,
     ) -> None:  # fmt: skip
-        counts = sequences(tokens, slice(None))[1].sum(dim=1)
+        counts = learned_counts(tokens)
         self.tokens, self.vocabulary, self.seed = tokens, vocabulary, seed
-        self.starts: list[int] = [0, *counts.cumsum(0).tolist()]
+        self.starts: list[int] = [0, *counts.cumsum().tolist()]
         self.kind: Kind = kind or default_kind(vocabulary, self.starts[-1])
         self.bytes_per_token = token_bytes(self.kind, vocabulary, kept)
         self.kept = min(kept, vocabulary) if self.kind == "topk" else kept

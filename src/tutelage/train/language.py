@@ -19,7 +19,7 @@ from tutelage.files import hash_json
 from tutelage.losses.language import language_loss
 from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
-from tutelage.teach.token_signals import TokenRows, TokenSignals, sequences
+from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -205,8 +205,7 @@ def _micro(tokens: TokenRows, signals: TokenSignals | None, index: Tensor) -> Mi
 
 def _with_targets(tokens: TokenRows, what: str) -> np.ndarray:
     """Return the sequences that hold a learned token; raises `DataError` when there is none."""
-    _, learned = sequences(tokens, slice(None))
-    found = np.flatnonzero(learned.any(dim=1).numpy())
+    found = np.flatnonzero(learned_counts(tokens))
     if not len(found):
         raise DataError(
             f"no token of the {what} texts is learned from; give longer texts, or learn from all "
