@@ -171,8 +171,9 @@ def test_energy_is_the_mean_square_of_what_a_part_writes():
     said(whole, ids)
     for hook in hooks:
         hook.remove()
-    unit = seen["d"][..., 5:6] * whole.layers[1].mlp.down_proj.weight[:, 5]
-    group = seen["o"][..., 8:16] @ whole.layers[1].self_attn.o_proj.weight[:, 8:16].T
+    down, out = whole.layers[1].mlp.down_proj.weight, whole.layers[1].self_attn.o_proj.weight
+    unit = (seen["d"][..., 5:6] * down[:, 5]).detach()
+    group = (seen["o"][..., 8:16] @ out[:, 8:16].T).detach()
     for wanted, value in ((unit, found.units[1, 5]), (group, found.groups[1, 1])):
         assert float(value) == pytest.approx(float(wanted.square().sum(-1).mean()), rel=1e-5)
 
