@@ -31,23 +31,32 @@ class Depth:
     kl: float
 
 
-def depths_by_kl(decoder: Decoder, batches: Int[Tensor, "b t"], *, least: int) -> list[Depth]:
-    """Return the best depths found, the whole first, then with a layer fewer each, to `least`.
+def depths_by_kl(
+    decoder: Decoder, batches: Int[Tensor, "b t"], *, least: int, kept: Sequence[int] | None = None
+) -> Iterator[Depth]:
+    """Yield the best depths found as they are, with a layer fewer each, down to `least`.
 
-    Each time the layer goes without which the next tokens of `batches` change least; of equals the
-    first. With n layers to start with, a step costs about n / 2 passes: what comes before a layer
-    is computed once. Nothing is trained, and the decoder stays as it is.
+    The first is the whole network; a search that stopped goes on from the layers `kept`. Each time
+    the layer goes without which the next tokens of `batches` change least; of equals the first.
+    With n layers to start with, a step costs about n / 2 passes: what comes before a layer is
+    computed once. Nothing is trained, and the decoder stays as it is.
     """
     count = len(decoder.layers)
     if not 1 <= least <= count:
         raise StudentError(f"{least} layers cannot be kept of {count}; keep 1 to {count}")
-    found = [Depth(kept=tuple(range(count)), kl=0.0)]
-    while len(found[-1].kept) > least:
-        kept = found[-1].kept
+    return _depths(decoder, batches, least, tuple(range(count) if kept is None else kept))
+
+
+def _depths(
+    decoder: Decoder, batches: Int[Tensor, "b t"], least: int, kept: tuple[int, ...]
+) -> Iterator[Depth]:
+    if len(kept) == len(decoder.layers):
+        yield Depth(kept=kept, kl=0.0)
+    while len(kept) > least:
         changes = changes_without(decoder, batches, kept)
         gone = changes.index(min(changes))
-        found.append(Depth(kept=kept[:gone] + kept[gone + 1 :], kl=changes[gone]))
-    return found
+        kept = kept[:gone] + kept[gone + 1 :]
+        yield Depth(kept=kept, kl=changes[gone])
 
 
 @torch.no_grad()
