@@ -89,11 +89,11 @@ def test_a_slice_of_tokens_gives_their_columns(kind):
 
 
 def test_special_tokens_are_numbered_anew():
-    whole = decoder("qwen3", bos_token_id=5, eos_token_id=[9, 20], pad_token_id=20)
+    whole = decoder("qwen3", bos_token_id=5, eos_token_id=[9, 20], pad_token_id=20, unk_token_id=33)
     kept = torch.tensor([5, 8, 9, 20, 33])
     small = sliced(whole, tokens=kept, vocabulary=5)
-    ends = [small.spec.config[f"{name}_token_id"] for name in ("bos", "eos", "pad")]
-    assert ends == [0, [2, 3], 3]
+    ends = [small.spec.config[f"{name}_token_id"] for name in ("bos", "eos", "pad", "unk")]
+    assert ends == [0, [2, 3], 3, 4]
     assert small.network.get_input_embeddings().padding_idx == 3
     kept = torch.tensor([5, 8, 9, 32, 33])
     refused("leaves out token 20", sliced, whole, tokens=kept, vocabulary=5)
@@ -106,7 +106,7 @@ def test_everything_at_once_is_one_after_the_other():
     wanted = with_sizes(whole.spec, layers=3, inner=12, groups=2, vocabulary=len(kept))
     small = slice_decoder(whole, wanted, ids, vocabulary=kept)
     assert small.spec == dataclasses.replace(wanted, config=small.spec.config)
-    fewer = with_layers(whole, depths_by_kl(whole, ids, least=3)[-1].kept)
+    fewer = with_layers(whole, list(depths_by_kl(whole, ids, least=3))[-1].kept)
     narrow = with_parts(fewer, energies(fewer, ids), groups=2, inner=12)
     ids = torch.randint(3, len(kept), (2, 8), generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(said(small, ids), said(narrow, kept[ids])[..., kept])
@@ -143,9 +143,10 @@ def test_layers_are_judged_anew_after_each():
     ids = some_ids()
     alone = changes_without(whole, ids, range(4))
     assert alone[3] > max(alone[1:3]), alone
-    depths = depths_by_kl(whole, ids, least=2)
+    depths = list(depths_by_kl(whole, ids, least=2))
     assert depths[0].kl == 0 and [d.kept for d in depths[::2]] == [(0, 1, 2, 3), (0, 3)]
     assert depths[2].kl == pytest.approx(0, abs=1e-5) and depths[1].kl > 0.01
+    assert list(depths_by_kl(whole, ids, least=2, kept=depths[1].kept)) == depths[2:]
     naive = own_kl(without(whole, set(range(4)) - set(depths[1].kept)), whole, ids)
     assert depths[1].kl == pytest.approx(naive, rel=1e-4)
 
@@ -171,8 +172,9 @@ def test_energy_is_the_mean_square_of_what_a_part_writes():
     said(whole, ids)
     for hook in hooks:
         hook.remove()
-    unit = seen["d"][..., 5:6] * whole.layers[1].mlp.down_proj.weight[:, 5]
-    group = seen["o"][..., 8:16] @ whole.layers[1].self_attn.o_proj.weight[:, 8:16].T
+    down, out = whole.layers[1].mlp.down_proj.weight, whole.layers[1].self_attn.o_proj.weight
+    unit = (seen["d"][..., 5:6] * down[:, 5]).detach()
+    group = (seen["o"][..., 8:16] @ out[:, 8:16].T).detach()
     for wanted, value in ((unit, found.units[1, 5]), (group, found.groups[1, 1])):
         assert float(value) == pytest.approx(float(wanted.square().sum(-1).mean()), rel=1e-5)
 

@@ -41,7 +41,14 @@ def show_result(answer: dict[str, Any]) -> None:
         )
     out.print(table)
     chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
-    if student["metric"] == "r2":
+    if student["metric"] == "perplexity":
+        times = student["value"] / teacher["value"]
+        out.print(
+            f"test perplexity: student {student['value']:.2f}, teacher {teacher['value']:.2f} "
+            f"({times:.3f} times the teacher's), measured on the {chosen['precision']} file",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    elif student["metric"] == "r2":
         line = f"{_values_line(student, teacher)}, measured on the {chosen['precision']} file"
         out.print(line, markup=False, soft_wrap=True)
     elif student["metric"] == "agreement" and student["value"] is not None:

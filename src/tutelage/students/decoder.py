@@ -32,7 +32,8 @@ SIZES = {
     "heads": "num_attention_heads", "groups": "num_key_value_heads", "head_size": "head_dim",
     "vocabulary": "vocab_size",
 }  # fmt: skip
-ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SPOKEN = ("bos_token_id", "eos_token_id", "pad_token_id")
+ENDS = (*_SPOKEN, "unk_token_id")  # keys of a config that name tokens
 _LARGEST = {
     "layers": 1_024, "hidden": 65_536, "inner": 1_048_576, "heads": 1_024, "groups": 1_024,
     "head_size": 4_096, "vocabulary": 10_000_000,
@@ -212,7 +213,7 @@ def save_folder(decoder: Decoder, folder: Path, tokenizer: PreTrainedTokenizerBa
     dtype = str(decoder.head.dtype).removeprefix("torch.")
     named = {"architectures": [type(decoder.network).__name__], "dtype": dtype}
     write_json(folder / "config.json", {**decoder.spec.config, **named})
-    ends = {key: decoder.spec.config.get(key) for key in ENDS}
+    ends = {key: decoder.spec.config.get(key) for key in _SPOKEN}
     ends = {key: ends[key] for key in ends if ends[key] is not None}
     write_json(folder / "generation_config.json", ends)
     state = {name.removeprefix("network."): x for name, x in decoder.state_dict().items()}

@@ -31,26 +31,35 @@ class Depth:
     kl: float
 
 
-def depths_by_kl(decoder: Decoder, batches: Int[Tensor, "b t"], *, least: int) -> list[Depth]:
-    """Return the best depths found, the whole first, then with a layer fewer each, to `least`.
+def depths_by_kl(
+    decoder: Decoder, batches: Int[Tensor, "b t"], *, least: int, kept: Sequence[int] | None = None
+) -> Iterator[Depth]:
+    """Yield the best depths found as they are, with a layer fewer each, down to `least`.
 
-    Each time the layer goes without which the next tokens of `batches` change least; of equals the
-    first. With n layers to start with, a step costs about n / 2 passes: what comes before a layer
-    is computed once. Nothing is trained, and the decoder stays as it is.
+    The first is the whole network; a search that stopped goes on from the layers `kept`. Each time
+    the layer goes without which the next tokens of `batches` change least; of equals the first.
+    With n layers to start with, a step costs about n / 2 passes: what comes before a layer is
+    computed once. Nothing is trained, and the decoder stays as it is.
     """
     count = len(decoder.layers)
     if not 1 <= least <= count:
         raise StudentError(f"{least} layers cannot be kept of {count}; keep 1 to {count}")
-    found = [Depth(kept=tuple(range(count)), kl=0.0)]
-    with torch.no_grad():
-        while len(found[-1].kept) > least:
-            kept = found[-1].kept
-            changes = changes_without(decoder, batches, kept)
-            gone = changes.index(min(changes))
-            found.append(Depth(kept=kept[:gone] + kept[gone + 1 :], kl=changes[gone]))
-    return found
+    return _depths(decoder, batches, least, tuple(range(count) if kept is None else kept))
 
 
+def _depths(
+    decoder: Decoder, batches: Int[Tensor, "b t"], least: int, kept: tuple[int, ...]
+) -> Iterator[Depth]:
+    if len(kept) == len(decoder.layers):
+        yield Depth(kept=kept, kl=0.0)
+    while len(kept) > least:
+        changes = changes_without(decoder, batches, kept)
+        gone = changes.index(min(changes))
+        kept = kept[:gone] + kept[gone + 1 :]
+        yield Depth(kept=kept, kl=changes[gone])
+
+
+@torch.no_grad()
 def changes_without(
     decoder: Decoder, batches: Int[Tensor, "b t"], kept: Sequence[int]
 ) -> list[float]:
@@ -144,41 +153,3 @@ def energies(decoder: Decoder, batches: Int[Tensor, "b t"]) -> Parts:
         for ids in in_parts(batches):
             decoder.states(ids)
     return Parts(groups=groups / batches.numel(), units=units / batches.numel())
-
-
-def fisher(decoder: Decoder, batches: Int[Tensor, "b t"], *, seed: int = 0) -> Parts:
-    """Return the mean Fisher information of a gate, now 1, on what each part says of a token.
-
-    That is the square by which the gate moves log p of all the next tokens, drawn from the
-    network's own decisions. Source: Theis et al. (2018), eq. 6 (see `slice.importance`).
-    """
-    spec = decoder.spec
-    groups = torch.zeros(spec.layers, spec.groups)
-    units = torch.zeros(spec.layers, spec.inner)
-    draw = torch.Generator().manual_seed(seed)
-    for ids in in_parts(batches):
-        gates: dict[tuple[int, bool], Tensor] = {}
-        with ExitStack() as hooks, torch.enable_grad():
-            for number, layer in enumerate(decoder.layers):
-                for module, parts in (
-                    (layer.self_attn.o_proj, spec.groups),
-                    (layer.mlp.down_proj, spec.inner),
-                ):
-                    gate = _gate(gates, (number, module is layer.mlp.down_proj), parts)
-                    hooks.enter_context(module.register_forward_pre_hook(gate))
-            said = decoder(ids).flatten(0, 1).log_softmax(-1)
-            own = torch.multinomial(said.detach().exp().cpu(), 1, generator=draw)
-            total = said.gather(-1, own.to(said.device)).sum()
-            moved = torch.autograd.grad(total, list(gates.values()))
-        for (number, inner), grad in zip(gates, moved, strict=True):
-            (units if inner else groups)[number] += grad.square().sum(dim=(0, 1)).cpu()
-    return Parts(groups=groups / batches.numel(), units=units / batches.numel())
-
-
-def _gate(gates: dict[tuple[int, bool], Tensor], key: tuple[int, bool], parts: int) -> Any:
-    def gate(_: Any, given: tuple[Tensor, ...]) -> Tensor:
-        said = given[0]
-        gates[key] = torch.ones(*said.shape[:2], parts, device=said.device, requires_grad=True)
-        return said * gates[key].repeat_interleave(said.shape[-1] // parts, dim=-1)
-
-    return gate

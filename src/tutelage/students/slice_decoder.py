@@ -46,8 +46,10 @@ def slice_decoder(
     rows = _rows(decoder.spec, wanted, vocabulary)
     small = decoder
     if wanted.layers < decoder.spec.layers:
-        chosen = kept or depths_by_kl(decoder, batches, least=wanted.layers)[-1].kept
-        small = with_layers(small, chosen, wanted.layers)
+        if kept is None:
+            *_, depth = depths_by_kl(decoder, batches, least=wanted.layers)
+            kept = depth.kept
+        small = with_layers(small, kept, wanted.layers)
     if (wanted.groups, wanted.inner) != (small.spec.groups, small.spec.inner):
         parts = energies(small, batches)
         small = with_parts(small, parts, groups=wanted.groups, inner=wanted.inner)
