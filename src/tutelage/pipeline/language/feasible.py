@@ -29,7 +29,7 @@ def plan_language(
     source = open_source(recipe)
     material = read_language(recipe, source, progress or Silent())
     limits = limits_of(recipe, device, source.decoder.spec)
-    found = candidates(recipe, material, limits)
+    found = candidates(recipe, device, material, limits)
     rows = [
         {
             "name": f"{c.spec.layers} layers, {c.spec.inner} units",

@@ -56,14 +56,14 @@ def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit,
 
 
 def candidates(
-    recipe: Recipe, material: LanguageMaterial, limits: tuple[Limit, ...]
+    recipe: Recipe, device: Device, material: LanguageMaterial, limits: tuple[Limit, ...]
 ) -> list[Slice]:
     """Return slices inside the storage limit, from deep and narrow to shallow and wide.
 
     Raises `InfeasibleError` where none keeps every hard limit.
     """
     storage = [x.value for x in limits if x.metric == "storage_bytes" and x.hard]
-    whole, price = material.decoder.spec, pricing(recipe, material)
+    whole, price = material.decoder.spec, pricing(recipe, material, device)
 
     def bytes_of(spec: DecoderSpec) -> int:
         return int(_value(price(spec), "storage_bytes"))
@@ -90,7 +90,7 @@ def choose(
     run: Run, progress: Progress,
 ) -> Slice:  # fmt: skip
     """Compare the candidates untaught (once a run), write plan.json and return the nearest."""
-    found = candidates(recipe, material, limits)
+    found = candidates(recipe, device, material, limits)
     path = run.file("plan.json")
 
     def work() -> tuple[Any, list[Path]]:
@@ -124,9 +124,10 @@ def _compared(
     found: Sequence[Slice], material: LanguageMaterial, progress: Progress
 ) -> list[Slice]:
     batches, decoder = choosing_tokens(material), material.decoder
-    progress.say("plan: choosing layers by what the whole network says without them")
-    depths = depths_by_kl(decoder, batches, least=min(c.spec.layers for c in found))
-    by_count = {len(depth.kept): depth for depth in depths}
+    least = min(c.spec.layers for c in found)
+    depths = depths_by_kl(decoder, batches, least=least)
+    label, count = "Choosing layers", decoder.spec.layers - least + 1
+    by_count = {len(depth.kept): depth for depth in track(depths, count, label, progress)}
     compared = []
     for candidate in track(found, len(found), "Comparing slices", progress):
         depth = by_count[candidate.spec.layers]

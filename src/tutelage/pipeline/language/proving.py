@@ -84,7 +84,7 @@ def _proof(
         for name in ("validation", "test")
     }  # fmt: skip
     figures: dict[str, list[Measurement]] = {"teacher": [], "student": []}
-    price = pricing(recipe, material)
+    price = pricing(recipe, material, device)
     for name, found in said.items():
         measured = {m.name: m for m in token_metrics(found.scores, seed=recipe.seed)}
         for who, own in (("student", "perplexity"), ("teacher", "perplexity_teacher")):
