@@ -183,7 +183,8 @@ def _sorted_out(
 
 def _line(pair: tuple[str, str]) -> str:
     turns = zip(("user", "assistant"), pair, strict=True)
-    return json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n"
+    messages = [{"role": r, "content": c} for r, c in turns]
+    return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
 def _as_reply(found: str | Reply) -> Reply:
