@@ -10,7 +10,7 @@ from typing import Any
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.files import sha256_file
 from tutelage.recipe import Recipe
-from tutelage.students.decoder import Decoder, decoder_of
+from tutelage.students.decoder import KINDS, Decoder, decoder_of, unlike
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.teach.hf_folder import (
     check_weights,
@@ -60,16 +60,16 @@ def _opened(path: Path) -> tuple[Any, Any]:
     if path.is_file():
         return open_gguf(path)
     config = read_config(path, trust_code=False)
+    if config["model_type"] not in KINDS:
+        raise TeacherError(
+            f"the teacher '{path}': {unlike(config['model_type'])}; for classes of texts use "
+            "task: text"
+        )
     check_weights(path)
     library = open_transformers(path)
     options = local_only(False)
     with quiet(library):
         known = checked(path, lambda: library.AutoConfig.from_pretrained(path, **options))
-        if type(known) not in library.AutoModelForCausalLM._model_mapping:
-            raise TeacherError(
-                f"the teacher '{path}' is a '{config['model_type']}', which does not write text; "
-                "for classes of texts use task: text"
-            )
         network = load_model(path, library.AutoModelForCausalLM, known, options)
         tokenizer = checked(path, lambda: library.AutoTokenizer.from_pretrained(path, **options))
     return network, tokenizer
