@@ -215,11 +215,13 @@ class DistillPart(Part):
 class ExportPart(Part):
     """What is shipped."""
 
-    precision: Literal["auto", "int8", "float32"] = Field(
-        "auto", description="auto: what fits; then the faster on this machine, else the smaller"
+    precision: Literal["auto", "int8", "float16", "float32"] = Field(
+        "auto",
+        description="int8, float16 (weights stored in half the bytes, computed with in float32) or "
+        "float32; auto: what fits; then the faster on this machine, else the smaller",
     )
     largest_loss: Share = Field(
-        0.01, description="accuracy (R2 of values) that int8 may cost on validation"
+        0.01, description="accuracy (R2 of values) that int8 or float16 may cost on validation"
     )
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tutelage.devices import load_device
 from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import check_terms
@@ -14,7 +15,7 @@ from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
-    """Raise `RecipeError` for losses, a limit, or a fixed student that could never be used."""
+    """Raise `RecipeError` for what could never be used: losses, a limit, a precision, a student."""
     labelled = material.labelled is not None
     if not labelled and recipe.budget.accuracy is not None:
         raise RecipeError(
@@ -32,6 +33,11 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         raise RecipeError(
             f"distill.balance_classes weighs losses that read labels, and '{terms[0].name}' reads "
             "none: add cross_entropy to distill.losses, or remove the key"
+        )
+    if recipe.export.precision == "float16" and not load_device(recipe.device).runs("float16"):
+        raise RecipeError(
+            f"export.precision: {recipe.device} reads weights where they are stored, and float16 "
+            "ones must become float32 in RAM first: take int8 or float32"
         )
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)

@@ -144,7 +144,8 @@ def costing_of(
     recipe: Recipe, material: Material, device: Device, limits: tuple[Limit, ...]
 ) -> Costing:
     """Return what every candidate is asked."""
-    precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
+    wanted = recipe.export.precision
+    precision: Precision = "int8" if wanted == "auto" else wanted  # auto: the smallest of them
     return Costing(
         device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
         beside=material.beside,
