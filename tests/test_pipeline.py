@@ -268,7 +268,7 @@ def test_the_best_of_two_candidates_is_chosen(job: Job, monkeypatch: pytest.Monk
     from tutelage.plan import compact
 
     every = compact.structures_of
-    monkeypatch.setattr(compact, "structures_of", lambda families: every(families)[:2])
+    monkeypatch.setattr(compact, "structures_of", lambda families, shrinks: every(families)[:2])
     monkeypatch.setattr(compact, "_WIDEST", 8)
     recipe = job({"student": {"candidates": 2}})
     run = recipe.parent / "run"
