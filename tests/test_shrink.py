@@ -31,6 +31,7 @@ from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.students.convnet import Structure
 from tutelage.students.spec import StudentSpec, sliced_from
+from tutelage.tasks import find_task
 
 SPEC = {"family": "convnet", "image": [3, 32, 32], "classes": 5, "widths": [4, 6],
         "depths": [1, 1], "shrink": 2}  # fmt: skip
@@ -109,7 +110,7 @@ def shrinks(shape: tuple[int, ...], wanted: Any, task: str = "vision") -> tuple[
         {"task": task, "data": {"train": "digits"}, "teacher": {"fit": True},
          "student": {"shrink": wanted}}
     )  # fmt: skip
-    material: Any = SimpleNamespace(shape=shape)
+    material: Any = SimpleNamespace(shape=shape, task=find_task(task))
     return shrinks_of(recipe, material)
 
 

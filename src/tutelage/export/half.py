@@ -3,7 +3,8 @@
 onnxruntime has hardly a float16 kernel for processors, so weights are stored in float16 and a Cast
 to float32 stands before their readers. onnxruntime folds it when it loads the file: the operators
 are then those of the float32 file. A table that tokens are looked up in stays float16, and only the
-rows read become float32. Not covered: arithmetic in float16, and runtimes that fold no constants.
+rows read become float32. While a file is loaded both forms of a weight lie in memory. Not covered:
+arithmetic in float16, and runtimes that fold no constants.
 """
 
 from __future__ import annotations

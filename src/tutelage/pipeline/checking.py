@@ -81,8 +81,10 @@ def shrinks_of(recipe: Recipe, material: Material) -> tuple[int, ...]:
     wanted = recipe.student.shrink
     if wanted == 1:
         return (1,)
-    if recipe.task != "vision":
-        raise RecipeError(f"student.shrink is for images, and the task is {recipe.task}: remove it")
+    if "convnet" not in material.task.families:
+        raise RecipeError(
+            f"student.shrink is for images, and the task is {material.task.name}: remove it"
+        )
     sides = material.shape[1:]
     if wanted == "auto":
         able = [n for n in (2, 4) if not any(s % n for s in sides) and min(sides) >= _FEWEST * n]
