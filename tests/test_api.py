@@ -204,6 +204,12 @@ def test_export_measure_and_audit(finished: Finished, tmp_path: Path) -> None:
         logits = network(torch.from_numpy(inputs)).numpy()
     np.testing.assert_allclose(run_onnx(whole, inputs), logits, rtol=1e-4, atol=1e-4)
 
+    half = tutelage.export(network, tmp_path / "float16.onnx", float16=True, **meta)
+    assert half.stat().st_size < 0.8 * whole.stat().st_size
+    np.testing.assert_allclose(run_onnx(half, inputs), logits, rtol=1e-2, atol=1e-2)
+    with pytest.raises(RecipeError, match="give one of them"):
+        tutelage.export(network, half, float16=True, calibration=inputs, **meta)
+
     figures = {f.name: f for f in tutelage.measure(small, device="nucleo-l4r5")}
     assert figures["storage_bytes"].value == small.stat().st_size
     assert all(f.kind in ("measured", "predicted", "estimated") for f in figures.values())

@@ -17,6 +17,7 @@ from tutelage.audit.fidelity import Decided, fidelity
 from tutelage.devices import HOST, load_device
 from tutelage.errors import DataError, RecipeError
 from tutelage.export.artifact import ArtifactMeta
+from tutelage.export.half import write_float16
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.measure.costs import graph_figures
@@ -189,17 +190,24 @@ def export(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     calibration: np.ndarray | None = None,
+    float16: bool = False,
 ) -> Path:
     """Write a student as ONNX: float32, or int8 when `calibration` inputs are given.
 
-    `shape` is (channels, height, width); `calibration` is float32 `[n, c, h, w]`, normalised.
+    `shape` is (channels, height, width); `calibration` is float32 `[n, c, h, w]`, normalised. With
+    `float16` weights are stored in half the bytes of float32, and computed with in float32.
     """
+    if float16 and calibration is not None:
+        raise RecipeError("float16= takes no calibration=, which is for int8: give one of them")
     path = Path(path)
     meta = ArtifactMeta(
         task="vision", classes=classes, shape=shape, mean=mean, std=std, version=__version__
     )
     if calibration is None:
-        return export_onnx(student, shape, path, meta=meta)
+        export_onnx(student, shape, path, meta=meta)
+        if float16:
+            write_float16(path, path)
+        return path
     with tempfile.TemporaryDirectory() as folder:
         whole = export_onnx(student, shape, Path(folder) / "float.onnx", meta=meta)
         return quantize_int8(whole, path, calibration)

@@ -137,6 +137,11 @@ class StudentPart(Part):
         description="how many are compared by short distillations; above four by successive "
         "halving, above the family's own structures with some drawn at random",
     )
+    shrink: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
+        1,
+        description="of images: squares of so many pixels a side are averaged first, in the "
+        "student alone; auto: 1, 2 and 4 compete",
+    )
     taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
     start: Literal["fresh", "teacher", "nearest"] = Field(
         "fresh",
@@ -152,6 +157,11 @@ class StudentPart(Part):
             )
         if self.space != "compact" and (self.source is not None or self.spec is not None):
             raise ValueError("'space' is for students that are searched; remove it, or the student")
+        if self.shrink != 1 and (self.source or self.spec or self.space == "sliced"):
+            raise ValueError(
+                "'shrink' is for compact students that are searched; remove it, or write it into "
+                "'spec'"
+            )
         if self.source is not None and self.spec is not None:
             raise ValueError("give 'source' or 'spec', not both")
         return self
@@ -216,11 +226,13 @@ class DistillPart(Part):
 class ExportPart(Part):
     """What is shipped."""
 
-    precision: Literal["auto", "int8", "float32"] = Field(
-        "auto", description="auto: what fits; then the faster on this machine, else the smaller"
+    precision: Literal["auto", "int8", "float16", "float32"] = Field(
+        "auto",
+        description="int8, float16 (weights stored in half the bytes, computed with in float32) or "
+        "float32; auto: what fits; then the faster on this machine, else the smaller",
     )
     largest_loss: Share = Field(
-        0.01, description="accuracy (R2 of values) that int8 may cost on validation"
+        0.01, description="accuracy (R2 of values) that int8 or float16 may cost on validation"
     )
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 

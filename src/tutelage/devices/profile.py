@@ -98,6 +98,16 @@ class Device(Strict):
             del plain["calibration"]
         return plain
 
+    def runs(self, precision: str) -> bool:
+        """Say whether it runs a file of that precision.
+
+        Weights in float16 become float32 when the file is loaded: that takes float arithmetic, and
+        weights that lie in RAM.
+        """
+        if precision != "float16":
+            return precision in self.precisions
+        return self.weights_in_ram and not {"float16", "float32"}.isdisjoint(self.precisions)
+
 
 def load_device(name_or_path: str | Path) -> Device:
     """Return the device of that name, or the one that a YAML file describes.

@@ -20,7 +20,7 @@ from tutelage.export.shapes import infer
 from tutelage.records import OpCost
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
 _ACTIVATIONS = {"Relu", "Clip"}  # every runtime folds these into the operator before them
@@ -45,7 +45,8 @@ _UNCOUNTED = {"If", "Loop", "Scan", "SequenceMap", "Einsum", "Attention", "Defor
 class GraphCosts:
     """What a graph costs for one example; `peak_activation_bytes` counts inputs and outputs too.
 
-    `parameter_bytes` counts every stored constant, `file_bytes` the file with its external data.
+    `parameter_bytes` counts every constant as a runtime holds it (stored, but for one that is only
+    cast: runtimes cast once, at load), `file_bytes` the file with its external data.
     """
 
     ops: tuple[OpCost, ...]
@@ -103,6 +104,7 @@ class _Walk:
         self.active: list[NodeProto] = []  # nodes that depend on the input
         for node in graph.node:
             self._fold_or_keep(node)
+        self.parameter_bytes += self._widened(graph)
         for node in self.active:
             self._merge(node)
         self.buffer_bytes = self._sizes()
@@ -146,11 +148,23 @@ class _Walk:
             self.constants[node.output[0]] = 0
         elif used and all(name in self.constants for name in used):
             stored = sum(self.constants[name] for name in used)
+            if node.op_type == "Cast":
+                stored = _bytes(*self._tensor(node.output[0]))
             self.constants.update(dict.fromkeys(node.output, stored))
         else:
             self.active.append(node)
             for name in self._activations(node):
                 self.consumers.setdefault(name, []).append(node)
+
+    def _widened(self, graph: GraphProto) -> int:
+        """Return what casts of stored constants add; the stored ones go, unless they are read."""
+        stored = {tensor.name for tensor in graph.initializer}
+        stored |= {n.output[0] for n in graph.node if n.op_type == "Constant"}
+        casts = [n for n in graph.node if n.op_type == "Cast" and n.input[0] in stored]
+        others = (name for n in graph.node if n.op_type != "Cast" for name in n.input)
+        gone = {n.input[0] for n in casts}.difference(others, self.outputs)
+        held = sum(self.constants[n.output[0]] for n in casts)
+        return held - sum(self.constants[name] for name in gone)
 
     def _merge(self, node: NodeProto) -> None:
         """Let tensors that fusion keeps in one buffer share it."""

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from tutelage.errors import RecipeError
 from tutelage.export.artifact import OnnxModel, load_onnx
 from tutelage.export.calibrate import METHODS, Method, Ranges, calibrate
 from tutelage.export.layers import is_grouped, layers_of
-from tutelage.export.rounding import TOP, weight_steps
+from tutelage.export.rounding import weight_levels
 from tutelage.export.shrink import shrunk
 from tutelage.files import write_atomically
 from tutelage.registry import near_matches
@@ -186,8 +185,7 @@ class _Writer:
     def __init__(self, model: ModelProto, ranges: Ranges, keep: Names, form: Precision) -> None:
         from onnx import ModelProto, helper, numpy_helper
 
-        self.make, self.attribute = helper.make_node, helper.make_attribute
-        self.to_tensor = numpy_helper.from_array
+        self.make, self.to_tensor = helper.make_node, numpy_helper.from_array
         self.model = ModelProto.FromString(model.SerializeToString())
         graph, self.ranges, self.form = self.model.graph, ranges, form
         self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -205,7 +203,7 @@ class _Writer:
     def write(self) -> ModelProto:
         """Return the quantized model."""
         handlers = {"Conv": self._conv, "Add": self._join, "Concat": self._join,
-                    "MaxPool": self._maxpool, "Gemm": self._linear,
+                    "MaxPool": self._maxpool, "AveragePool": self._shrink, "Gemm": self._linear,
                     "MatMul": self._linear, "Gather": self._lookup}  # fmt: skip
         for node in self.model.graph.node:
             if node.output[0] in self.fused:
@@ -225,7 +223,8 @@ class _Writer:
             return False
         source, out, step = node.input[0], self._tail(node), self._step(node.input[0])
         w = self.constants[node.input[1]]  # depthwise kernels add in 32 bits
-        scale = self._weight(out, w, 0, bias, step, w.shape[1] > 1 or not is_grouped(node))
+        least = 0.0 if bias is None else np.abs(bias) / (step * 2.0**30)  # so that it fits int32
+        scale = self._weight(out, w, 0, least, w.shape[1] > 1 or not is_grouped(node))
         weights = [out + ".w", out + ".ws", self._constant("zero", np.int8(0))]
         inputs = [self._as_integer(source), *self._scale(source), *weights, *self._scale(out)]
         if bias is not None:
@@ -254,6 +253,17 @@ class _Writer:
         self._emit_integer("MaxPool", [name + ".i"], out, node)
         return True
 
+    def _shrink(self, node: NodeProto) -> bool:
+        """Round an image before its pixels are averaged: onnxruntime then averages integers."""
+        name, readers = node.input[0], self.readers.get(node.output[0], [])
+        integer = all(n.op_type == "Conv" and n.output[0] in self.layers for n in readers)
+        if name != self.model.graph.input[0].name or not integer:
+            return False
+        self._as_integer(name)
+        node.input[0] = self._dequantized(name)
+        self._copy(node)
+        return True
+
     def _linear(self, node: NodeProto) -> bool:
         """Store the weight in int8. The last product computes in float: logits unrounded."""
         out, weight = node.output[0], self.constants.get(node.input[1])
@@ -268,7 +278,7 @@ class _Writer:
 
     def _product(self, source: str, weight: np.ndarray, out: str) -> bool:
         """Write step * (levels - zero) W * scale, the input's step and zero taken as it comes."""
-        self._weight(out, weight, 1, None, 1.0, True)
+        self._weight(out, weight, 1, summed=True)
         levels, step, zero, sums, real, scale = (f"{out}.{part}" for part in "lsznrm")
         self.nodes += [
             self.make("DynamicQuantizeLinear", [self._as_real(source)], [levels, step, zero]),
@@ -288,7 +298,7 @@ class _Writer:
         out = node.output[0]
         if out not in self.layers:
             return False
-        self._weight(out, self.constants[node.input[0]], 1, None, 1.0)
+        self._weight(out, self.constants[node.input[0]], 1)
         self.nodes += [
             self.make("Gather", [out + ".w", node.input[1]], [out + ".l"]),
             self.make("Cast", [out + ".l"], [out + ".r"], to=1),  # float32
@@ -307,11 +317,9 @@ class _Writer:
 
     def _stored(self, out: str, weight: np.ndarray, axis: int) -> str:
         """Store a weight in int8 and return the name of its float form."""
-        self._weight(out, weight, axis, None, 1.0)
-        real = self.make("DequantizeLinear", [out + ".w", out + ".ws"], [out + ".r"])
-        if self.form.per_channel:
-            real.attribute.append(self.attribute("axis", axis))
-        self.nodes.append(real)
+        self._weight(out, weight, axis)
+        axes, ends = {"axis": axis} if self.form.per_channel else {}, [out + ".r"]
+        self.nodes.append(self.make("DequantizeLinear", [out + ".w", out + ".ws"], ends, **axes))
         return out + ".r"
 
     def _copy(self, node: NodeProto) -> None:
@@ -376,21 +384,13 @@ class _Writer:
         return self._constant(name + ".s", np.float32(step)), self._constant(name + ".z", level)
 
     def _weight(
-        self, out: str, w: np.ndarray, axis: int, bias: Any, step: float, summed: bool = False
+        self, out: str, w: np.ndarray, axis: int, least: Any = 0.0, summed: bool = False
     ) -> np.ndarray:
-        """Write int8 weights and their scales; the int32 bias of a near-dead channel must fit."""
-        channels = np.moveaxis(w, axis, 0)
-        rows = torch.from_numpy(channels.astype(np.float64))
-        scale = weight_steps(rows, summed=summed).numpy()
-        if bias is not None:
-            scale = np.maximum(scale, np.abs(bias) / (step * 2.0**30))
-        if not self.form.per_channel:
-            scale = np.full_like(scale, scale.max())
-        scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
-        levels = np.rint(channels / scale.reshape(-1, *[1] * (w.ndim - 1)))
-        levels = np.moveaxis(np.clip(levels, -TOP, TOP), 0, axis).astype(np.int8)
-        self._constant(out + ".w", np.ascontiguousarray(levels))
-        self._constant(out + ".ws", scale if self.form.per_channel else scale[0])
+        """Write int8 weights and their scales, none below `least`; return the scales."""
+        each = self.form.per_channel
+        levels, scale = weight_levels(w, axis, least, summed=summed, per_channel=each)
+        self._constant(out + ".w", levels)
+        self._constant(out + ".ws", scale if each else scale[0])
         return scale
 
     def _constant(self, name: str, value: Any) -> str:

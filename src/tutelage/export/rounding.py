@@ -9,8 +9,9 @@ bits: the largest sum of two neighbours is seldom twice the largest weight.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 TOP = 127
@@ -29,3 +30,22 @@ def weight_steps(channels: Float[Tensor, "c ..."], *, summed: bool = False) -> F
         # Levels are rounded: two of them may add up to 1 more than their sum, to 128.
         largest = torch.maximum(largest, (rows[:, 1:] + rows[:, :-1]).abs().amax(1))
     return largest / TOP
+
+
+def weight_levels(
+    weights: Float[np.ndarray, "d ..."], axis: int, least: Float[np.ndarray, " c"] | float, *,
+    summed: bool, per_channel: bool,
+) -> tuple[Int8[np.ndarray, "d ..."], Float[np.ndarray, " c"]]:  # fmt: skip
+    """Return weights as levels from -127 to 127, and the step of each channel, along `axis`.
+
+    No step is below `least`. Without `per_channel` all are the largest. A step of 0 becomes 1.
+    """
+    channels = np.moveaxis(weights, axis, 0)
+    steps = weight_steps(torch.from_numpy(channels.astype(np.float64)), summed=summed).numpy()
+    steps = np.maximum(steps, least)
+    if not per_channel:
+        steps = np.full_like(steps, steps.max())
+    steps = np.where(steps > 0, steps, 1.0).astype(np.float32)
+    levels = np.rint(channels / steps.reshape(-1, *[1] * (weights.ndim - 1)))
+    levels = np.moveaxis(np.clip(levels, -TOP, TOP), 0, axis).astype(np.int8)
+    return np.ascontiguousarray(levels), steps

@@ -122,7 +122,7 @@ def choose(tried: Sequence[Tried], device: Device, beside: Sequence[SideFile] = 
 
     The recipe's budget is not asked of it. A student in a precision that the device lacks is out.
     """
-    able = [t for t in tried if t.precision in device.precisions]
+    able = [t for t in tried if device.runs(t.precision)]
     if not able:
         return Choice(
             device=device, best=None, reason=f"none was tried in {' or '.join(device.precisions)}"

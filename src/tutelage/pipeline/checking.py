@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tutelage.devices import load_device
 from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import check_terms
@@ -12,9 +13,11 @@ from tutelage.pipeline.material import Material
 from tutelage.recipe import Recipe
 from tutelage.students.spec import FAMILIES, StudentSpec
 
+_FEWEST = 8  # pixels a side that `student.shrink: auto` leaves
+
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
-    """Raise `RecipeError` for losses, a limit, or a fixed student that could never be used."""
+    """Raise `RecipeError` for what could never be used: losses, a limit, a precision, a student."""
     labelled = material.labelled is not None
     if not labelled and recipe.budget.accuracy is not None:
         raise RecipeError(
@@ -33,6 +36,12 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
             f"distill.balance_classes weighs losses that read labels, and '{terms[0].name}' reads "
             "none: add cross_entropy to distill.losses, or remove the key"
         )
+    if recipe.export.precision == "float16" and not load_device(recipe.device).runs("float16"):
+        raise RecipeError(
+            f"export.precision: {recipe.device} reads weights where they are stored, and float16 "
+            "ones must become float32 in RAM first: take int8 or float32"
+        )
+    shrinks_of(recipe, material)
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
         _check_tokens(recipe, spec)
@@ -62,6 +71,30 @@ def _check_tokens(recipe: Recipe, spec: StudentSpec) -> None:
                 f"distill.losses: '{term.name}' goes token by token, and the student family "
                 f"'{spec.family}' has no tokens; use features or trajectory, or the family {near}"
             )
+
+
+def shrinks_of(recipe: Recipe, material: Material) -> tuple[int, ...]:
+    """Return by how much the searched students may shrink their images: 1 leaves them as they are.
+
+    Raises `RecipeError` where the examples are no images, or do not divide.
+    """
+    wanted = recipe.student.shrink
+    if wanted == 1:
+        return (1,)
+    if "convnet" not in material.task.families:
+        raise RecipeError(
+            f"student.shrink is for images, and the task is {material.task.name}: remove it"
+        )
+    sides = material.shape[1:]
+    if wanted == "auto":
+        able = [n for n in (2, 4) if not any(s % n for s in sides) and min(sides) >= _FEWEST * n]
+        return (1, *able)
+    if any(side % wanted for side in sides):
+        raise RecipeError(
+            f"student.shrink is {wanted} and the images are {sides[0]} x {sides[1]} pixels: give a "
+            "number that divides both, or write data.size"
+        )
+    return (wanted,)
 
 
 def fixed_spec(given: dict[str, object], material: Material) -> StudentSpec:

@@ -12,7 +12,7 @@ from torch import nn
 from tutelage.devices import load_device
 from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import read_json
-from tutelage.pipeline.checking import check_recipe, fixed_spec
+from tutelage.pipeline.checking import check_recipe, fixed_spec, shrinks_of
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters, built_in_spec, encoder_to_fit
 from tutelage.pipeline.frontiers import frontiers
@@ -151,7 +151,7 @@ def _rows(
         spec = fixed_spec(recipe.student.spec, material)
         return [(name_spec(spec), weigh(spec, costing))]
     rows: list[tuple[str, Candidate]] = []
-    structures = structures_of(material.task.families)
+    structures = structures_of(material.task.families, shrinks_of(recipe, material))
     for family, structure in track(structures, len(structures), "Costing structures", progress):
         most = max(2_000, parameters // 2)
         best, narrowest = widest(family, structure, costing, material.knobs, most)

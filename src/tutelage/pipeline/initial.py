@@ -95,7 +95,7 @@ distill:
   losses:                # weight, or {_AN_OPTION[material.decides]}, or auto
 {_LOSSES[material.decides]}  # epochs: {30 if material.train.count > 20_000 else 60}
 export:
-  largest_loss: 0.01     # {headline} that int8 may cost on validation
+  largest_loss: 0.01     # {headline} that int8 or float16 may cost on validation
 """
     text = "\n".join(lines) + "\n" + tail
     return text

@@ -11,7 +11,8 @@ def name_spec(spec: StudentSpec) -> str:
     if "widths" in knobs:
         widths, depths = "-".join(map(str, knobs["widths"])), knobs["depths"]
         deep = f"x{depths[0]}" if len(set(depths)) == 1 else "x" + "-".join(map(str, depths))
-        return f"{knobs['block']} {widths} {deep}"
+        small = f", shrink {knobs['shrink']}" if "shrink" in knobs else ""
+        return f"{knobs['block']} {widths} {deep}{small}"
     sizes = ("hidden", "embedding", "layers", "blocks", "window")
     said = ", ".join(f"{k} {knobs[k]}" for k in sizes if knobs.get(k))
     return f"{spec.family} {said}"

@@ -17,7 +17,7 @@ from tutelage.export.artifact import ArtifactMeta
 from tutelage.files import hash_json, read_tensors, write_json
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
-from tutelage.pipeline.checking import fixed_spec
+from tutelage.pipeline.checking import fixed_spec, shrinks_of
 from tutelage.pipeline.inheriting import from_nearest, from_teacher
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.slicing import of_all_spaces
@@ -144,7 +144,8 @@ def costing_of(
     recipe: Recipe, material: Material, device: Device, limits: tuple[Limit, ...]
 ) -> Costing:
     """Return what every candidate is asked."""
-    precision: Precision = "float32" if recipe.export.precision == "float32" else "int8"
+    wanted = recipe.export.precision
+    precision: Precision = "int8" if wanted == "auto" else wanted  # auto: the smallest of them
     return Costing(
         device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
         beside=material.beside,
@@ -166,6 +167,7 @@ def find_candidates(
             raise _given_misses(candidate, stand_in(spec), costing)
         return (candidate,)
 
+    shrinks = shrinks_of(recipe, material)
     families = token_families(recipe, material.task.families, material.task.name)
 
     def search() -> tuple[Any, list[Path]]:
@@ -177,6 +179,7 @@ def find_candidates(
             most_parameters=max(2_000, teacher_parameters // 2),
             count=recipe.student.candidates,
             seed=recipe.seed,
+            shrinks=shrinks,
         )
         return [c.to_json() for c in found], []
 
@@ -190,6 +193,7 @@ def find_candidates(
             teacher_parameters,
             "counted",
             *([recipe.seed] if recipe.student.candidates > 4 else []),
+            *([shrinks] if shrinks != (1,) else []),
             *([families] if families != material.task.families else []),
             *(dataclasses.asdict(file) for file in costing.beside),
         ]

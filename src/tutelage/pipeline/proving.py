@@ -278,12 +278,18 @@ def _choose(recipe: Recipe, weighed: list[Weighed], device: Device) -> Weighed:
     """Choose by the budget first; among equals by measured speed on the host, else by size.
 
     A microcontroller runs int8 several times faster and keeps it in less memory, so there the
-    smaller file wins; on the machine itself the measured latency decides.
+    smaller file wins; on the machine itself the measured latency decides. float16 and float32 run
+    the same operators, whatever a clock says: float32 is left only where it keeps more limits.
     """
     wanted = recipe.export.precision
     named = [w for w in weighed if w.artifact.precision == wanted]
     if named:
         return named[0]
+    half = next((w for w in weighed if w.artifact.precision == "float16"), None)
+    if half is not None:
+        weighed = [
+            w for w in weighed if w.artifact.precision != "float32" or w.misses < half.misses
+        ]
     speed = "latency_p50_s" if device.name == HOST else "storage_bytes"
     return min(weighed, key=lambda w: (w.misses, w.value(speed)))
 

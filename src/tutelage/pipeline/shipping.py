@@ -1,4 +1,4 @@
-"""The stage `export`: ONNX float32 and int8, checked, repaired or refused."""
+"""The stage `export`: ONNX float32, float16 and int8, checked, repaired or refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from tutelage.audit.metrics import class_score
+from tutelage.devices import load_device
 from tutelage.errors import ExportError
 from tutelage.export.artifact import OnnxModel
+from tutelage.export.half import write_float16
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.parity import Parity, parity
-from tutelage.export.quantize import quantize_within
+from tutelage.export.quantize import QuantizeOutcome, quantize_within
 from tutelage.files import (
     hash_json,
     read_tensors,
@@ -42,7 +44,8 @@ _CALIBRATION_EXAMPLES = 512
 _PARITY_EXAMPLES = 1_000
 _LARGEST_FLOAT_ERROR = 1e-3
 _BATCH = 256
-_INT8 = "artifacts/student-int8.onnx"
+_BESIDE = {p: f"artifacts/student-{p}.onnx" for p in ("float16", "int8")}
+_HALF = "weights are stored in float16 and computed with in float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +62,13 @@ def ship(
     recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
     progress: Progress, limits: tuple[Limit, ...] = (),
 ) -> Shipped:  # fmt: skip
-    """Export the student (once a run); raises `ExportError` when int8 cannot be repaired."""
+    """Export the student (once a run); raises `ExportError` when the precision asked for fails."""
     hard = [x.value for x in limits if x.metric == "storage_bytes" and x.hard]
     most = min(hard, default=math.inf) - sum(file.bytes for file in material.beside)
+    others = beside_float32(recipe)
 
     def work() -> tuple[Any, list[Path]]:
-        return _export_all(recipe, material, taught, learned.network, run, progress, most)
+        return _export_all(recipe, material, taught, learned.network, run, progress, most, others)
 
     inputs = hash_json(
         [
@@ -75,6 +79,7 @@ def ship(
             recipe.threads,
             str(most),
             *metric_inputs(recipe),
+            *(["float16"] if "float16" in others else []),
         ]
     )
     record = run.stage("export", inputs, work)
@@ -86,39 +91,54 @@ def ship(
     )
 
 
+def beside_float32(recipe: Recipe) -> tuple[str, ...]:
+    """Return the precisions that are exported besides float32, which they are made from.
+
+    With `auto` float16 is, where the device runs it: then it stands in for float32.
+    """
+    wanted = recipe.export.precision
+    if wanted != "auto":
+        return () if wanted == "float32" else (wanted,)
+    return ("float16", "int8") if load_device(recipe.device).runs("float16") else ("int8",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What the files beside float32 are made from; `most` is how many bytes may be stored."""
+
+    recipe: Recipe
+    material: Material
+    taught: Taught
+    network: nn.Module
+    run: Run
+    progress: Progress
+    float_path: Path
+    check: _Check
+    most: float
+
+
 def _export_all(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress, most: float,
+    progress: Progress, most: float, others: tuple[str, ...],
 ) -> tuple[Any, list[Path]]:  # fmt: skip
-    meta, shape = meta_of(recipe, material), material.shape
-    inputs, reference = _parity_examples(material, network)
-    float_path = run.file("artifacts/student-float32.onnx")
-    progress.say("export: float32 ONNX")
-    export_onnx(network, shape, float_path, meta=meta, dynamic_batch=recipe.export.dynamic_batch)
-    close = parity(float_path, reference, inputs)
-    if close.largest_error > _LARGEST_FLOAT_ERROR * max(1.0, float(np.abs(reference).max())):
-        raise ExportError(
-            f"{float_path.name} departs from the network by {close.largest_error:.2g} in a logit; "
-            "it computes something torch does not. Simplify the student's forward function"
-        )
+    examples = _parity_examples(material, network)
+    float_path, close = _float32(recipe, material, network, run, progress, examples)
     rows = [_parity_row(material, float_path, close)]
     artifacts = [_artifact(run, float_path, "float32", ())]
     notes: list[str] = []
-    run.file(_INT8).unlink(missing_ok=True)  # an earlier student's must not lie beside this one
-    if recipe.export.precision != "float32":
-        try:
-            int8, remarks = _int8(
-                recipe, material, taught, network, run, progress, float_path, most
-            )
-        except ExportError as error:
-            if recipe.export.precision == "int8":
-                raise
-            progress.say(f"export: {error}")
-            notes.append(f"int8 was refused and only float32 is left: {error}")
-        else:
-            notes += remarks
-            rows.append(_parity_row(material, int8, parity(int8, reference, inputs)))
-            artifacts.append(_artifact(run, int8, "int8", tuple(remarks)))
+    for name in _BESIDE.values():  # an earlier student's must not lie beside this one
+        run.file(name).unlink(missing_ok=True)
+    if others:
+        work = _Work(
+            recipe=recipe, material=material, taught=taught, network=network, run=run,
+            progress=progress, float_path=float_path, most=most,
+            check=_Check(recipe, material, taught, float_path),
+        )  # fmt: skip
+        for precision in others:
+            made = _beside(work, precision, examples, notes)
+            if made is not None:
+                artifacts.append(made[0])
+                rows.append(made[1])
     paths = [run.file(artifact.path) for artifact in artifacts]
     for name, content in material.task.beside(material.data).items():
         paths.append(run.file(f"artifacts/{name}"))
@@ -131,61 +151,108 @@ def _export_all(
     return result, paths
 
 
-def _int8(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress, float_path: Path, most: float,
-) -> tuple[Path, list[str]]:  # fmt: skip
+def _float32(
+    recipe: Recipe, material: Material, network: nn.Module, run: Run, progress: Progress,
+    examples: tuple[np.ndarray, np.ndarray],
+) -> tuple[Path, Parity]:  # fmt: skip
+    meta, (inputs, reference) = meta_of(recipe, material), examples
+    path = run.file("artifacts/student-float32.onnx")
+    progress.say("export: float32 ONNX")
+    free = recipe.export.dynamic_batch
+    export_onnx(network, material.shape, path, meta=meta, dynamic_batch=free)
+    close = parity(path, reference, inputs)
+    if close.largest_error > _LARGEST_FLOAT_ERROR * max(1.0, float(np.abs(reference).max())):
+        raise ExportError(
+            f"{path.name} departs from the network by {close.largest_error:.2g} in a logit; "
+            "it computes something torch does not. Simplify the student's forward function"
+        )
+    return path, close
+
+
+def _beside(
+    work: _Work, precision: str, examples: tuple[np.ndarray, np.ndarray], notes: list[str]
+) -> tuple[Artifact, dict[str, Any]] | None:
+    """Make and check one more file; refused, it is noted where nobody asked for it by name."""
+    path, (inputs, reference) = work.run.file(_BESIDE[precision]), examples
+    work.progress.say(f"export: {precision} ONNX")
+    try:
+        remarks = _float16(work, path) if precision == "float16" else _int8(work, path)
+        found = parity(path, reference, inputs)
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        if work.recipe.export.precision == precision:
+            raise
+        work.progress.say(f"export: {error}")
+        notes.append(f"{precision} was refused: {error}")
+        return None
+    notes += remarks
+    if precision == "float16":
+        remarks = [_HALF, *remarks]
+    row = _parity_row(work.material, path, found)
+    return _artifact(work.run, path, precision, tuple(remarks)), row
+
+
+def _float16(work: _Work, path: Path) -> list[str]:
+    """Store weights in float16; refuse where that loses too much, or saves nothing."""
+    left = write_float16(work.float_path, path)
+    if path.stat().st_size >= work.float_path.stat().st_size:
+        raise ExportError(
+            f"float16 makes {work.float_path.name} no smaller; set export.precision: float32"
+        )
+    loss, most = work.check.loss(path), work.recipe.export.largest_loss
+    if not loss <= most:
+        raise ExportError(
+            f"float16 loses {loss:.3f} of the {work.check.what} on validation, over "
+            f"export.largest_loss ({most}); raise it, or set export.precision: float32"
+        )
+    return [f"left in float32, too large for float16: {', '.join(left)}"] if left else []
+
+
+def _int8(work: _Work, path: Path) -> list[str]:
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
-    path = run.file(_INT8)
+    material, check, most_loss = work.material, work.check, work.recipe.export.largest_loss
     calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).tensor
-    check = _Check(recipe, material, taught, float_path)
-    progress.say("export: int8 ONNX")
-    outcome = quantize_within(
-        float_path,
-        path,
-        calibration.numpy(),
-        check.loss,
-        recipe.export.largest_loss,
-        most_bytes=most,
-    )
-    remarks, what = [], "R2" if material.metric == "r2" else material.metric.replace("_", " ")
+
+    def quantized(float_path: Path) -> QuantizeOutcome:
+        return quantize_within(
+            float_path, path, calibration.numpy(), check.loss, most_loss, most_bytes=work.most
+        )
+
+    outcome = quantized(work.float_path)
+    remarks = []
     if outcome.method != "minmax":
         remarks.append(f"int8 ranges were set by {outcome.method}, which lost least")
     if outcome.kept_float:
-        remarks.append(f"left in float to keep {what}: {', '.join(outcome.kept_float)}")
-    if outcome.loss <= recipe.export.largest_loss:
-        return path, remarks
-    progress.say(f"export: int8 loses {outcome.loss:.3f} of {what}; teaching on with rounding")
-    retaught = _retaught(recipe, material, taught, network, run, progress)
-    again = run.file("artifacts/.retaught-float32.onnx")
-    export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
-    second = quantize_within(
-        again, path, calibration.numpy(), check.loss, recipe.export.largest_loss, most_bytes=most
+        remarks.append(f"left in float to keep {check.what}: {', '.join(outcome.kept_float)}")
+    if outcome.loss <= most_loss:
+        return remarks
+    work.progress.say(
+        f"export: int8 loses {outcome.loss:.3f} of {check.what}; teaching on with rounding"
     )
+    again = work.run.file("artifacts/.retaught-float32.onnx")
+    export_onnx(_retaught(work), material.shape, again, meta=meta_of(work.recipe, material))
+    second = quantized(again)
     again.unlink()
-    if second.loss > recipe.export.largest_loss:
-        path.unlink(missing_ok=True)
+    if second.loss > most_loss:
         raise ExportError(
-            f"int8 loses {second.loss:.3f} of the {what} on validation, over "
-            f"export.largest_loss ({recipe.export.largest_loss}), after every repair; raise it, or "
-            "set export.precision: float32"
+            f"int8 loses {second.loss:.3f} of the {check.what} on validation, over "
+            f"export.largest_loss ({most_loss}), after every repair; raise it, or set "
+            "export.precision: float16"
         )
-    return path, ["int8 was repaired by quantization-aware distillation"]
+    return ["int8 was repaired by quantization-aware distillation"]
 
 
-def _retaught(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress,
-) -> nn.Module:  # fmt: skip
-    path, network = run.file("student/int8.safetensors"), copy.deepcopy(network)
+def _retaught(work: _Work) -> nn.Module:
+    recipe, run, network = work.recipe, work.run, copy.deepcopy(work.network)
+    path = run.file("student/int8.safetensors")
 
-    def work() -> tuple[Any, list[Path]]:
-        figures = distill_for_int8(recipe, material, taught, network, run, progress)
+    def teach_on() -> tuple[Any, list[Path]]:
+        figures = distill_for_int8(recipe, work.material, work.taught, network, run, work.progress)
         write_tensors(path, network.state_dict())
         return {"figure": figures}, [path]
 
     inputs = hash_json([sha256_file(run.file("student/model.safetensors")), recipe.seed])
-    run.stage("int8", inputs, work)
+    run.stage("int8", inputs, teach_on)
     network.load_state_dict(read_tensors(path)[0])
     return network.eval()
 
@@ -202,7 +269,7 @@ def artifact_decisions(path: Path, split: Split) -> np.ndarray:
 
 
 class _Check:
-    """What an int8 file loses of the metric (or agreement) against float32, on validation."""
+    """What a file loses of the metric (or agreement) against float32, on validation."""
 
     def __init__(
         self, recipe: Recipe, material: Material, taught: Taught, float_path: Path
@@ -213,6 +280,7 @@ class _Check:
             wanted = material.said(taught.validation_decision.numpy())
             self.metric = "accuracy"  # of agreement with the teacher
         self.wanted = wanted
+        self.what = "R2" if material.metric == "r2" else material.metric.replace("_", " ")
         self.base = self._score(float_path)
 
     def loss(self, path: Path) -> float:

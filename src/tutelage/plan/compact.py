@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -24,18 +26,20 @@ def candidates(
     most_parameters: int,
     count: int,
     seed: int = 0,
+    shrinks: Sequence[int] = (1,),
 ) -> tuple[Candidate, ...]:
     """Return up to `count` candidates that keep every hard limit, the most able first.
 
     Each structure of each family is widened by bisection until a limit binds; ability is guessed by
     operations, and decided later by short distillations. A `count` above the families' own
     structures is filled with structures drawn at random. `given` holds the knobs that the data
-    decides. Raises `InfeasibleError` when not even the narrowest network fits, naming the limit
-    that binds and what would do.
+    decides. Where there are several `shrinks` (see `structures_of`), they take turns. Raises
+    `InfeasibleError` when not even the narrowest network fits, naming the limit that binds and what
+    would do.
     """
     found = []
     narrowest = []
-    own = structures_of(families)
+    own = structures_of(families, shrinks)
     for family, structure in [*own, *drawn_structures(families, count - len(own), seed)]:
         best, smallest = widest(family, structure, costing, given, most_parameters)
         narrowest.append(smallest)
@@ -44,12 +48,34 @@ def candidates(
     if not found:
         _refuse(narrowest, costing, most_parameters)
     distinct = {str(c.spec.to_json()): c for c in found}.values()
-    return tuple(sorted(distinct, key=lambda c: -c.figure("macs"))[:count])
+    return tuple(_by_turns(sorted(distinct, key=lambda c: -c.figure("macs")))[:count])
 
 
-def structures_of(families: Sequence[str]) -> list[tuple[str, Any]]:
-    """Return every structure of these families, with the family's name."""
-    return [(name, structure) for name in families for structure in FAMILIES[name].structures]
+def structures_of(
+    families: Sequence[str], shrinks: Sequence[int] = (1,)
+) -> list[tuple[str, Any]]:  # fmt: skip
+    """Return every structure of these families, with the family's name.
+
+    Each comes with every one of `shrinks`: squares of how many pixels a side are averaged first.
+    """
+    known = [(name, structure) for name in families for structure in FAMILIES[name].structures]
+    return [
+        (name, structure if shrink == 1 else dataclasses.replace(structure, shrink=shrink))
+        for shrink in shrinks
+        for name, structure in known
+    ]
+
+
+def _by_turns(ranked: list[Candidate]) -> list[Candidate]:
+    """Order ranked candidates so that those of each shrink, best first, take turns."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for candidate in ranked:
+        shrink = getattr(candidate.spec.knobs, "shrink", 1)
+        turns.append(seen[shrink])
+        seen[shrink] += 1
+    order = sorted(range(len(ranked)), key=lambda i: turns[i])  # stable: by rank within a turn
+    return [ranked[i] for i in order]
 
 
 def drawn_structures(families: Sequence[str], count: int, seed: int) -> list[tuple[str, Any]]:

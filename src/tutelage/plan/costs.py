@@ -15,6 +15,7 @@ from torch import nn
 from tutelage.devices import HOST, Device
 from tutelage.export.artifact import ArtifactMeta
 from tutelage.export.graph import GraphCosts, graph_costs
+from tutelage.export.half import write_float16
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.measure.costs import figures_of
@@ -22,7 +23,7 @@ from tutelage.measure.latency import measure_latency
 from tutelage.records import Limit, Measurement, SideFile
 
 _TIMING_S = 0.5
-Precision = Literal["int8", "float32"]
+Precision = Literal["int8", "float16", "float32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,8 @@ def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
             if costing.meta.dtype == "int64":
                 example = np.zeros((2, *shape), np.int64)
             path = quantize_int8(path, Path(folder) / "int8.onnx", example)
+        elif costing.precision == "float16":
+            write_float16(path, path)
         yield path
 
 

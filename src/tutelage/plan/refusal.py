@@ -83,7 +83,7 @@ def what_would_do(
             (
                 other.name
                 for other in _others(device)
-                if precision in other.precisions and _fits_one(paths, beside, other, asked)
+                if other.runs(precision) and _fits_one(paths, beside, other, asked)
             ),
             None,
         )

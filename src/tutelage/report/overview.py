@@ -282,7 +282,8 @@ def structure(spec: dict[str, Any]) -> tuple[str, str]:
     kernel = f"kernel {spec['kernel']}" if "kernel" in spec else ""
     family = " ".join(str(spec[key]) for key in ("block", "family") if key in spec)
     size = f"widths\u00a0{_plain(spec['widths'])}, depths\u00a0{_plain(spec['depths'])}"
-    return size, ", ".join(part for part in (family, kernel) if part)
+    small = f"pixels averaged {spec['shrink']} by {spec['shrink']}" if "shrink" in spec else ""
+    return size, ", ".join(part for part in (family, kernel, small) if part)
 
 
 def _plain(value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from tutelage.students.knobs import check_whole
 MOST_STAGES = 3
 _LARGEST = {
     "image": 16_384, "classes": 1_000_000, "widths": 8_192, "depths": 256, "kernel": 31,
-    "expand": 64, "stem_stride": 8,
+    "expand": 64, "stem_stride": 8, "shrink": 64,
 }  # fmt: skip
 
 
@@ -24,7 +25,8 @@ class ConvNetSpec:
 
     `image` is (channels, height, width). Stage `i` has `widths[i]` channels and `depths[i]` blocks,
     and halves the resolution unless it is the first. `block` is `plain` (two full convolutions) or
-    `depthwise` (expand, depthwise, project). Raises `ValueError` for an impossible knob.
+    `depthwise` (expand, depthwise, project). Squares of `shrink` pixels a side are averaged first:
+    the network computes on a smaller image. Raises `ValueError` for an impossible knob.
     """
 
     image: tuple[int, int, int]
@@ -35,11 +37,14 @@ class ConvNetSpec:
     kernel: int = 3
     expand: int = 2
     stem_stride: int = 1
+    shrink: int = 1
 
     def __post_init__(self) -> None:
         check_whole(self, _LARGEST, ("image", "widths", "depths"))
         if len(self.image) != 3:
             raise ValueError("image is [channels, height, width]")
+        if self.image[1] % self.shrink or self.image[2] % self.shrink:
+            raise ValueError(f"shrink is {self.shrink}; it must divide both sides of the image")
         if not 1 <= len(self.widths) == len(self.depths):
             raise ValueError("widths and depths need one number for each stage, and as many")
         if self.kernel % 2 == 0:
@@ -61,6 +66,7 @@ class Structure:
     growth: float
     depth: int | tuple[int, ...]
     expand: int = 2
+    shrink: int = 1
 
 
 STRUCTURES = (
@@ -74,7 +80,7 @@ STRUCTURES = (
 
 def sized(structure: Structure, width: int, given: dict[str, Any]) -> ConvNetSpec:
     """Return the network of this structure whose first stage has `width` channels."""
-    stages, stride = _stages(given["image"])
+    stages, stride = _stages(given["image"], structure.shrink)
     return ConvNetSpec(
         image=given["image"],
         classes=given["classes"],
@@ -83,6 +89,7 @@ def sized(structure: Structure, width: int, given: dict[str, Any]) -> ConvNetSpe
         block=structure.block,
         expand=structure.expand,
         stem_stride=stride,
+        shrink=structure.shrink,
     )
 
 
@@ -114,9 +121,9 @@ def depths_of(depth: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
     return (depth,) * stages if isinstance(depth, int) else depth[:stages]
 
 
-def _stages(image: tuple[int, int, int]) -> tuple[int, int]:
+def _stages(image: tuple[int, int, int], shrink: int = 1) -> tuple[int, int]:
     stride = stem_stride(image[1], image[2])
-    return (2 if min(image[1], image[2]) // stride < 12 else 3), stride
+    return (2 if min(image[1], image[2]) // shrink // stride < 12 else 3), stride
 
 
 def stem_stride(height: int, width: int) -> int:
@@ -148,6 +155,8 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Return logits."""
+        if self.spec.shrink > 1:
+            images = F.avg_pool2d(images, self.spec.shrink)
         return self.head(self.pool(self.stages(self.stem(images))).flatten(1))
 
 

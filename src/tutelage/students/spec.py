@@ -90,8 +90,9 @@ class StudentSpec:
     knobs: Any
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {"family": self.family, **dataclasses.asdict(self.knobs)}
+        """Return plain JSON data; a `shrink` of 1 says nothing and is left out."""
+        data = {"family": self.family, **dataclasses.asdict(self.knobs)}
+        return {k: v for k, v in data.items() if (k, v) != ("shrink", 1)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> StudentSpec:
