@@ -49,6 +49,12 @@ def distill_inputs(recipe: Recipe) -> list[Any]:
     return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe)]
 
 
+def teacher_inputs(recipe: Recipe) -> dict[str, Any]:
+    """Return what the recipe says of the teacher, for hashes; later keys as in `distill_inputs`."""
+    part = recipe.teacher
+    return part.model_dump(mode="json", exclude=set() if part.members > 1 else {"members"})
+
+
 def metric_inputs(recipe: Recipe) -> list[str]:
     """Return the metric by which validation chooses, for hashes; nothing for accuracy."""
     return [] if recipe.metric == "accuracy" else [recipe.metric]

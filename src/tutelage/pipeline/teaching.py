@@ -17,7 +17,7 @@ from tutelage.files import hash_json
 from tutelage.losses.objective import Term
 from tutelage.passes import Forward, call, fastest_device
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
-from tutelage.pipeline.fitting import fit_teacher
+from tutelage.pipeline.fitting import fit_teacher, fitted_as_one
 from tutelage.pipeline.inheriting import refuse_unlike
 from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import inside, terms_of, wants
@@ -220,7 +220,7 @@ def _fill(
         agreements = [lens.agreement for lens in lenses]
 
     def describe() -> tuple[Any, list[Path]]:
-        decision, suspicions = held.decision.numpy(), list(teacher.notes)
+        decision, suspicions = held.decision.numpy(), [*teacher.notes, *fitted_as_one(recipe, run)]
         figures = split_figures(material, "validation", decision, "teacher on validation")
         labels, classes = material.data.validation.labels, material.classes
         # The data's names in the teacher's own order, where that is another.
@@ -244,7 +244,7 @@ def _fill(
             for tap, value in zip(teacher.taps, agreements, strict=False)
         ]
         return {
-            "source": "fitted on the data" if recipe.teacher.fit else recipe.teacher.source,
+            "source": _source(recipe.teacher),
             "fingerprint": teacher.fingerprint,
             "parameters": teacher.parameters,
             "taps": [tap.path for tap in teacher.taps],
@@ -279,6 +279,12 @@ def suspicion(right: float, labels: Int[np.ndarray, " n"]) -> list[str]:
         f"it is right on {right:.0%} of validation, hardly better than guessing (the commonest "
         f"class is {chance:.0%} of it): its normalisation may differ (teacher.mean, teacher.std)"
     ]
+
+
+def _source(part: TeacherPart) -> str | None:
+    if part.members > 1:
+        return f"{part.members} networks fitted on the data"
+    return "fitted on the data" if part.fit else part.source
 
 
 def _no_better(recipe: Recipe, value: float) -> str:

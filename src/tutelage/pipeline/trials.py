@@ -17,6 +17,7 @@ from tutelage.pipeline.lessons import (
     distill_inputs,
     epochs_for,
     schedule_of,
+    teacher_inputs,
     terms_of,
 )
 from tutelage.pipeline.material import Material
@@ -46,7 +47,7 @@ def scores_of(recipe: Recipe, material: Material, folder: Path) -> Scores:
         [
             material.train.content,
             material.validation.content,
-            recipe.teacher.model_dump(mode="json"),
+            teacher_inputs(recipe),
             *distill_inputs(recipe),
             material.views,
             recipe.seed,
