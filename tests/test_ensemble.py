@@ -112,6 +112,7 @@ def several(folder, **teacher):
     return {
         "data": {"train": str(folder / "data.npz"), "validation": 0.2},
         "teacher": {"fit": True, "epochs": 2, "width": 4, "members": 2, **teacher},
+        "export": {"precision": "float32"},
         "distill": {"epochs": 2, "batch": 32, "losses": {"dist": 1.0, "trajectory": 1.0}},
     }
 
@@ -143,6 +144,8 @@ def test_a_run_is_taught_by_both_and_says_so(finished):
     inputs = torch.rand(4, 1, 8, 8)
     mean = (one(inputs).softmax(1) + two(inputs).softmax(1)) / 2
     torch.testing.assert_close(both(inputs).exp(), mean)
+    proof = json.loads((folder / "run/proof.json").read_text())
+    assert "latency_p50_s" in {row["name"] for row in proof["figures"]["teacher"]}  # it exports
     assert teacher["parameters"] == 2 * sum(p.numel() for p in one.parameters())
     assert not list((folder / "run").rglob("*.pt")) + list((folder / "run").rglob("*.pkl"))
 
