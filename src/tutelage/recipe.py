@@ -191,7 +191,11 @@ class DistillPart(Part):
     pairs: list[Annotated[tuple[str, str], BeforeValidator(as_tuple)]] | None = Field(
         None, description="[student tap, teacher tap] by hand; matched by similarity when unset"
     )
-    epochs: Count | None = Field(None, description="passes over the data; by its size when unset")
+    epochs: Count | None = Field(
+        None,
+        description="passes over the data; by its size when unset, of texts by the student's "
+        "operations too",
+    )
     batch: Count = Field(128, description="examples a step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9")
     schedule: Literal["cosine", "onecycle"] = Field("onecycle", description="of the rate")

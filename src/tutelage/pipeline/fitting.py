@@ -17,7 +17,8 @@ from tutelage.errors import TeacherError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.objective import Objective, Term
 from tutelage.pipeline.lessons import metric_inputs
-from tutelage.pipeline.material import Material
+from tutelage.pipeline.material import Material, labelled_examples
+from tutelage.pipeline.trimming import trimmed
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run, StageRecord
@@ -190,11 +191,15 @@ def _train(
     term = Term(name="cross_entropy", weight=1.0, options={"label_smoothing": smoothing})
     if material.decides == "values":
         term = Term(name="value_error", weight=1.0)
+    taught, held = _labelled(material), material.validation
+    if material.task.tokens(material.data.train) is not None:
+        known = labelled_examples(material.data.train)
+        taught, held = trimmed(taught, known), trimmed(held, material.data.validation)
     lesson = Distillation(
         network,
         Objective((term,)),
-        _labelled(material),
-        material.validation,
+        taught,
+        held,
         classes=material.outputs,
         decides=material.decides,
         views=1_000_000,  # nothing is cached here, so every epoch may see a new view

@@ -64,7 +64,7 @@ def ship(
     most = min(hard, default=math.inf) - sum(file.bytes for file in material.beside)
 
     def work() -> tuple[Any, list[Path]]:
-        return _export_all(recipe, material, taught, learned.network, run, progress, most)
+        return _export_all(recipe, material, taught, learned, run, progress, most)
 
     inputs = hash_json(
         [
@@ -87,9 +87,10 @@ def ship(
 
 
 def _export_all(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
     progress: Progress, most: float,
 ) -> tuple[Any, list[Path]]:  # fmt: skip
+    network = learned.network
     meta, shape = meta_of(recipe, material), material.shape
     inputs, reference = _parity_examples(material, network)
     float_path = run.file("artifacts/student-float32.onnx")
@@ -108,7 +109,7 @@ def _export_all(
     if recipe.export.precision != "float32":
         try:
             int8, remarks = _int8(
-                recipe, material, taught, network, run, progress, float_path, most
+                recipe, material, taught, learned, run, progress, float_path, most
             )
         except ExportError as error:
             if recipe.export.precision == "int8":
@@ -132,7 +133,7 @@ def _export_all(
 
 
 def _int8(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
     progress: Progress, float_path: Path, most: float,
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
@@ -156,7 +157,7 @@ def _int8(
     if outcome.loss <= recipe.export.largest_loss:
         return path, remarks
     progress.say(f"export: int8 loses {outcome.loss:.3f} of {what}; teaching on with rounding")
-    retaught = _retaught(recipe, material, taught, network, run, progress)
+    retaught = _retaught(recipe, material, taught, learned, run, progress)
     again = run.file("artifacts/.retaught-float32.onnx")
     export_onnx(retaught, material.shape, again, meta=meta_of(recipe, material))
     second = quantize_within(
@@ -174,13 +175,16 @@ def _int8(
 
 
 def _retaught(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
     progress: Progress,
 ) -> nn.Module:  # fmt: skip
-    path, network = run.file("student/int8.safetensors"), copy.deepcopy(network)
+    path, network = run.file("student/int8.safetensors"), copy.deepcopy(learned.network)
+    epochs = learned.result["epochs"]
 
     def work() -> tuple[Any, list[Path]]:
-        figures = distill_for_int8(recipe, material, taught, network, run, progress)
+        figures = distill_for_int8(
+            recipe, material, taught, network, run, progress, taught_for=epochs
+        )
         write_tensors(path, network.state_dict())
         return {"figure": figures}, [path]
 

@@ -23,16 +23,18 @@ from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import inside, terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.pruned import pruning_loss
+from tutelage.pipeline.trimming import trimmed
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe, TeacherPart
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.inside import look_inside
 from tutelage.tasks.values import Target
+from tutelage.teach.hf_teacher import HfEncoder
 from tutelage.teach.hf_vision import HfClassifier
 from tutelage.teach.inside import module_of
 from tutelage.teach.lenses import fit_lenses
-from tutelage.teach.signals import LiveSignals, SignalCache
+from tutelage.teach.signals import LiveSignals, SignalCache, Split
 from tutelage.teach.teachers import Teacher, load_teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled
 
@@ -145,15 +147,15 @@ def teach(
     caches = [
         SignalCache(
             run.file("signals"),
-            split,
+            split if maps else _trimmed(split, material, teacher),
             views=views,
             features=wanted,
-            maps="maps" in needed and split is material.train,
+            maps=maps,
             teacher=teacher,
         )
-        for split, views, wanted in (
-            (material.train, material.views, features and "features" in needed),
-            (material.validation, 1, features),
+        for split, views, wanted, maps in (
+            (material.train, material.views, features and "features" in needed, "maps" in needed),
+            (material.validation, 1, features, False),
         )
     ]
     return _fill(recipe, material, run, progress, teacher, tuple(caches), trust_code=trust_code)
@@ -161,10 +163,17 @@ def teach(
 
 def signals_of_test(material: Material, taught: Taught, run: Run) -> SignalCache:
     """Return the cache for what the teacher says of the test split; it is filled to be read."""
+    split = _trimmed(material.test, material, taught.teacher)
     return SignalCache(
-        run.file("signals"), material.test, views=1, features=False, maps=False,
-        teacher=taught.teacher,
+        run.file("signals"), split, views=1, features=False, maps=False, teacher=taught.teacher
     )  # fmt: skip
+
+
+def _trimmed(split: Split, material: Material, teacher: Teacher) -> Split:
+    """Return a split in which a Hugging Face encoder is asked of no more pads than need be."""
+    if not isinstance(module_of(teacher), HfEncoder):
+        return split
+    return trimmed(split, getattr(material.data, split.name))
 
 
 def _refuse_losses(terms: tuple[Term, ...], teacher: Teacher) -> None:
