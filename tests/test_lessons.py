@@ -9,6 +9,7 @@ from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES, Term
 from tutelage.pipeline.lessons import (
     batch_for,
+    bounded_by,
     epochs_for,
     objective_of,
     schedule_of,
@@ -125,6 +126,28 @@ def test_steps_grow_with_the_examples_without_a_leap():
 
 def test_epochs_that_are_set_are_kept():
     assert epochs_for(recipe(epochs=3), 1_000_000) == 3
+    assert epochs_for(recipe(epochs=300), 4_000, 1e12) == 300
+    assert bounded_by(recipe(epochs=300), 4_000, 1e12) == ""
+
+
+@pytest.mark.parametrize(
+    ("macs", "epochs"),
+    [
+        (None, 120), (1e6, 120),  # 3 x 1e6 x 4,000 x 120 = 1.4e12
+        (2.5e8, 10), (2.51e8, 9),  # 3 x 2.5e8 x 4,000 x 10 = 3e13
+        (1e9, 4), (1e12, 4),
+    ],
+)  # fmt: skip
+def test_a_token_model_s_operations_bound_its_epochs(macs, epochs):
+    """On 4,000 texts; 120 epochs make the usual 2,400 steps and more."""
+    assert epochs_for(recipe(), 4_000, macs) == epochs
+    said = bounded_by(recipe(), 4_000, macs)
+    assert bool(said) == (epochs < 120)
+    assert not said or said.startswith(f"{epochs} epochs, not 120: ") and "MAC" in said
+
+
+def test_a_bound_never_asks_for_more_than_the_usual():
+    assert epochs_for(recipe(), 10_000_000, 1.0) == epochs_for(recipe(), 10_000_000) == 20
 
 
 def test_the_schedule_takes_every_key_of_the_recipe():

@@ -9,7 +9,7 @@ from torch import nn
 
 from tutelage.errors import TrainingError
 from tutelage.progress import Silent
-from tutelage.train.loop import Trainer
+from tutelage.train.loop import Trainer, pause_after
 from tutelage.train.schedule import Schedule
 
 STEPS, CLASSES = 4, 3
@@ -158,6 +158,32 @@ def test_a_checkpoint_of_another_training_is_left_alone(tmp_path, change):
     Trainer(lesson, options, checkpoint=path, progress=said).train()
     assert lesson.calls == 3 * STEPS
     assert len(said.lines) == 1 and "another training" in said.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("spent", "pause"), [(0.01, 30.0), (0.49, 30.0), (1.0, 30.0), (2.0, 40.0), (10.0, 200.0)]
+)
+def test_slow_checkpoints_come_less_often(spent, pause):
+    assert pause_after(spent, 30.0) == pause
+    assert pause_after(spent, 0.0) == (0.0 if spent < 0.5 else 20 * spent)
+
+
+def test_a_slow_disk_is_written_to_once_and_at_the_end(tmp_path, monkeypatch):
+    now, written = [0.0], []
+    trainer = Trainer(Lesson(), schedule(checkpoint_s=0.0), checkpoint=tmp_path / "state")
+    monkeypatch.setattr("tutelage.train.loop.time.monotonic", lambda: now[0])
+
+    def save():
+        written.append(trainer.step)
+        now[0] += 1.0
+
+    def advance(steps=1, note=""):
+        now[0] += 0.001
+
+    monkeypatch.setattr(trainer, "_save", save)
+    monkeypatch.setattr(trainer.progress, "advance", advance)
+    trainer.train()
+    assert written == [1, 3 * STEPS]
 
 
 def test_the_pace_of_checkpoints_is_no_part_of_the_training(tmp_path):

@@ -318,3 +318,25 @@ def test_a_limit_that_cannot_be_kept_ends_with_4_after_three_rounds_at_most(
     assert again.status == 4, "a second call gives the same answer"
     assert again.answer["budget"] == said.answer["budget"]
     assert tiny.hashes(tmp_path / "run", "artifacts", "student") == first
+
+
+def test_trials_follow_what_bounds_the_whole_and_near_budgets_agree(tmp_path: Path) -> None:
+    """4,000 texts make 31 steps an epoch: 120 epochs, then 10 (310 steps), then 4 (124 steps)."""
+    from types import SimpleNamespace
+
+    from tutelage.pipeline.trials import Search
+    from tutelage.recipe import Recipe
+
+    recipe = Recipe.parse({"data": {"train": "texts.csv"}, "teacher": {"source": "encoder"}})
+    given: Any = SimpleNamespace(train=SimpleNamespace(count=4_000))
+    nothing: Any = None
+
+    def search(macs: float | None) -> Search:
+        return Search(
+            recipe=recipe, material=given, taught=nothing, costing=nothing, run=nothing,
+            progress=nothing, macs=macs,
+        )  # fmt: skip
+
+    assert [search(m).steps for m in (None, 1e6, 2.5e8, 2.3e8, 1e9)] == [558, 512, 64, 64, 16]
+    assert search(None)._examples(558, True) == search(1e9)._examples(50, False) == 20_000
+    assert search(1e9)._examples(16, True) == 8 * 128

@@ -63,6 +63,9 @@ class TeacherPart(Part):
     )
     epochs: Count | None = Field(None, description="for fit: passes over the data")
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")
+    members: Annotated[int, Field(ge=1, le=8)] = Field(
+        1, description="for fit: true: so many teachers, each from a seed of its own, asked as one"
+    )
     channels: Literal["keep", "repeat"] = Field("keep", description="repeat grey images to RGB")
     mean: Annotated[tuple[Finite, ...], BeforeValidator(as_tuple)] | None = Field(
         None, description="the teacher's own normalisation, per channel"
@@ -84,6 +87,10 @@ class TeacherPart(Part):
             raise ValueError(f"'fit: {self.fit}' needs the encoder's folder in 'source'")
         if isinstance(self.fit, bool) and self.fit == (self.source is not None):
             raise ValueError("give either 'source' or 'fit: true'")
+        if self.members > 1 and self.fit is not True:
+            raise ValueError(
+                f"'members: {self.members}' is for built-in teachers ('fit: true'); remove it"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("give 'mean' and 'std' together")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -195,7 +202,11 @@ class DistillPart(Part):
     pairs: list[Annotated[tuple[str, str], BeforeValidator(as_tuple)]] | None = Field(
         None, description="[student tap, teacher tap] by hand; matched by similarity when unset"
     )
-    epochs: Count | None = Field(None, description="passes over the data; by its size when unset")
+    epochs: Count | None = Field(
+        None,
+        description="passes over the data; by its size when unset, of texts by the student's "
+        "operations too",
+    )
     batch: Count = Field(128, description="examples a step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9")
     schedule: Literal["cosine", "onecycle"] = Field("onecycle", description="of the rate")

@@ -18,6 +18,7 @@ _FEWEST = 8  # pixels a side that `student.shrink: auto` leaves
 
 def check_recipe(recipe: Recipe, material: Material) -> None:
     """Raise `RecipeError` for what could never be used: losses, a limit, a precision, a student."""
+    _refuse_members(recipe)
     labelled = material.labelled is not None
     if not labelled and recipe.budget.accuracy is not None:
         raise RecipeError(
@@ -47,6 +48,16 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
         _check_tokens(recipe, spec)
         with torch.random.fork_rng(devices=[]):
             spec.build()
+
+
+def _refuse_members(recipe: Recipe) -> None:
+    count, student = recipe.teacher.members, recipe.student
+    for key, given in (("space: sliced", student.space), ("start: teacher", student.start)):
+        if count > 1 and key.endswith(f" {given}"):
+            raise RecipeError(
+                f"student.{key} takes the weights of one network, and teacher.members is {count}: "
+                "remove one of the two"
+            )
 
 
 def _refuse_for_values(recipe: Recipe) -> None:

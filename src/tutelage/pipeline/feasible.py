@@ -209,7 +209,8 @@ def _teacher(
     """Return the teacher's parameters, and its spec where it can be sliced."""
     if recipe.teacher.fit is True:
         spec = built_in_spec(recipe, material)
-        own = own_module(spec.build(), material.shape)
+        alone = recipe.teacher.members == 1
+        own = own_module(spec.build(), material.shape) if alone else None
         return built_in_parameters(recipe, material), None if own is None else own[1]
     if recipe.teacher.fit:
         module = encoder_to_fit(recipe, material)

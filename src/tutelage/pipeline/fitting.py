@@ -1,5 +1,6 @@
 """The stage `fit`: a teacher is trained on the labels, from nothing or from an encoder on disk.
 
+Several teachers of `teacher.members` are stages of their own, and `fit` puts them together.
 Examples without a label are left out here.
 """
 
@@ -16,11 +17,13 @@ from tutelage.errors import TeacherError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.objective import Objective, Term
 from tutelage.pipeline.lessons import metric_inputs
-from tutelage.pipeline.material import Material
+from tutelage.pipeline.material import Material, labelled_examples
+from tutelage.pipeline.trimming import trimmed
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.run import Run
+from tutelage.run import Run, StageRecord
 from tutelage.students import spec as students
+from tutelage.students.ensemble import Ensemble
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.signals import Split
 from tutelage.train.distill import Distillation
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from tutelage.teach.hf_teacher import HfEncoder
 
 _FIT_STEPS, _FEWEST_FIT_STEPS = 7_000, 1_600
+_APART = 1_000_003  # between the seeds of two members; the first has the recipe's own
 _ENCODER_EPOCHS = {"head": 8, "all": 3}
 _ENCODER_BATCH, _FEWEST_ENCODER_STEPS = 32, 300
 _ENCODER_RATE = {"head": 2e-3, "all": 1e-4}
@@ -50,38 +54,83 @@ def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
 def built_in_parameters(recipe: Recipe, material: Material) -> int:
     """Return how many parameters the teacher has that would be trained on the spot."""
     with torch.random.fork_rng(devices=[]):
-        return sum(p.numel() for p in built_in_spec(recipe, material).build().parameters())
+        network = built_in_spec(recipe, material).build()
+    return recipe.teacher.members * sum(p.numel() for p in network.parameters())
 
 
 def fit_teacher(recipe: Recipe, material: Material, run: Run, progress: Progress) -> nn.Module:
     """Train the recipe's teacher on labels (once a run) and return it."""
     if recipe.teacher.fit in ("head", "all"):
         return _fit_encoder(recipe, material, run, progress, recipe.teacher.fit)
+    if recipe.teacher.members > 1:
+        return _fit_members(recipe, material, run, progress)
+    _fit_one(recipe, material, run, progress)
+    return students.load(run.file("teacher"))
+
+
+def fitted_as_one(recipe: Recipe, run: Run) -> list[str]:
+    """Say how good the members of a fitted teacher are alone; nothing where it is one network."""
+    if recipe.teacher.members == 1:
+        return []
+    fitted = run.manifest["stages"]["fit"]["result"]
+    alone = [member["figure"] for member in fitted["members"]]
+    return [
+        f"fitted from {len(alone)} seeds; alone these networks reach {min(alone):.4f} to "
+        f"{max(alone):.4f} on validation"
+    ]
+
+
+def _fit_members(recipe: Recipe, material: Material, run: Run, progress: Progress) -> nn.Module:
+    """Train several built-in teachers, each a stage, and write them as one."""
+    records, folders = [], []
+    for number in range(1, recipe.teacher.members + 1):
+        own = recipe.model_copy(update={"seed": (recipe.seed + (number - 1) * _APART) % 2**31})
+        records.append(_fit_one(own, material, run, progress, number))
+        folders.append(run.file(f"teacher/members/{number}"))
+
+    def work() -> tuple[Any, list[Path]]:
+        rows = [
+            {"seed": r.result["seed"], "figure": max(r.result["history"]["figure"])}
+            for r in records
+        ]
+        network = Ensemble([students.load(folder) for folder in folders])
+        spec, note = built_in_spec(recipe, material), students.note(folders[0])
+        return {**records[0].result, "members": rows}, students.save(
+            run.file("teacher"), spec, network, note
+        )
+
+    run.stage("fit", hash_json([record.inputs for record in records]), work)
+    return students.load(run.file("teacher"))
+
+
+def _fit_one(
+    recipe: Recipe, material: Material, run: Run, progress: Progress, number: int = 0
+) -> StageRecord:
+    """Train one built-in teacher; `number`: as which member of several, 0 alone."""
     spec = built_in_spec(recipe, material)
     count = _labelled(material).count
     batch = min(128, max(8, count // 8))
     usual = max(8, min(60, -(-_FIT_STEPS * 128 // count)))
     epochs = recipe.teacher.epochs or max(usual, -(-_FEWEST_FIT_STEPS * batch // count))
-    folder = run.file("teacher")
+    folder = run.file(f"teacher/members/{number}" if number else "teacher")
 
     def work() -> tuple[Any, list[Path]]:
         torch.manual_seed(recipe.seed)
         network = spec.build()
         history = _train(
-            recipe, material, run, progress, network, batch=batch, smoothing=0.05,
+            recipe, material, run, progress, network, number=number, batch=batch, smoothing=0.05,
             schedule={"epochs": epochs, "rate": 3e-3, "weight_decay": 5e-2, "ema": 0.99},
         )  # fmt: skip
         unit = material.target and {"target": dataclasses.asdict(material.target)}
         paths = students.save(folder, spec, network, unit)
         result = {"spec": spec.to_json(), "epochs": epochs, "history": dataclasses.asdict(history)}
-        return result, paths
+        return {**result, **({"seed": recipe.seed} if number else {})}, paths
 
     inputs = hash_json(
         [material.content, spec.to_json(), epochs, recipe.seed, recipe.threads,
          recipe.distill.precision, *metric_inputs(recipe)]
     )  # fmt: skip
-    run.stage("fit", inputs, work)
-    return students.load(folder)
+    return run.stage(f"fit-{number}" if number else "fit", inputs, work)
 
 
 def _fit_encoder(
@@ -137,16 +186,20 @@ def _labelled(material: Material) -> Split:
 
 def _train(
     recipe: Recipe, material: Material, run: Run, progress: Progress, network: nn.Module, *,
-    batch: int, smoothing: float, schedule: dict[str, Any],
+    batch: int, smoothing: float, schedule: dict[str, Any], number: int = 0,
 ) -> History:  # fmt: skip
     term = Term(name="cross_entropy", weight=1.0, options={"label_smoothing": smoothing})
     if material.decides == "values":
         term = Term(name="value_error", weight=1.0)
+    taught, held = _labelled(material), material.validation
+    if material.task.tokens(material.data.train) is not None:
+        known = labelled_examples(material.data.train)
+        taught, held = trimmed(taught, known), trimmed(held, material.data.validation)
     lesson = Distillation(
         network,
         Objective((term,)),
-        _labelled(material),
-        material.validation,
+        taught,
+        held,
         classes=material.outputs,
         decides=material.decides,
         views=1_000_000,  # nothing is cached here, so every epoch may see a new view
@@ -157,8 +210,10 @@ def _train(
     trainer = Trainer(
         lesson,
         Schedule(seed=recipe.seed, precision=recipe.distill.precision, **schedule),
-        checkpoint=run.file("checkpoints/teacher.safetensors"),
+        checkpoint=run.file(f"checkpoints/teacher{f'-{number}' * bool(number)}.safetensors"),
         progress=progress,
-        label="Training the teacher",
+        label=f"Training teacher {number} of {recipe.teacher.members}"
+        if number
+        else "Training the teacher",
     )
     return trainer.train()

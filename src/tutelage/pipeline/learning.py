@@ -19,6 +19,7 @@ from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
     batch_for,
+    bounded_by,
     distill_inputs,
     epochs_for,
     objective_of,
@@ -132,7 +133,8 @@ def distill(
     progress: Progress,
 ) -> Learned:  # fmt: skip
     """Teach the chosen student (once a run) and write `student/`."""
-    epochs = epochs_for(recipe, material.train.count)
+    epochs = epochs_for(recipe, material.train.count, chosen.macs)
+    bound = bounded_by(recipe, material.train.count, chosen.macs)
     torch.manual_seed(recipe.seed)
     network, started = chosen.network, ()
     if chosen.spec is None:
@@ -143,6 +145,8 @@ def distill(
         )
     for taken in started:
         progress.say(f"student: starts with {taken}")
+    if bound:
+        progress.say(f"student: {bound}")
     folder = run.file("student")
 
     def work() -> tuple[Any, list[Path]]:
@@ -172,6 +176,7 @@ def distill(
             "spec": _own(network) if chosen.spec is None else chosen.spec.to_json(),
             "parameters": chosen.parameters,
             "epochs": epochs,
+            **({"bound": bound} if bound else {}),
             "seed": recipe.seed,
             "metric": material.metric,
             "history": history,
@@ -215,14 +220,14 @@ def distill(
 
 def distill_for_int8(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress,
+    progress: Progress, *, taught_for: int | None = None,
 ) -> list[float]:  # fmt: skip
     """Teach the student on from the same signals while it feels int8 rounding; return the curve.
 
-    By the decision alone: losses that read taps are left out. A tenth of the epochs at a tenth of
-    the rate. The network is changed in place.
+    By the decision alone: losses that read taps are left out. A tenth of the epochs (`taught_for`
+    are those of its distillation) at a tenth of the rate. The network is changed in place.
     """
-    epochs = max(3, epochs_for(recipe, material.train.count) // 10)
+    epochs = max(3, (taught_for or epochs_for(recipe, material.train.count)) // 10)
     schedule = schedule_of(
         recipe, epochs=epochs, seed=recipe.seed, rate=recipe.distill.rate / 10, precision="float32"
     )

@@ -15,6 +15,9 @@ from tutelage.units import parse_quantity
 _STEPS_WANTED = 9_000
 _FEWEST_STEPS = 2_400
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 120
+# Multiply-accumulates of teaching a token model by default: 20 minutes at 50 GFLOP/s, two a MAC.
+_MOST_MACS, _FEWEST_BOUNDED_EPOCHS = 3e13, 4
+_PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
@@ -47,6 +50,12 @@ def distill_inputs(recipe: Recipe) -> list[Any]:
     part = recipe.distill
     left_out = {"checkpoint"} | (set() if part.balance_classes else {"balance_classes"})
     return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe)]
+
+
+def teacher_inputs(recipe: Recipe) -> dict[str, Any]:
+    """Return what the recipe says of the teacher, for hashes; later keys as in `distill_inputs`."""
+    part = recipe.teacher
+    return part.model_dump(mode="json", exclude=set() if part.members > 1 else {"members"})
 
 
 def metric_inputs(recipe: Recipe) -> list[str]:
@@ -94,16 +103,34 @@ def batch_for(recipe: Recipe, examples: int) -> int:
     return min(recipe.distill.batch, max(8, examples // 8))
 
 
-def epochs_for(recipe: Recipe, examples: int) -> int:
+def epochs_for(recipe: Recipe, examples: int, macs: float | None = None) -> int:
     """Return the recipe's epochs; unset, as many as make about 9,000 steps, from 20 to 120.
 
     Where 120 epochs are fewer than 2,400 steps, as many as make those: an epoch is short there.
+    `macs` are the multiply-accumulates of a token model for one example: 3 x macs x examples x
+    epochs is then at most 3e13, in no fewer than 4 epochs. No clock decides.
     """
     if recipe.distill.epochs is not None:
         return recipe.distill.epochs
     steps = max(1, examples // batch_for(recipe, examples))
     usual = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, math.ceil(_STEPS_WANTED / steps)))
-    return max(usual, math.ceil(_FEWEST_STEPS / steps))
+    usual = max(usual, math.ceil(_FEWEST_STEPS / steps))
+    if not macs:
+        return usual
+    bound = int(_MOST_MACS / (_PASSES * macs * examples))
+    return min(usual, max(_FEWEST_BOUNDED_EPOCHS, bound))
+
+
+def bounded_by(recipe: Recipe, examples: int, macs: float | None) -> str:
+    """Say by what the default number of epochs was bounded; '' where it was not."""
+    usual, epochs = (epochs_for(recipe, examples, m) for m in (None, macs))
+    if epochs == usual or not macs:
+        return ""
+    whole = _PASSES * macs * examples * epochs
+    return (
+        f"{epochs} epochs, not {usual}: this student computes {macs / 1e6:,.0f} MMAC a text, so "
+        f"that teaching takes {whole:.1e} MAC (distill.epochs sets another number)"
+    )
 
 
 def schedule_of(recipe: Recipe, *, epochs: int, seed: int, **changes: Any) -> Schedule:

@@ -150,10 +150,14 @@ def _labelled(
     """Return the split of the examples that have a label: the whole one where all have."""
     if examples.labels is None:
         return None
+    known = labelled_examples(examples)
+    return whole if known is examples else split("train", known, varied=True)
+
+
+def labelled_examples(examples: Any) -> Any:
+    """Return the examples that have a label: all themselves where none is without."""
     known = np.flatnonzero(examples.labels >= 0)
-    return (
-        whole if len(known) == len(examples) else split("train", examples.take(known), varied=True)
-    )
+    return examples if len(known) == len(examples) else examples.take(known)
 
 
 def _views(recipe: Recipe, augment: Any, count: int) -> int:

@@ -43,7 +43,8 @@ class Chosen:
 
     `warm` are the weights after the short trial, for pairing; None when there was none. `forward`
     is how the network is called. `weights` are those that a slice takes over, and `weights_of`
-    says from which network. `space` is where it was found.
+    says from which network. `space` is where it was found. `macs` are the multiply-accumulates of
+    one example, where they bound how long it is taught: of token models.
     """
 
     spec: StudentSpec | None
@@ -54,6 +55,7 @@ class Chosen:
     weights: dict[str, Tensor] | None = None
     weights_of: str = "the teacher"
     space: str = "compact"
+    macs: float | None = None
 
 
 def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:
@@ -110,8 +112,9 @@ def plan(
     if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
         found = from_teacher(found, taught.teacher, material, run, progress)
     search = Search(
-        recipe=recipe, material=material, taught=taught, costing=costing, run=run, progress=progress
-    )
+        recipe=recipe, material=material, taught=taught, costing=costing, run=run,
+        progress=progress, macs=bounding_macs(material, *found),
+    )  # fmt: skip
     earlier = () if recipe.student.spec is not None else search.earlier(found)
     if len(found) + len(earlier) > 1:
         search.halve(found, earlier)
@@ -136,8 +139,15 @@ def plan(
     network, _ = first_student(recipe, best.spec, taught, weights, of)
     return Chosen(
         spec=best.spec, network=network, parameters=best.parameters, warm=warm,
-        weights=weights, weights_of=of, space=best.space,
+        weights=weights, weights_of=of, space=best.space, macs=bounding_macs(material, best),
     )  # fmt: skip
+
+
+def bounding_macs(material: Material, *candidates: Candidate) -> float | None:
+    """Return the most multiply-accumulates of one example, of token models; None for others."""
+    if material.task.tokens(material.data.train) is None:
+        return None
+    return max(candidate.figure("macs") for candidate in candidates)
 
 
 def costing_of(
@@ -211,7 +221,10 @@ def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run)
         costing.device.name, costing.limits, (candidate,), {}, 0, "the student that was given"
     )
     write_json(run.file("plan.json"), rows)
-    return Chosen(spec=None, network=own, parameters=candidate.parameters, warm=None)
+    return Chosen(
+        spec=None, network=own, parameters=candidate.parameters, warm=None,
+        macs=bounding_macs(material, candidate),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

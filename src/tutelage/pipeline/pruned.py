@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.trimming import needed
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
@@ -92,12 +93,15 @@ def _before(
 
 
 def _decisions(teacher: Teacher, texts: Texts, progress: Progress) -> Tensor:
-    found = []
+    """Return the teacher's decisions, asked from the shortest text to the longest."""
+    found, sizes = torch.zeros(len(texts), dtype=torch.int64), np.diff(texts.offsets)
+    order = np.argsort(sizes, kind="stable")
     progress.start("Asking the unpruned teacher", len(texts))
     for first in range(0, len(texts), _BATCH):
-        index = np.arange(first, min(first + _BATCH, len(texts)))
-        ids = torch.from_numpy(texts.padded(index))
-        found.append(teacher.read(ids, features=False, maps=False).decision.argmax(1))
+        index = order[first : first + _BATCH]
+        ids = torch.from_numpy(texts.padded(index)[:, : needed(int(sizes[index].max()))])
+        said = teacher.read(ids, features=False, maps=False).decision
+        found[torch.from_numpy(index)] = said.argmax(1).cpu()
         progress.advance(len(index))
     progress.finish()
-    return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.int64)
+    return found

@@ -68,7 +68,7 @@ def ship(
     others = beside_float32(recipe)
 
     def work() -> tuple[Any, list[Path]]:
-        return _export_all(recipe, material, taught, learned.network, run, progress, most, others)
+        return _export_all(recipe, material, taught, learned, run, progress, most, others)
 
     inputs = hash_json(
         [
@@ -109,7 +109,7 @@ class _Work:
     recipe: Recipe
     material: Material
     taught: Taught
-    network: nn.Module
+    learned: Learned
     run: Run
     progress: Progress
     float_path: Path
@@ -118,9 +118,10 @@ class _Work:
 
 
 def _export_all(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
+    recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
     progress: Progress, most: float, others: tuple[str, ...],
 ) -> tuple[Any, list[Path]]:  # fmt: skip
+    network = learned.network
     examples = _parity_examples(material, network)
     float_path, close = _float32(recipe, material, network, run, progress, examples)
     rows = [_parity_row(material, float_path, close)]
@@ -130,7 +131,7 @@ def _export_all(
         run.file(name).unlink(missing_ok=True)
     if others:
         work = _Work(
-            recipe=recipe, material=material, taught=taught, network=network, run=run,
+            recipe=recipe, material=material, taught=taught, learned=learned, run=run,
             progress=progress, float_path=float_path, most=most,
             check=_Check(recipe, material, taught, float_path),
         )  # fmt: skip
@@ -243,11 +244,14 @@ def _int8(work: _Work, path: Path) -> list[str]:
 
 
 def _retaught(work: _Work) -> nn.Module:
-    recipe, run, network = work.recipe, work.run, copy.deepcopy(work.network)
+    recipe, run, network = work.recipe, work.run, copy.deepcopy(work.learned.network)
     path = run.file("student/int8.safetensors")
 
     def teach_on() -> tuple[Any, list[Path]]:
-        figures = distill_for_int8(recipe, work.material, work.taught, network, run, work.progress)
+        figures = distill_for_int8(
+            recipe, work.material, work.taught, network, run, work.progress,
+            taught_for=work.learned.result["epochs"],
+        )  # fmt: skip
         write_tensors(path, network.state_dict())
         return {"figure": figures}, [path]
 

@@ -59,7 +59,9 @@ def of_all_spaces(
 def not_sliced(recipe: Recipe, material: Material, whole: StudentSpec | None) -> str:
     """Say why the teacher, whose spec is `whole` where it has one, is not sliced; '' if it is."""
     alone, why = recipe.student.space == "sliced", ""
-    if whole is None:
+    if recipe.teacher.members > 1:
+        why = f"a slice is of one network, and the teacher is {recipe.teacher.members}"
+    elif whole is None:
         why = "slices are of built-in networks and of BERT's kind, and this is another network"
     elif any(getattr(whole.knobs, k) != v for k, v in material.knobs.items() if k != "classes"):
         why = "the teacher reads inputs of another shape than the student's"

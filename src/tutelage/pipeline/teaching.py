@@ -17,22 +17,24 @@ from tutelage.files import hash_json
 from tutelage.losses.objective import Term
 from tutelage.passes import Forward, call, fastest_device
 from tutelage.pipeline.class_order import class_order, order_by_name, refuse_other_order
-from tutelage.pipeline.fitting import fit_teacher
+from tutelage.pipeline.fitting import fit_teacher, fitted_as_one
 from tutelage.pipeline.inheriting import refuse_unlike
 from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import inside, terms_of, wants
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.pruned import pruning_loss
+from tutelage.pipeline.trimming import trimmed
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe, TeacherPart
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.inside import look_inside
 from tutelage.tasks.values import Target
+from tutelage.teach.hf_teacher import HfEncoder
 from tutelage.teach.hf_vision import HfClassifier
 from tutelage.teach.inside import module_of
 from tutelage.teach.lenses import fit_lenses
-from tutelage.teach.signals import LiveSignals, SignalCache
+from tutelage.teach.signals import LiveSignals, SignalCache, Split
 from tutelage.teach.teachers import Teacher, load_teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled
 
@@ -145,15 +147,15 @@ def teach(
     caches = [
         SignalCache(
             run.file("signals"),
-            split,
+            split if maps else _trimmed(split, material, teacher),
             views=views,
             features=wanted,
-            maps="maps" in needed and split is material.train,
+            maps=maps,
             teacher=teacher,
         )
-        for split, views, wanted in (
-            (material.train, material.views, features and "features" in needed),
-            (material.validation, 1, features),
+        for split, views, wanted, maps in (
+            (material.train, material.views, features and "features" in needed, "maps" in needed),
+            (material.validation, 1, features, False),
         )
     ]
     return _fill(recipe, material, run, progress, teacher, tuple(caches), trust_code=trust_code)
@@ -161,10 +163,17 @@ def teach(
 
 def signals_of_test(material: Material, taught: Taught, run: Run) -> SignalCache:
     """Return the cache for what the teacher says of the test split; it is filled to be read."""
+    split = _trimmed(material.test, material, taught.teacher)
     return SignalCache(
-        run.file("signals"), material.test, views=1, features=False, maps=False,
-        teacher=taught.teacher,
+        run.file("signals"), split, views=1, features=False, maps=False, teacher=taught.teacher
     )  # fmt: skip
+
+
+def _trimmed(split: Split, material: Material, teacher: Teacher) -> Split:
+    """Return a split in which a Hugging Face encoder is asked of no more pads than need be."""
+    if not isinstance(module_of(teacher), HfEncoder):
+        return split
+    return trimmed(split, getattr(material.data, split.name))
 
 
 def _refuse_losses(terms: tuple[Term, ...], teacher: Teacher) -> None:
@@ -220,7 +229,7 @@ def _fill(
         agreements = [lens.agreement for lens in lenses]
 
     def describe() -> tuple[Any, list[Path]]:
-        decision, suspicions = held.decision.numpy(), list(teacher.notes)
+        decision, suspicions = held.decision.numpy(), [*teacher.notes, *fitted_as_one(recipe, run)]
         figures = split_figures(material, "validation", decision, "teacher on validation")
         labels, classes = material.data.validation.labels, material.classes
         # The data's names in the teacher's own order, where that is another.
@@ -244,7 +253,7 @@ def _fill(
             for tap, value in zip(teacher.taps, agreements, strict=False)
         ]
         return {
-            "source": "fitted on the data" if recipe.teacher.fit else recipe.teacher.source,
+            "source": _source(recipe.teacher),
             "fingerprint": teacher.fingerprint,
             "parameters": teacher.parameters,
             "taps": [tap.path for tap in teacher.taps],
@@ -279,6 +288,12 @@ def suspicion(right: float, labels: Int[np.ndarray, " n"]) -> list[str]:
         f"it is right on {right:.0%} of validation, hardly better than guessing (the commonest "
         f"class is {chance:.0%} of it): its normalisation may differ (teacher.mean, teacher.std)"
     ]
+
+
+def _source(part: TeacherPart) -> str | None:
+    if part.members > 1:
+        return f"{part.members} networks fitted on the data"
+    return "fitted on the data" if part.fit else part.source
 
 
 def _no_better(recipe: Recipe, value: float) -> str:

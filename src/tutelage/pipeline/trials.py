@@ -17,6 +17,7 @@ from tutelage.pipeline.lessons import (
     distill_inputs,
     epochs_for,
     schedule_of,
+    teacher_inputs,
     terms_of,
 )
 from tutelage.pipeline.material import Material
@@ -46,7 +47,7 @@ def scores_of(recipe: Recipe, material: Material, folder: Path) -> Scores:
         [
             material.train.content,
             material.validation.content,
-            recipe.teacher.model_dump(mode="json"),
+            teacher_inputs(recipe),
             *distill_inputs(recipe),
             material.views,
             recipe.seed,
@@ -72,7 +73,10 @@ def trial_file(candidate: Candidate) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """The trials of one budget: `trials` and `steps_taken` are by the candidate's number."""
+    """The trials of one budget: `trials` and `steps_taken` are by the candidate's number.
+
+    `macs` are the most multiply-accumulates of a candidate, where they bound how long is taught.
+    """
 
     recipe: Recipe
     material: Material
@@ -80,15 +84,28 @@ class Search:
     costing: Costing
     run: Run
     progress: Progress
+    macs: float | None = None
     trials: dict[int, dict[str, Any]] = field(default_factory=dict)
     steps_taken: dict[int, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
-        """Steps of the last, longest trial: 15 % of a whole distillation, at most 900."""
+        """Steps of the last, longest trial: 15 % of a whole distillation, at most 900.
+
+        At least 100. Where operations bound the whole they may be a quarter of it, if that is
+        less, and are rounded down to a power of two: near budgets then try for equally long.
+        """
         count = self.material.train.count
-        whole = epochs_for(self.recipe, count) * (count // batch_for(self.recipe, count))
-        return min(_TRIAL_STEPS, max(_FEWEST_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
+        whole = epochs_for(self.recipe, count, self.macs) * (count // self._batch)
+        if self.macs is None:
+            return min(_TRIAL_STEPS, max(_FEWEST_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
+        fewest = min(_FEWEST_TRIAL_STEPS, whole // 4)
+        steps = max(1, fewest, min(_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
+        return 1 << (steps.bit_length() - 1)
+
+    @property
+    def _batch(self) -> int:
+        return batch_for(self.recipe, self.material.train.count)
 
     def earlier(self, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
         """Return the best students of earlier budgets that fit this one and are not in `found`.
@@ -143,7 +160,7 @@ class Search:
              *distill_inputs(recipe),
              recipe.seed, recipe.threads, self.material.views,
              *start_key(recipe, candidate.weights),
-             *([] if last else [steps])]
+             *([] if last and self.macs is None else [steps])]
         )  # fmt: skip
         key = _name(candidate) if last else f"{_name(candidate)}-{steps}"
         result = self.run.stage(
@@ -152,6 +169,12 @@ class Search:
         scores = scores_of(recipe, self.material, self.run.path)
         scores.add(candidate, self.costing.precision, Measurement.from_json(result), steps)
         return result
+
+    def _examples(self, steps: int, last: bool) -> int:
+        """Return of how many examples a trial is: where steps are dear, two epochs make them."""
+        if self.macs is None or not last:
+            return _TRIAL_EXAMPLES
+        return min(_TRIAL_EXAMPLES, max(1, steps // 2) * self._batch)
 
     def _distil(
         self, candidate: Candidate, steps: int, label: str, key: str, last: bool
@@ -171,9 +194,9 @@ class Search:
             classes=material.outputs,
             decides=material.decides,
             views=material.views,
-            batch=batch_for(recipe, material.train.count),
+            batch=self._batch,
             seed=recipe.seed,
-            examples=_TRIAL_EXAMPLES,
+            examples=self._examples(steps, last),
             metric=recipe.metric,
         )
         epochs = max(2 if last else 1, round(steps / max(1, lesson.steps())))

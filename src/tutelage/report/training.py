@@ -100,7 +100,7 @@ def _losses(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[LossRow
 def _facts(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[str, ...]:
     facts = []
     if "epochs" in distilled:
-        facts.append(f"{int(distilled['epochs'])} epochs")
+        facts.append(str(distilled.get("bound") or f"{int(distilled['epochs'])} epochs"))
     if history.get("best_epoch", -1) >= 0:
         facts.append(f"best at epoch {int(history['best_epoch']) + 1}")
     if history.get("precision"):

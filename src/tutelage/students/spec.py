@@ -25,6 +25,7 @@ from tutelage.students import (
     textconv,
     vit,
 )
+from tutelage.students.ensemble import MOST_MEMBERS, Ensemble, networks_of
 from tutelage.students.slice import Slicing, recalibrated
 
 
@@ -149,9 +150,13 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save(folder: Path, spec: StudentSpec, network: nn.Module, note: Any = None) -> list[Path]:
-    """Write `spec.json` and `model.safetensors` into `folder`; return both paths."""
+    """Write `spec.json` and `model.safetensors` into `folder`; return both paths.
+
+    Of an ensemble, `spec` is that of each member.
+    """
     paths = [folder / "spec.json", folder / "model.safetensors"]
-    write_json(paths[0], {**spec.to_json(), **({"note": note} if note else {})})
+    more = {"members": len(networks_of(network))} if isinstance(network, Ensemble) else {}
+    write_json(paths[0], {**spec.to_json(), **more, **({"note": note} if note else {})})
     write_tensors(paths[1], network.state_dict())
     return paths
 
@@ -163,7 +168,7 @@ def note(folder: str | Path) -> dict[str, Any]:
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Rebuild a student (or built-in teacher) from its folder, in evaluation mode.
+    """Rebuild a student (or built-in teacher, or several as one) from its folder, to be asked.
 
     Raises `StudentError` when a file is missing and `CorruptFileError` when one is damaged.
     """
@@ -175,7 +180,11 @@ def load(folder: str | Path) -> nn.Module:
     if not isinstance(data, dict):
         raise CorruptFileError(f"{folder / 'spec.json'} is damaged (it holds no keys)")
     data.pop("note", None)
-    network = StudentSpec.from_json(data).build()
+    members = data.pop("members", 1)
+    if type(members) is not int or not 1 <= members <= MOST_MEMBERS:
+        raise CorruptFileError(f"{folder / 'spec.json'} is damaged (members holds {members!r})")
+    spec = StudentSpec.from_json(data)
+    network = spec.build() if members == 1 else Ensemble([spec.build() for _ in range(members)])
     tensors, _ = read_tensors(folder / "model.safetensors")
     try:
         network.load_state_dict(tensors)

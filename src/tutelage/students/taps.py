@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import StudentError, TutelageError
 from tutelage.passes import Forward, Inputs, call, count_of, first_tensor, run_once
+from tutelage.students.ensemble import Ensemble
 from tutelage.types import Reading, Tap, energy_map, pooled
 
 _CHAINS = (nn.Sequential, nn.ModuleList)
@@ -161,8 +162,12 @@ def find_taps(
     Looked for in turn: chains (`Sequential`, `ModuleList`) of repeated blocks, whose ends are
     stages; the last layers before the resolution or the width changes; the ends of layers. In the
     order of execution, never the head, at most `limit` evenly spread. The network's modes stay as
-    they were. Raises `error` when the network fails on the example.
+    they were. Of an ensemble, those of its first member. Raises `error` when the network fails on
+    the example.
     """
+    if isinstance(model, Ensemble):
+        first = find_taps(model.members[0], example, limit, error=error, forward=forward)
+        return tuple(Tap(path=f"members.0.{tap.path}", shape=tap.shape) for tap in first)
     trace = _Trace.of(model, example, error, forward)
     best: list[str] = []
     for finder in (_stage_ends, _change_ends):

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tutelage.errors import TeacherError
@@ -45,7 +47,8 @@ class Split:
 
     `batch(index, view)` must be a pure function; `content` names data, transform and its seed.
     `ahead`: whether a batch may be formed while a step runs, which what sets the global random
-    states may not.
+    states may not. `sizes` is how long each example is, where batches are cut to their longest:
+    examples of like length are then drawn together.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Split:
     content: str
     batch: Callable[[Tensor, int], Batch]
     ahead: bool = True
+    sizes: Int[np.ndarray, " n"] | None = None
 
 
 class SignalCache:
@@ -163,12 +167,16 @@ class SignalCache:
 
     def _shard(self, view: int, first: int, progress: Progress) -> dict[str, Tensor]:
         last = min(first + self.block, self.split.count)
+        order = np.arange(first, last)
+        if self.split.sizes is not None:  # of like length together: fewer pads are computed
+            order = order[np.argsort(self.split.sizes[first:last], kind="stable")]
         parts: list[dict[str, Tensor]] = []
-        for start in range(first, last, _BATCH):
-            index = torch.arange(start, min(start + _BATCH, last))
+        for start in range(0, len(order), _BATCH):
+            index = torch.from_numpy(order[start : start + _BATCH])
             parts.append(self._ask(index, view))
             progress.advance(len(index))
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        back = torch.from_numpy(np.argsort(order))
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
     def _ask(self, index: Tensor, view: int) -> dict[str, Tensor]:
         batch = self.split.batch(index, view)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import TeacherError, TutelageError
 from tutelage.passes import Forward, Inputs, call, count_of, mapped, reason, shown, source_of
+from tutelage.students.ensemble import Ensemble
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.tasks.values import Target
 from tutelage.types import Reading, Tap
@@ -70,6 +71,8 @@ class TorchTeacher:
         self.names = _names(module, self.classes)
         self._probabilities = says_probabilities(decision)
         self.notes = notes(self.repeats, self._probabilities)
+        if isinstance(module, Ensemble):
+            self.notes += (module.describe(),)
         options = f"{channels} {bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
         if forward is not call:
             options += f" {source_of(forward)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from tutelage.audit.metrics import class_score
@@ -23,6 +24,7 @@ from tutelage.teach.signals import LiveSignals, SignalCache, Split
 from tutelage.types import Batch, Decides, Reading, Tap, energy_map, pooled
 
 _EVALUATION_BATCH = 512
+_SORTED = 16  # batches
 _NOTHING = Inside()
 
 
@@ -101,6 +103,8 @@ class Distillation:
             weighing.append(objective.class_weights)
         if self.metric != "accuracy":
             drawn.append(self.metric)
+        if self.train.sizes is not None:
+            drawn.append("by size")
         parts = [source, weighing, data, [tap.path for tap in self.taps], drawn]
         return hash_json(parts if self.forward is call else [*parts, source_of(self.forward)])
 
@@ -110,7 +114,10 @@ class Distillation:
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Batch, Reading | None]]:
         """Yield batches and what the teacher says about them, one prepared ahead if it may be."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(self.chosen)
+        if self.train.sizes is not None:
+            order = by_size(order, self.train.sizes, self.batch, random)
         view = self.view_of(epoch)
 
         def prepare(step: int) -> tuple[Batch, Reading | None]:
@@ -187,6 +194,22 @@ class Distillation:
 
     def _said(self, decision: Tensor) -> Tensor:
         return decision.argmax(-1) if self.decides == "classes" else decision[:, 0]
+
+
+def by_size(
+    order: Int[np.ndarray, " n"], sizes: Int[np.ndarray, " m"], batch: int,
+    random: np.random.Generator,
+) -> Int[np.ndarray, " k"]:  # fmt: skip
+    """Return `order` in whole batches whose examples are of like size.
+
+    Each run of 16 batches is sorted, then all batches are shuffled: both hang on the order alone.
+    """
+    batches: list[np.ndarray] = []
+    for first in range(0, len(order) - batch + 1, _SORTED * batch):
+        part = order[first : first + _SORTED * batch]
+        part = part[: len(part) // batch * batch]
+        batches.append(part[np.argsort(sizes[part], kind="stable")].reshape(-1, batch))
+    return random.permutation(np.concatenate(batches)).reshape(-1)
 
 
 def decisions(network: nn.Module, split: Split, forward: Forward = call) -> Tensor:

@@ -21,6 +21,7 @@ from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
 
 _SKIPS_BEFORE_ROLLBACK = 3
 _ROLLBACKS_BEFORE_STOP = 3
+_SLOW_S, _PAUSE = 0.5, 20  # of a checkpoint, and how many times its seconds pass before the next
 
 
 class Lesson(Protocol):
@@ -165,7 +166,7 @@ class Trainer:
         return self.history
 
     def _run(self, steps: int, total: int) -> None:
-        last_saved = time.monotonic()
+        last_saved, wait = time.monotonic(), self.schedule.checkpoint_s
         while self.step < total and not self.history.stopped_early:
             epoch, first = divmod(self.step, steps)
             for batch in self.lesson.batches(epoch, first):
@@ -175,9 +176,11 @@ class Trainer:
                 self.progress.advance()
                 if self.step % steps == 0:
                     self._end_epoch()
-                if time.monotonic() - last_saved > self.schedule.checkpoint_s:
+                if time.monotonic() - last_saved > wait:
+                    began = time.monotonic()
                     self._save()
                     last_saved = time.monotonic()
+                    wait = pause_after(last_saved - began, self.schedule.checkpoint_s)
 
     def _one_step(self, batch: Any, total: int) -> bool:
         """Take one step; return False when there were too many without a finite loss."""
@@ -323,6 +326,11 @@ class Trainer:
         self.running, self.counted = state["running"], state["counted"]
         self.rate_scale, self.skips_in_a_row = state["rate_scale"], state["skips"]
         self.history = History(**state["history"])
+
+
+def pause_after(spent_s: float, wanted_s: float) -> float:
+    """Return the seconds to the next checkpoint: a slow one is not to take over 5 % of the time."""
+    return max(wanted_s, _PAUSE * spent_s) if spent_s >= _SLOW_S else wanted_s
 
 
 def _device_of(module: nn.Module) -> torch.device:
