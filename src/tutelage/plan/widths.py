@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scipy.optimize import LinearConstraint
 
 _MOST_WIDTHS = 12  # of a stage, beside those that were scored: pairs are as many squared
-_SOLVER_S = 10.0
+_SOLVER_S = 60.0
 
 Chosen = tuple[int, ...]
 Cut = tuple[tuple[bool, ...], ...]
