@@ -143,7 +143,7 @@ def test_no_choice_where_none_fits_and_the_even_slice_is_not_given_twice() -> No
 
 
 def test_even_slices_stay_and_each_is_followed_by_one_by_scores() -> None:
-    asked = costing(storage_bytes=8_000.0)
+    asked = costing(storage_bytes=13_000.0)
 
     def found(count: int, scores: Any = lambda spec: SCORES):
         slices = SPACES["sliced"](

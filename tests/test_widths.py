@@ -124,5 +124,6 @@ def test_widths_between_scored_ones_go_along_a_line() -> None:
     (stage,) = stages_of([[4, 8]], [[0.5, 0.1]], [(2, 4, 6, 8)], (2,))
     assert stage == Stage(widths=(2, 4, 6, 8), moved=pytest.approx((0.5, 0.5, 0.3, 0.1)))
     many = tuple(range(2, 1_002, 2))
-    (stage,) = stages_of([[100, 1_000]], [[0.5, 0.1]], [many], (330,))
-    assert {100, 330, 1_000} <= set(stage.widths) <= set(many) and len(stage.widths) < 18
+    (stage,) = stages_of([[100, 240, 1_000]], [[0.5, 0.3, 0.1]], [many], (330,))
+    assert {240, 330, 1_000} <= set(stage.widths) <= set(many) and len(stage.widths) < 18
+    assert min(stage.widths) >= 220  # two thirds of the even width

@@ -28,7 +28,7 @@ def uneven_slices(
     """Yield slices of the depth of `spec` that keep every hard limit, the least moved first.
 
     `spec` has the teacher's own widths, `scores` are of its stages, and `even` is the widest slice
-    with one share of all widths, which is not yielded. Each is wider in some stage than any before.
+    with one share of all widths. Each is wider in some stage than that and than any before.
     """
     slicing = FAMILIES[spec.family].slicing
     assert slicing is not None and slicing.sizes is not None
@@ -38,6 +38,7 @@ def uneven_slices(
         spec=spec, slicing=slicing, stages=stages, costing=costing, most=most_parameters
     )
     search.known[usual] = even
+    search.cuts.append(cut_off(stages, usual, "as narrow"))
     search.cuts += [
         cut_off(stages, w, "as wide") for w in _corners(stages) if not search.fits(w)
     ]  # fmt: skip
@@ -48,8 +49,7 @@ def uneven_slices(
             return
         if search.fits(widths):
             search.cuts.append(cut_off(stages, widths, "as narrow"))
-            if widths != usual:
-                yield dataclasses.replace(search.at(widths), by_scores=True)
+            yield dataclasses.replace(search.at(widths), by_scores=True)
         else:
             search.cuts.append(cut_off(stages, widths, "as wide", search.at_fault(widths)))
             misses += 1

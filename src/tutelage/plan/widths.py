@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scipy.optimize import LinearConstraint
 
 _MOST_WIDTHS = 12  # of a stage, beside those that were scored: pairs are as many squared
+_LEAST_OF_EVEN = 2 / 3
 _SOLVER_S = 60.0
 
 Chosen = tuple[int, ...]
@@ -50,18 +51,20 @@ class Cost:
 
 def stages_of(
     scored: Sequence[Sequence[int]], moved: Sequence[Sequence[float]],
-    sizes: Sequence[Sequence[int]], also: Chosen,
+    sizes: Sequence[Sequence[int]], even: Chosen,
 ) -> tuple[Stage, ...]:  # fmt: skip
     """Return stages with widths between the scored ones too, evenly picked from `sizes`.
 
-    Between two scored widths the score is taken to go along a line. `also` is one more width for
-    each stage, below its scored ones perhaps, where the score is that of the narrowest.
+    Between two scored widths the score is taken to go along a line. `even` are the widths of the
+    slice with one share; those under two thirds of them are left out. Scores level off where a
+    decision is no better than chance, so that to narrow on seems free, and it is not once taught.
     """
     found = []
-    for known, scores, able, one in zip(scored, moved, sizes, also, strict=True):
+    for known, scores, able, one in zip(scored, moved, sizes, even, strict=True):
         between = [n for n in able if n > known[0]]
         every = -(-len(between) // _MOST_WIDTHS) or 1
-        widths = tuple(sorted({*known, *between[::every], one}))
+        wide = {n for n in (*known, *between[::every]) if n >= _LEAST_OF_EVEN * one}
+        widths = tuple(sorted({*wide, one}))
         found.append(Stage(widths=widths, moved=tuple(np.interp(widths, known, scores).tolist())))
     return tuple(found)
 
