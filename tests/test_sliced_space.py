@@ -23,6 +23,7 @@ from tutelage.plan.sliced import widest_slice
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit
+from tutelage.report.candidates import candidates as table
 from tutelage.run import Run
 from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.students.slice_convnet import shallower
@@ -88,7 +89,7 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(
         tmp_path,
         {
-            "student": {"space": "sliced", "candidates": 1},
+            "student": {"space": "sliced", "candidates": 2},
             "teacher": {"fit": True, "epochs": 12, "width": 8},
             "budget": {"storage": "12 kB"},
             "distill": {"epochs": 1, "batch": 32, "rate": 1e-6},  # next to no lesson
@@ -103,12 +104,20 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
         in said.err
     )
     plan = json.loads((run / "plan.json").read_text())
-    assert [c["space"] for c in plan["candidates"]] == [plan["space"]] == ["sliced"]
-    (start,) = (path.relative_to(run) for path in (run / "starts").iterdir())
-    teacher, sliced, student = (
-        read_tensors(run / file)[0]["stem.0.weight"]
-        for file in ("teacher/model.safetensors", start, STUDENT)
+    assert [c["space"] for c in plan["candidates"]] == [plan["space"]] * 2 == ["sliced"] * 2
+    assert [c["by_scores"] for c in plan["candidates"]] == [False, True]
+    assert all(c["trial"] is not None for c in plan["candidates"])
+    page = table(plan)
+    assert page and ["widths chosen by scores" in r.detail for r in page.rows] == [False, True]
+    rows = tiny.cli("plan", recipe, "--run", run, "--json").answer["candidates"]
+    assert {row["name"].partition(", ")[2] for row in rows} == {"sliced", "sliced by scores"}
+    starts = [read_tensors(path)[0] for path in (run / "starts").iterdir()]
+    whole, student = (
+        read_tensors(run / file)[0] for file in ("teacher/model.safetensors", STUDENT)
     )
+    shapes = {name: tensor.shape for name, tensor in student.items()}
+    (start,) = (s for s in starts if {name: tensor.shape for name, tensor in s.items()} == shapes)
+    teacher, sliced, student = (t["stem.0.weight"] for t in (whole, start, student))
     rows = [row.flatten().tolist() for row in teacher]
     assert len(sliced) < len(teacher)
     assert all(row.flatten().tolist() in rows for row in sliced)

@@ -318,8 +318,9 @@ class _Writer:
     def _stored(self, out: str, weight: np.ndarray, axis: int) -> str:
         """Store a weight in int8 and return the name of its float form."""
         self._weight(out, weight, axis)
-        axes, ends = {"axis": axis} if self.form.per_channel else {}, [out + ".r"]
-        self.nodes.append(self.make("DequantizeLinear", [out + ".w", out + ".ws"], ends, **axes))
+        axes: dict[str, Any] = {"axis": axis} if self.form.per_channel else {}
+        inputs = [out + ".w", out + ".ws"]
+        self.nodes.append(self.make("DequantizeLinear", inputs, [out + ".r"], **axes))
         return out + ".r"
 
     def _copy(self, node: NodeProto) -> None:

@@ -193,7 +193,8 @@ def _estimates(
 
 
 def _named(score: Score) -> str:
-    return name_spec(score.spec) + (", sliced" if score.space == "sliced" else "")
+    how = ", sliced by scores" if score.by_scores else ", sliced"
+    return name_spec(score.spec) + (how if score.space == "sliced" else "")
 
 
 def _known_parameters(folder: Path) -> int | None:

@@ -16,6 +16,7 @@ from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import hash_json
 from tutelage.pipeline.inheriting import from_teacher, own_network
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.narrowing import scores_of_stages
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
@@ -82,11 +83,13 @@ def _slices(
         progress.say(f"plan: slicing the teacher to fit {costing.device.name}")
         own = own_network(taught.teacher, material.shape)
         assert own is not None
+        scores = scores_of_stages(*own, taught.teacher.fingerprint, material, run, progress)
         found = SPACES["sliced"](
             costing,
             whole=own[1],
             most_parameters=max(2_000, taught.teacher.parameters // 2),
             count=count,
+            scores=scores if count > 1 else None,
         )
         return [candidate.to_json() for candidate in found], []
 
@@ -100,6 +103,7 @@ def _slices(
             count,
             taught.train.key,
             recipe.threads,
+            "by scores",
         ]
     )
     found = tuple(map(Candidate.from_json, run.stage("slices", inputs, search).result))

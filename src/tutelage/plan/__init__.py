@@ -45,6 +45,7 @@ def plan_json(
             {
                 "spec": candidate.spec.to_json(),
                 "space": candidate.space,
+                "by_scores": candidate.by_scores,
                 "parameters": candidate.parameters,
                 "figures": [figure.to_json() for figure in candidate.figures],
                 "fits": not candidate.missed,

@@ -20,7 +20,8 @@ class Candidate:
     """A student that could be built, what it would cost, and which limits it would miss.
 
     `counted` is what its exported graph counts, whatever the device. `weights` are those that it
-    takes over from the teacher; None starts fresh, or as the recipe says.
+    takes over from the teacher; None starts fresh, or as the recipe says. `by_scores`: each stage's
+    width was chosen by what narrowing it does; otherwise all go by one rule.
     """
 
     spec: StudentSpec
@@ -29,6 +30,7 @@ class Candidate:
     missed: tuple[str, ...] = ()
     counted: GraphCosts | None = None
     weights: dict[str, Tensor] | None = None
+    by_scores: bool = False
 
     @property
     def space(self) -> str:
@@ -43,6 +45,7 @@ class Candidate:
             "parameters": self.parameters,
             "figures": [figure.to_json() for figure in self.figures],
             "counted": dataclasses.asdict(self.counted),
+            "by_scores": self.by_scores,
         }
 
     @classmethod
@@ -53,6 +56,7 @@ class Candidate:
             parameters=data["parameters"],
             figures=tuple(Measurement.from_json(figure) for figure in data["figures"]),
             counted=GraphCosts.from_json(data["counted"]),
+            by_scores=data.get("by_scores", False),
         )
 
     def figure(self, name: str) -> float:

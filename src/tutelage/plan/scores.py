@@ -29,7 +29,8 @@ _FORMAT = 1
 class Score:
     """One student: its costs, and how good it was found to be, after `steps` of a short lesson.
 
-    A slice of the teacher starts from weights that only a new search finds again.
+    A slice of the teacher starts from weights that only a new search finds again. `by_scores`: see
+    `Candidate`.
     """
 
     spec: StudentSpec
@@ -40,6 +41,7 @@ class Score:
     taught: Measurement | None = None
     steps: int = 0
     space: str = "compact"
+    by_scores: bool = False
 
     @property
     def figure(self) -> Measurement | None:
@@ -55,6 +57,7 @@ class Score:
             figures=figures,
             missed=missed_limits(figures, costing.limits),
             counted=self.counted,
+            by_scores=self.by_scores,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class Score:
             "taught": None if self.taught is None else self.taught.to_json(),
             "steps": self.steps,
             "space": self.space,
+            "by_scores": self.by_scores,
         }
 
     @classmethod
@@ -86,6 +90,7 @@ class Score:
             taught=taught,
             steps=int(data["steps"]),
             space=str(data["space"]),
+            by_scores=bool(data.get("by_scores", False)),
         )
 
 
@@ -133,6 +138,7 @@ class Scores:
             taught=None if known is None else known.taught,
             steps=steps,
             space=candidate.space,
+            by_scores=candidate.by_scores,
         )
         self._write()
 

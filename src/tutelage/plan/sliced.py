@@ -7,31 +7,59 @@ slices no spec can name.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from tutelage.errors import InfeasibleError
 from tutelage.plan.candidate import Candidate, weigh
 from tutelage.plan.costs import Costing
+from tutelage.plan.uneven import uneven_slices
+from tutelage.students.narrowing import Narrowed
 from tutelage.students.spec import FAMILIES, StudentSpec
 
 
 def sliced(
-    costing: Costing, *, whole: StudentSpec, most_parameters: int, count: int
-) -> tuple[Candidate, ...]:
-    """Return up to `count` slices of the teacher that keep every hard limit, most able first.
+    costing: Costing, *, whole: StudentSpec, most_parameters: int, count: int,
+    scores: Callable[[StudentSpec], Narrowed] | None = None,
+) -> tuple[Candidate, ...]:  # fmt: skip
+    """Return up to `count` slices of the teacher that keep every hard limit.
 
     `whole` is the teacher's own spec. For each of its depths, down to one block a stage or one
-    layer, the widths are the largest share of the teacher's that fits, the same everywhere. Which
-    weights they take over is not decided here. Raises `InfeasibleError` where nothing fits.
+    layer, the widths are the largest share of the teacher's that fits, the same everywhere; the
+    most able come first. Where `scores` say of a depth what narrowing each stage alone does, each
+    is followed by the slice of its depth that is chosen by them (`plan.uneven`), and where there is
+    room by the next ones. Which weights slices take over is not decided here. Raises
+    `InfeasibleError` where nothing fits.
     """
-    found = [widest_slice(spec, costing, most_parameters)[0] for spec in depths(whole)]
-    fit = sorted((c for c in found if c is not None), key=lambda c: -c.figure("macs"))
+    found = [(spec, widest_slice(spec, costing, most_parameters)[0]) for spec in depths(whole)]
+    fit = [(spec, even) for spec, even in found if even is not None]
     if not fit:
         raise InfeasibleError(
             "no slice of the teacher, however narrow, keeps the limits. Choose student.space: "
             "compact, or raise the budget"
         )
-    return tuple(fit[:count])
+    fit.sort(key=lambda pair: -pair[1].figure("macs"))
+    if scores is None:
+        return tuple(even for _, even in fit[:count])
+    chosen: list[Candidate] = []
+    further: list[Iterator[Candidate]] = []
+    for spec, even in fit:
+        if len(chosen) < count:
+            further.append(_uneven(spec, even, costing, most_parameters, scores))
+            chosen += [even, *islice(further[-1], 1)]
+    while len(chosen) < count and (more := [c for slices in further for c in islice(slices, 1)]):
+        chosen += more
+    return tuple(chosen[:count])
+
+
+def _uneven(
+    spec: StudentSpec, even: Candidate, costing: Costing, most_parameters: int,
+    scores: Callable[[StudentSpec], Narrowed],
+) -> Iterator[Candidate]:  # fmt: skip
+    """Yield the slices of a depth that go by scores; the teacher whole needs none."""
+    if even.spec != spec:
+        yield from uneven_slices(spec, scores(spec), costing, most_parameters, even)
 
 
 def depths(whole: StudentSpec) -> tuple[StudentSpec, ...]:

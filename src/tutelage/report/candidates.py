@@ -99,7 +99,8 @@ def _row(
     outcome = "dropped early" if (candidate.get("steps") or longest) < longest else "fits"
     what, detail = structure(candidate["spec"])
     if candidate.get("space") == "sliced":
-        detail = f"{detail}, sliced from the teacher"
+        how = ", widths chosen by scores" if candidate.get("by_scores") else ""
+        detail = f"{detail}, sliced from the teacher{how}"
     return CandidateRow(
         what=what,
         detail=detail,

@@ -35,7 +35,9 @@ class Slicing:
     `cut(network, spec, inputs)` is a network of `spec` with this one's weights, some dozens of
     `inputs` choosing which; `is_part(spec, whole)` says whether that can be. `narrower(spec,
     share)` has about a share of the channels or the like, in `steps(spec)` steps at most;
-    `shallower(spec)` are the depths to consider, the spec's own first.
+    `shallower(spec)` are the depths to consider, the spec's own first. Where stages can be narrowed
+    alone, `sizes(spec)` are the widths that each may take, ascending to its own, and
+    `resized(spec, widths)` is the spec with one of each.
     """
 
     cut: Callable[[Any, Any, Any], nn.Module]
@@ -43,6 +45,8 @@ class Slicing:
     narrower: Callable[[Any, float], Any]
     shallower: Callable[[Any], Sequence[Any]]
     steps: Callable[[Any], int]
+    sizes: Callable[[Any], tuple[tuple[int, ...], ...]] | None = None
+    resized: Callable[[Any, tuple[int, ...]], Any] | None = None
 
 
 def slice_channels(network: nn.Module, examples: Float[Tensor, "b ..."], share: float) -> nn.Module:
@@ -193,19 +197,19 @@ def drawn_decision(decision: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
 
 
 def least_missed(rests: Sequence[Rest], said: Callable[[Rest], Tensor], own: Tensor) -> Rest:
-    """Return the rest with which the decision stays nearest to `own`: by mean KL.
-
-    By the mean square where a decision is a single value. Of equals the first.
-    """
-
-    def change(rest: Rest) -> float:
-        decision = said(rest)
-        if own.shape[1] == 1:
-            return float((decision - own).square().mean())
-        return float(kl(decision, own, temperature=1.0).mean())
-
-    changes = [change(rest) for rest in rests]
+    """Return the rest with which the decision stays nearest to `own`; of equals the first."""
+    changes = [moved(said(rest), own) for rest in rests]
     return rests[changes.index(min(changes))]
+
+
+def moved(decision: Float[Tensor, "b k"], own: Float[Tensor, "b k"]) -> float:
+    """Return how far a decision is from a network's `own`: the mean KL(own || decision), in nats.
+
+    The mean square where it is a single value.
+    """
+    if own.shape[1] == 1:
+        return float((decision - own).square().mean())
+    return float(kl(decision, own, temperature=1.0).mean())
 
 
 def recalibrated(network: nn.Module, examples: Float[Tensor, "b ..."]) -> nn.Module:

@@ -98,10 +98,28 @@ def shallower(spec: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def sizes(spec: ConvNetSpec | ConvNet1dSpec) -> tuple[tuple[int, ...], ...]:
+    """Return the widths that each stage may take alone: even ones, and its own.
+
+    Within a stage channels go together through the residual sums; between stages a convolution
+    with a stride always stands, so that no width binds another.
+    """
+    return tuple((*range(2, width, 2), width) for width in spec.widths)
+
+
+def resized(
+    spec: ConvNetSpec | ConvNet1dSpec, widths: tuple[int, ...]
+) -> ConvNetSpec | ConvNet1dSpec:  # fmt: skip
+    """Return the spec with these widths."""
+    return dataclasses.replace(spec, widths=widths)
+
+
 SLICING = Slicing(
     cut=slice_convnet,
     is_part=is_part,
     narrower=narrower,
     shallower=shallower,
     steps=lambda spec: max(spec.widths) // 2,
+    sizes=sizes,
+    resized=resized,
 )
