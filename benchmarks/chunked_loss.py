@@ -55,23 +55,16 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options, *options.child)))
         return
-    rows = [measured(options, case) for case in options.cases]
-    print_table(
-        (
-            "case",
-            "plain MB",
-            "chunked MB",
-            "share",
-            "plain s",
-            "chunked s",
-            "ratio (95 %)",
-            "off by",
-        ),
-        [line(row) for row in rows],
-    )
     shape = {k: getattr(options, k) for k in ("tokens", "width", "vocabulary", "kept")}
-    result = {"command": command(), **shape, "machine": machine(), "cases": rows}
-    write_result(options.out, result)
+    rows: list[dict[str, Any]] = []
+    for case in options.cases:
+        rows.append(measured(options, case))
+        result = {"command": command(), **shape, "machine": machine(), "cases": rows}
+        write_result(options.out, result)
+        print_table(
+            ("case", "plain MB", "chunked MB", "share", "plain s", "chunked s", "ratio", "off by"),
+            [line(row) for row in rows],
+        )
 
 
 def measured(options: argparse.Namespace, case: str) -> dict[str, Any]:

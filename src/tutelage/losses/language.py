@@ -22,9 +22,8 @@ from tutelage.losses.sparse import SparseDecision
 
 # Bytes of a chunk's logits (one product with the head), and of a block's, which are few enough to
 # stay in the processor's cache while the losses pass over them. A GPU wants fewer, larger kernels.
-# Half of both without a teacher: there the plain loss is small too, and few passes are made.
-_CHUNK_BYTES = {"cpu": 3 << 23, "cuda": 1 << 28}
-_BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 28}
+_CHUNK_BYTES = {"cpu": 9 << 21, "cuda": 1 << 28}
+_BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
 
@@ -99,7 +98,7 @@ def _walk(
         grad_head = torch.zeros_like(head, dtype=wide) if wanted[1] else None
         sums = torch.zeros(1 + len(terms.losses), dtype=wide, device=states.device)
         row_bytes = len(head) * wide.itemsize
-        rows = min(chunk or _rows(_CHUNK_BYTES, kind, row_bytes, teacher), len(states))
+        rows = min(chunk or _rows(_CHUNK_BYTES, kind, row_bytes), len(states))
         place = states.new_empty((rows, head.shape[0]), dtype=wide)
         for first in range(0, len(states), rows):
             last = min(first + rows, len(states))
@@ -125,7 +124,7 @@ def _blocks(
     """Return the sums over `count` tokens; where it `learns`, logits become their own gradient."""
     found = logits.new_zeros(1 + len(terms.losses))
     row_bytes = logits.shape[1] * logits.element_size()
-    rows = _rows(_BLOCK_BYTES, logits.device.type, row_bytes, teacher)
+    rows = _rows(_BLOCK_BYTES, logits.device.type, row_bytes)
     for first in range(0, len(logits), rows):
         last = min(first + rows, len(logits))
         said = None if teacher is None else teacher.rows(first, last)
@@ -162,11 +161,8 @@ def _computes_in(states: Tensor, head: Tensor) -> torch.dtype:
     return torch.promote_types(states.dtype, head.dtype)
 
 
-def _rows(
-    limits: Mapping[str, int], kind: str, row_bytes: int, teacher: SparseDecision | None
-) -> int:
-    limit = limits.get(kind, limits["cuda"]) // (2 if teacher is None else 1)
-    return max(1, limit // row_bytes)
+def _rows(limits: Mapping[str, int], kind: str, row_bytes: int) -> int:
+    return max(1, limits.get(kind, limits["cuda"]) // row_bytes)
 
 
 def _check_shapes(
