@@ -215,5 +215,8 @@ def test_tokenizers_that_llama_cpp_reads_otherwise_are_refused(tmp_path):
     refuse("has no name in llama.cpp", normalizer={"type": "Lowercase"})
     refuse("is of type 'Unigram', and only BPE", model={"type": "Unigram", "vocab": []})
     refuse("and the network has 100 rows of them", rows=100)
+    cut = json.loads((samples.fallback(tmp_path / "cut") / "tokenizer.json").read_text())
+    del cut["model"]["vocab"]["<0x41>"]
+    refuse("keep all 256", **cut)
     path.unlink()
     refused("has no tokenizer.json", read_tokenizer, folder, config)
