@@ -51,8 +51,8 @@ def _values(header: GgufHeader, blob: mmap, place: TensorPlace) -> np.ndarray:
     except NotImplementedError:
         name = GGMLQuantizationType(place.kind).name
         raise TeacherError(
-            f"'{header.path}' stores '{shown(place.name)}' as {name}, which gguf cannot undo. Use a "
-            "file in f16, q8_0, q4_0 or a K quantization"
+            f"'{header.path}' stores '{shown(place.name)}' as {name}, which gguf cannot undo. Use "
+            "a file in f16, q8_0, q4_0 or a K quantization"
         ) from None
     return np.ascontiguousarray(found, np.float32).reshape(place.shape)
 
