@@ -1,6 +1,6 @@
 """Does llama.cpp say of our GGUF files what torch says: greedy tokens, perplexity, speed, memory.
 
-python benchmarks/gguf_parity.py MODEL [--text FILE] [--python INTERPRETER] [--tokens 1536]
+python benchmarks/gguf_parity.py MODEL [--text FILE] [--python INTERPRETER] [--formats f16 q8_0]
 
 MODEL is a Hugging Face folder or a GGUF file. It is read into torch in float32 and written again as
 f16, q8_0 and q4_0; each file is run in llama.cpp (INTERPRETER has llama-cpp-python; by default
@@ -25,7 +25,7 @@ from common import HERE, machine
 from tutelage.devices.gguf_sizes import QUANTIZATIONS
 from tutelage.devices.llama_cpp import DecoderSize, predict_memory
 from tutelage.export.gguf import gguf_bytes, gguf_file_bytes, write_gguf
-from tutelage.files import write_json
+from tutelage.files import read_json, write_json
 from tutelage.measure.llama_cpp import (
     llama_cpp_logits,
     llama_cpp_tokens,
@@ -90,6 +90,7 @@ def main() -> None:
     read.add_argument("--text", type=Path)
     read.add_argument("--python")
     read.add_argument("--tokens", type=int, default=3 * WINDOW)
+    read.add_argument("--formats", nargs="+", choices=QUANTIZATIONS, default=QUANTIZATIONS)
     given = read.parse_args()
     model, tokenizer = opened(given.model)
     text = some_text(given.text)
@@ -107,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder / "tokenizer")
-        for kind in QUANTIZATIONS:
+        for kind in given.formats:
             path = folder / f"{kind}.gguf"
             write_gguf(path, config, state, folder / "tokenizer", quantization=kind)
             told = gguf_file_bytes(
@@ -130,11 +131,18 @@ def main() -> None:
                 "tokens_per_s": figures.tokens_per_s.value,
                 "prompt_tokens_per_s": figures.prompt_tokens_per_s.value,
                 "ram_bytes": figures.ram.value, "predicted_ram_bytes": memory.value,
-                "where": figures.token_s.where,
+                "where": figures.token_s.where, "machine": machine(),
             }  # fmt: skip
             lines.append(line)
             print(line)
-    write_json(RESULTS, {"machine": machine(), "model": given.model.name, "lines": lines})
+    write_json(RESULTS, {"model": given.model.name, "lines": _with_others(lines)})
+
+
+def _with_others(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of this run, and of formats that only earlier ones measured."""
+    own = {line["format"] for line in lines}
+    before = read_json(RESULTS)["lines"] if RESULTS.is_file() else []
+    return [*(line for line in before if line["format"] not in own), *lines]
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import pytest
 import torch
 from text_samples import refused
 
-from tutelage.devices.gguf_sizes import bytes_a_token, gguf_bytes
+from tutelage.devices.gguf_sizes import F32, Q4_0, Q8_0, bytes_a_token, gguf_bytes
 from tutelage.errors import ExportError
 from tutelage.export.gguf import gguf_file_bytes, write_gguf
+from tutelage.export.gguf_blocks import as_blocks
 from tutelage.export.gguf_names import rotated, unrotated
 from tutelage.export.gguf_tokenizer import read_tokenizer
 
@@ -127,6 +128,33 @@ def test_blocks_are_ggmls(quantization, step, tmp_path, tokenizer):
     assert worst.max() <= step * (0.57 if quantization == "q8_0" else 1.01) and worst.min() > 0
 
 
+def test_a_block_is_stored_as_well_as_ggml_does_or_better():
+    rows = np.random.default_rng(0).standard_t(5, (40, 64)).astype(np.float32)
+    rows[0], rows[1, :32], rows[2, 5] = 0, 3e-39, -60000.0
+    kind = gguf.GGMLQuantizationType.Q4_0
+    ours = as_blocks(rows, Q4_0)
+    with np.errstate(all="ignore"):
+        ggmls = gguf.quants.quantize(rows, kind)
+    assert not gguf.dequantize(as_blocks(rows[:2], Q8_0), kind.Q8_0)[:, :32].any()
+    assert ours.shape == ggmls.shape and ours.dtype == np.uint8
+
+    def lost(data):
+        return ((gguf.dequantize(data, kind) - rows) ** 2).reshape(-1, 32).sum(1)
+
+    assert (lost(ours) <= lost(ggmls) * (1 + 1e-5)).all()
+    assert lost(ours)[6:].sum() < 0.95 * lost(ggmls)[6:].sum()
+    assert not lost(ours)[:2].any()  # zeros
+
+
+def test_a_block_by_hand():
+    steps = np.repeat(np.arange(-8, 8), 2).astype(np.float32)[None] * 0.5
+    data = as_blocks(steps, Q4_0)
+    assert data[0, :2].view(np.float16) == 0.5
+    # Low halves are the first 16 numbers, high halves the last: codes 0..7 and 8..15, each twice.
+    assert data[0, 2:].tolist() == [i // 2 + (8 + i // 2) * 16 for i in range(16)]
+    assert as_blocks(steps, F32).tolist() == steps.tolist()
+
+
 def test_specials_and_kinds_of_tokens(tmp_path):
     folder = samples.fallback(tmp_path)
     fields = read_tokenizer(folder, {"vocab_size": samples.ROWS})
@@ -215,5 +243,8 @@ def test_tokenizers_that_llama_cpp_reads_otherwise_are_refused(tmp_path):
     refuse("has no name in llama.cpp", normalizer={"type": "Lowercase"})
     refuse("is of type 'Unigram', and only BPE", model={"type": "Unigram", "vocab": []})
     refuse("and the network has 100 rows of them", rows=100)
+    cut = json.loads((samples.fallback(tmp_path / "cut") / "tokenizer.json").read_text())
+    del cut["model"]["vocab"]["<0x41>"]
+    refuse("keep all 256", **cut)
     path.unlink()
     refused("has no tokenizer.json", read_tokenizer, folder, config)

@@ -218,10 +218,21 @@ def test_tokenizers_that_are_not_known_are_refused(name, old, new, what, tmp_pat
         open_gguf(path)
 
 
+@pytest.mark.parametrize("quantization", ["f16", "q8_0"])
+def test_numbers_that_are_not_finite_are_refused(quantization, tmp_path, whole):
+    path = tmp_path / "m.gguf"
+    write(path, "llama", whole.parent / "tokenizer", quantization)
+    place = read_header(path).tensors["blk.1.ffn_up.weight"]
+    raw = bytearray(path.read_bytes())
+    raw[place.start : place.start + 2] = b"\xff\x7f"  # NaN in float16: a weight, or a scale
+    path.write_bytes(raw)
+    refused("'blk.1.ffn_up.weight' holds numbers that are not finite", open_gguf, path)
+
+
 def test_a_merge_of_other_tokens_is_refused(tmp_path, whole):
     raw = whole.read_bytes()
     merge = read_header(whole).metadata["tokenizer.ggml.merges"][-1].encode()
     at = raw.index(b"tokenizer.ggml.merges")
     where = raw.index(samples.text(merge), at) + 8
-    (tmp_path / "m.gguf").write_bytes(raw[:where] + b"#" * len(merge) + raw[where + len(merge) :])
+    (tmp_path / "m.gguf").write_bytes(raw[:where] + b"\n" * len(merge) + raw[where + len(merge) :])
     refused("is not of its tokens", open_gguf, tmp_path / "m.gguf")

@@ -80,6 +80,11 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> TokenFields:
     said = _said(folder)
     vocabulary = _vocabulary(data, config, path)
     adds_bos, adds_eos = _adds(path, said)
+    if fallback and not all(f"<0x{i:02X}>" in vocabulary for i in range(256)):
+        raise ExportError(
+            f"'{path}' says unknown letters in bytes and has no token for some of them, so "
+            "llama.cpp cannot load it: keep all 256 when the vocabulary is cut"
+        )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     tokens = _tokens(vocabulary, int(config["vocab_size"]))
     types = _types(tokens, data, vocabulary, fallback, model.get("unk_token"))

@@ -7,7 +7,7 @@ from typing import Any
 from tutelage.errors import CorruptFileError, TeacherError
 from tutelage.export.gguf_config import ROPE_FACTORS, llama3_factors, wanted_shapes
 from tutelage.export.gguf_names import Architecture, names_of, of_name
-from tutelage.teach.gguf_header import GgufHeader
+from tutelage.teach.gguf_header import GgufHeader, shown
 
 _SIZES = {
     "max_position_embeddings": "context_length",
@@ -28,7 +28,7 @@ def architecture_in(header: GgufHeader) -> Architecture:
     found = of_name(name)
     if found is None:
         raise TeacherError(
-            f"'{header.path}' holds a network of type '{str(name)[:60]}', which is not known here. "
+            f"'{header.path}' holds a network of type '{shown(name)}', which is not known here. "
             f"Use one of {names_of('name')}"
         )
     return found
@@ -97,7 +97,7 @@ class _Keys:
         return value if isinstance(value, int) and 0 <= value < rows else None
 
     def wrong(self, key: str) -> CorruptFileError:
-        said = str(self.get(key))[:40]
+        said = shown(self.get(key), 40)
         return CorruptFileError(
             f"'{self._header.path}' says {self._prefix}.{key}: {said}, which cannot be. Copy it "
             "again from where it came from, or use a network whose layers are all alike"
@@ -134,7 +134,7 @@ def _rope(header: GgufHeader, keys: _Keys, head: int) -> dict[str, Any]:
     if kind == "linear":
         options |= {"rope_type": "linear", "factor": keys.number("rope.scaling.factor")}
     elif kind not in (None, "none"):
-        raise _unknown(header, f"positions are scaled by '{str(kind)[:40]}'")
+        raise _unknown(header, f"positions are scaled by '{shown(kind)}'")
     elif ROPE_FACTORS in header.tensors:
         options |= _llama3(header, head, base)
     scaling = {k: v for k, v in options.items() if k != "rope_theta"}

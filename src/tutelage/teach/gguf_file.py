@@ -15,7 +15,7 @@ from tutelage.errors import CorruptFileError, TeacherError
 from tutelage.export.gguf_config import ROPE_FACTORS
 from tutelage.export.gguf_names import Architecture, unrotated
 from tutelage.teach.gguf_config import architecture_in, config_in
-from tutelage.teach.gguf_header import GgufHeader, mapped, read_header
+from tutelage.teach.gguf_header import GgufHeader, mapped, read_header, shown
 from tutelage.teach.gguf_tensors import unpacked
 from tutelage.teach.gguf_tokenizer import tokenizer_in
 from tutelage.teach.hf_folder import checked, open_transformers, quiet
@@ -79,8 +79,8 @@ def _state(header: GgufHeader, arch: Architecture, config: dict[str, Any]) -> di
                 if stored == ROPE_FACTORS:
                     continue
                 raise TeacherError(
-                    f"'{header.path}' has a tensor '{stored}' that {arch.name} is not known to "
-                    "have. Use the network's Hugging Face folder"
+                    f"'{header.path}' has a tensor '{shown(stored)}' that {arch.name} is not known "
+                    "to have. Use the network's Hugging Face folder"
                 )
             rows = unpacked(header, blob, place)
             for part, heads in _ROTATED.items():

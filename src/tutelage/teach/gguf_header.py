@@ -80,6 +80,11 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
         ) from None
 
 
+def shown(value: object, most: int = 60) -> str:
+    """Return what a file says as one short line, for a message."""
+    return " ".join(str(value).split())[:most]
+
+
 class _Reader:
     """A position in the bytes, and what is read from there on."""
 
@@ -103,7 +108,7 @@ class _Reader:
         for _ in range(keys):
             key = self._string()
             if key in found:
-                raise self._damaged(f"it has the key '{key[:80]}' twice")
+                raise self._damaged(f"it has the key '{shown(key)}' twice")
             found[key] = self._value(self._number("I"))
         return found, tensors
 
@@ -111,7 +116,7 @@ class _Reader:
         """Return the table of tensors; each lies within the file."""
         align = metadata.get("general.alignment", 32)
         if not isinstance(align, int) or not 0 < align <= _MOST_ALIGNMENT or align & (align - 1):
-            raise self._damaged(f"its alignment is {str(align)[:20]}")
+            raise self._damaged(f"its alignment is {shown(align, 20)}")
         rows = [self._row() for _ in range(count)]
         begin = -(-self._at // align) * align
         found: dict[str, TensorPlace] = {}
@@ -120,29 +125,31 @@ class _Reader:
             start = begin + offset
             if start + size > self._size:
                 raise self._damaged(
-                    f"the tensor '{name}' ends at byte {start + size} and the file at {self._size}"
+                    f"the tensor '{shown(name)}' ends at byte {start + size} of {self._size}"
                 )
             if name in found or offset % align:
-                raise self._damaged(f"the tensor '{name}' is listed twice or begins off its place")
+                raise self._damaged(
+                    f"the tensor '{shown(name)}' is listed twice or begins off its place"
+                )
             found[name] = TensorPlace(name=name, shape=shape, kind=kind, start=start, bytes=size)
         return found
 
     def _row(self) -> tuple[str, tuple[int, ...], int, int]:
-        name, dimensions = self._string()[:100], self._number("I")
+        name, dimensions = self._string(), self._number("I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
-            raise self._damaged(f"the tensor '{name}' has {dimensions} dimensions")
+            raise self._damaged(f"the tensor '{shown(name)}' has {dimensions} dimensions")
         shape = tuple(reversed([self._number("Q") for _ in range(dimensions)]))
         return name, shape, self._number("I"), self._number("Q")
 
     def _bytes(self, name: str, shape: tuple[int, ...], kind: int) -> int:
         if kind not in BLOCKS:
             raise TeacherError(
-                f"'{self._path}' stores '{name}' in ggml's type {kind}, which cannot be read here. "
-                "Use a file in f16, q8_0, q4_0 or a K quantization"
+                f"'{self._path}' stores '{shown(name)}' in ggml's type {kind}, which cannot be "
+                "read here. Use a file in f16, q8_0, q4_0 or a K quantization"
             )
         block, size = BLOCKS[kind]
         if 0 in shape or shape[-1] % block:
-            raise self._damaged(f"the tensor '{name}' has the shape {list(shape)}")
+            raise self._damaged(f"the tensor '{shown(name)}' has the shape {list(shape)}")
         return math.prod(shape) // block * size
 
     def _value(self, kind: int) -> Any:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.errors import MissingExtra, TeacherError
-from tutelage.teach.gguf_header import GgufHeader, TensorPlace, mapped
+from tutelage.errors import CorruptFileError, MissingExtra, TeacherError
+from tutelage.teach.gguf_header import GgufHeader, TensorPlace, mapped, shown
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -25,7 +25,18 @@ def read_rows(header: GgufHeader, place: TensorPlace) -> np.ndarray:
 
 
 def unpacked(header: GgufHeader, blob: mmap, place: TensorPlace) -> np.ndarray:
-    """Return a tensor of the open file in float32 [its shape]."""
+    """Return a tensor of the open file in float32 [its shape]; it is finite."""
+    with np.errstate(all="ignore"):  # damaged numbers are found below
+        found = _values(header, blob, place)
+    if not np.isfinite(found).all():
+        raise CorruptFileError(
+            f"'{header.path}' is damaged: '{shown(place.name)}' holds numbers that are not finite. "
+            "Copy it again from where it came from"
+        )
+    return found
+
+
+def _values(header: GgufHeader, blob: mmap, place: TensorPlace) -> np.ndarray:
     raw = blob[place.start : place.start + place.bytes]
     if place.kind in (_F32, _F16):
         kind = np.float32 if place.kind == _F32 else np.float16
@@ -40,8 +51,8 @@ def unpacked(header: GgufHeader, blob: mmap, place: TensorPlace) -> np.ndarray:
     except NotImplementedError:
         name = GGMLQuantizationType(place.kind).name
         raise TeacherError(
-            f"'{header.path}' stores '{place.name}' as {name}, which gguf cannot undo. Use a file "
-            "in f16, q8_0, q4_0 or a K quantization"
+            f"'{header.path}' stores '{shown(place.name)}' as {name}, which gguf cannot undo. Use "
+            "a file in f16, q8_0, q4_0 or a K quantization"
         ) from None
     return np.ascontiguousarray(found, np.float32).reshape(place.shape)
 

@@ -13,7 +13,7 @@ from tutelage.errors import CorruptFileError, TeacherError
 from tutelage.export.gguf_tokenizer import CONTROL, SPACE, UNKNOWN, UNUSED, USER
 from tutelage.export.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, named
 from tutelage.passes import reason
-from tutelage.teach.gguf_header import GgufHeader
+from tutelage.teach.gguf_header import GgufHeader, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ class _Fields:
         self.kind = self.get("model")
         if self.kind not in _KINDS:
             raise TeacherError(
-                f"'{header.path}' has a tokenizer of kind '{str(self.kind)[:40]}', which is not "
+                f"'{header.path}' has a tokenizer of kind '{shown(self.kind)}', which is not "
                 f"known here. Use a file with one of {', '.join(_KINDS)}"
             )
         self.tokens = self._list("tokens", str, rows)
@@ -109,7 +109,7 @@ class _Fields:
         words = self.vocabulary
         for pair in found:
             if len(pair) != 2 or any(x not in words for x in (*pair, "".join(pair))):
-                raise self.damaged(f"the merge '{' '.join(pair)[:40]}' is not of its tokens")
+                raise self.damaged(f"the merge '{shown(' '.join(pair))}' is not of its tokens")
         return found  # pyright: ignore[reportReturnType]
 
     def scores(self) -> list[float]:
@@ -121,7 +121,7 @@ class _Fields:
         if found is None:
             known = ", ".join(p.name for p in PRE_TOKENIZERS)
             raise TeacherError(
-                f"'{self._header.path}' cuts texts as '{str(name)[:40]}', which is not known here. "
+                f"'{self._header.path}' cuts texts as '{shown(name)}', which is not known here. "
                 f"Use a file with one of {known}, or the network's Hugging Face folder"
             )
         return found
