@@ -75,7 +75,7 @@ def compared(said: np.ndarray, truth: np.ndarray, windows: np.ndarray) -> dict[s
     """Compare logits [n, t, v] window by window; the last position has no next token."""
     same, kl, lost = [], [], []
     for mine, theirs, ids in zip(said, truth, windows, strict=True):
-        a, b = log_softmax(np.float64(theirs)), log_softmax(np.float64(mine))
+        a, b = log_softmax(theirs.astype(float)), log_softmax(mine.astype(float))
         same.append(a.argmax(-1) == b.argmax(-1))
         kl.append((np.exp(a) * (a - b)).sum(-1))
         lost.append(-b[np.arange(len(ids) - 1), ids[1:]])
@@ -85,7 +85,7 @@ def compared(said: np.ndarray, truth: np.ndarray, windows: np.ndarray) -> dict[s
 
 def main() -> None:
     """Write, run and compare each format."""
-    read = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    read = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     read.add_argument("model", type=Path)
     read.add_argument("--text", type=Path)
     read.add_argument("--python")

@@ -12,10 +12,9 @@ import pytest
 import torch
 from text_samples import refused
 
-from tutelage.devices.gguf_sizes import F32, Q4_0, Q8_0, bytes_a_token, gguf_bytes
+from tutelage.devices.gguf_sizes import bytes_a_token, gguf_bytes
 from tutelage.errors import ExportError
 from tutelage.export.gguf import gguf_file_bytes, write_gguf
-from tutelage.export.gguf_blocks import as_blocks
 from tutelage.export.gguf_names import rotated, unrotated
 from tutelage.export.gguf_tokenizer import read_tokenizer
 
@@ -128,31 +127,17 @@ def test_blocks_are_ggmls(quantization, step, tmp_path, tokenizer):
     assert worst.max() <= step * (0.57 if quantization == "q8_0" else 1.01) and worst.min() > 0
 
 
-def test_a_block_is_stored_as_well_as_ggml_does_or_better():
-    rows = np.random.default_rng(0).standard_t(5, (40, 64)).astype(np.float32)
-    rows[0], rows[1, :32], rows[2, 5] = 0, 3e-39, -60000.0
-    kind = gguf.GGMLQuantizationType.Q4_0
-    ours = as_blocks(rows, Q4_0)
-    with np.errstate(all="ignore"):
-        ggmls = gguf.quants.quantize(rows, kind)
-    assert not gguf.dequantize(as_blocks(rows[:2], Q8_0), kind.Q8_0)[:, :32].any()
-    assert ours.shape == ggmls.shape and ours.dtype == np.uint8
-
-    def lost(data):
-        return ((gguf.dequantize(data, kind) - rows) ** 2).reshape(-1, 32).sum(1)
-
-    assert (lost(ours) <= lost(ggmls) * (1 + 1e-5)).all()
-    assert lost(ours)[6:].sum() < 0.95 * lost(ggmls)[6:].sum()
-    assert not lost(ours)[:2].any()  # zeros
-
-
-def test_a_block_by_hand():
-    steps = np.repeat(np.arange(-8, 8), 2).astype(np.float32)[None] * 0.5
-    data = as_blocks(steps, Q4_0)
+def test_blocks_by_hand(tmp_path, tokenizer):
+    model = samples.network()
+    rows = model.model.layers[0].mlp.up_proj.weight.data
+    rows[0, :32] = torch.arange(-8, 8).repeat_interleave(2) * 0.5
+    rows[1, :32] = 3e-39  # too small for a scale
+    path = write(tmp_path / "m.gguf", model, tokenizer, "q4_0")
+    data = {t.name: t.data for t in gguf.GGUFReader(path).tensors}["blk.0.ffn_up.weight"]
     assert data[0, :2].view(np.float16) == 0.5
     # Low halves are the first 16 numbers, high halves the last: codes 0..7 and 8..15, each twice.
-    assert data[0, 2:].tolist() == [i // 2 + (8 + i // 2) * 16 for i in range(16)]
-    assert as_blocks(steps, F32).tolist() == steps.tolist()
+    assert data[0, 2:18].tolist() == [i // 2 + (8 + i // 2) * 16 for i in range(16)]
+    assert data[1, :2].view(np.float16) == 0
 
 
 def test_specials_and_kinds_of_tokens(tmp_path):

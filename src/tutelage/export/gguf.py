@@ -24,7 +24,6 @@ from tutelage.devices.gguf_sizes import (
     stored_type,
 )
 from tutelage.errors import ExportError, MissingExtra
-from tutelage.export.gguf_blocks import as_blocks
 from tutelage.export.gguf_config import (
     ROPE_FACTORS,
     architecture_of,
@@ -217,6 +216,8 @@ def _converted(
     config: dict[str, Any], entries: list[_Entry], tensors: Mapping[str, Tensor]
 ) -> Iterator[np.ndarray]:
     """Yield the bytes of each tensor in turn."""
+    import gguf
+
     arch = architecture_of(config)
     for e in entries:
         if e.stored == ROPE_FACTORS:
@@ -224,7 +225,8 @@ def _converted(
             continue
         rows = _as_stored(arch, config, e.name, tensors[e.name].detach().cpu().float().numpy())
         _check_finite(e, rows)
-        yield as_blocks(rows, e.type)
+        with np.errstate(all="ignore"):  # a block too small for a scale becomes zeros
+            yield gguf.quants.quantize(rows, gguf.GGMLQuantizationType(e.type.number))
 
 
 def _as_stored(
