@@ -98,6 +98,18 @@ def energy():
     _nvml_counter()
 
 
+def gguf(tmp_path):
+    from gguf_samples import byte_level, config_of, network
+
+    from tutelage.export.gguf import write_gguf
+
+    model = network()
+    tokenizer = byte_level(tmp_path / "tokenizer")
+    write_gguf(
+        tmp_path / "x.gguf", config_of(model), model.state_dict(), tokenizer, quantization="f16"
+    )
+
+
 def tracker(name):
     def call(tmp_path):
         from tutelage.train.trackers import open_tracker
@@ -113,6 +125,7 @@ OPTIONAL = {
     "torchvision": (torchvision, "torchvision", "torchvision"),
     "parquet": (parquet, "pyarrow", "pyarrow"),
     "energy": (energy, "pynvml", "nvidia-ml-py"),
+    "gguf": (gguf, "gguf", "gguf"),
     "tensorboard": (tracker("tensorboard"), "tensorboard", "tensorboard"),
     "mlflow": (tracker("mlflow"), "mlflow", "mlflow"),
     "wandb": (tracker("wandb"), "wandb", "wandb"),

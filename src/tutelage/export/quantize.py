@@ -44,8 +44,7 @@ class Precision:
     """How int8 is written.
 
     `activations`: `uint8` (x86) or `int8` (Arm). `per_channel` gives each output channel its scale.
-    `float_stem` leaves layers that read fewer than four channels in float: quicker in onnxruntime,
-    at the price of one float activation in memory.
+    `float_stem` leaves layers that read fewer than four channels in float: quicker, more memory.
     """
 
     activations: Literal["uint8", "int8"] = "uint8"
@@ -318,10 +317,10 @@ class _Writer:
     def _stored(self, out: str, weight: np.ndarray, axis: int) -> str:
         """Store a weight in int8 and return the name of its float form."""
         self._weight(out, weight, axis)
-        axes: dict[str, Any] = {"axis": axis} if self.form.per_channel else {}
-        inputs = [out + ".w", out + ".ws"]
-        self.nodes.append(self.make("DequantizeLinear", inputs, [out + ".r"], **axes))
-        return out + ".r"
+        axes: Any = {"axis": axis} if self.form.per_channel else {}
+        given, real = [out + ".w", out + ".ws"], out + ".r"
+        self.nodes.append(self.make("DequantizeLinear", given, [real], **axes))
+        return real
 
     def _copy(self, node: NodeProto) -> None:
         for i, name in enumerate(node.input):

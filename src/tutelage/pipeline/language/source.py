@@ -10,17 +10,9 @@ from typing import Any
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.files import sha256_file
 from tutelage.recipe import Recipe
-from tutelage.students.decoder import KINDS, Decoder, decoder_of, unlike
+from tutelage.students.decoder import Decoder, decoder_of
+from tutelage.teach.decoder_folder import open_decoder, open_tokenizer
 from tutelage.teach.gguf_file import open_gguf
-from tutelage.teach.hf_folder import (
-    check_weights,
-    checked,
-    load_model,
-    local_only,
-    open_transformers,
-    quiet,
-    read_config,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,29 +42,15 @@ def open_source(recipe: Recipe) -> Source:
         raise TeacherError(
             f"there is no teacher at '{path}'; name a Hugging Face folder or a GGUF file"
         )
-    network, tokenizer = _opened(path)
-    return Source(
-        decoder=decoder_of(network), tokenizer=tokenizer, name=str(path), key=_files_hash(path)
-    )
+    decoder, tokenizer = _opened(path)
+    return Source(decoder=decoder, tokenizer=tokenizer, name=str(path), key=_files_hash(path))
 
 
-def _opened(path: Path) -> tuple[Any, Any]:
+def _opened(path: Path) -> tuple[Decoder, Any]:
     if path.is_file():
-        return open_gguf(path)
-    config = read_config(path, trust_code=False)
-    if config["model_type"] not in KINDS:
-        raise TeacherError(
-            f"the teacher '{path}': {unlike(config['model_type'])}; for classes of texts use "
-            "task: text"
-        )
-    check_weights(path)
-    library = open_transformers(path)
-    options = local_only(False)
-    with quiet(library):
-        known = checked(path, lambda: library.AutoConfig.from_pretrained(path, **options))
-        network = load_model(path, library.AutoModelForCausalLM, known, options)
-        tokenizer = checked(path, lambda: library.AutoTokenizer.from_pretrained(path, **options))
-    return network, tokenizer
+        network, tokenizer = open_gguf(path)
+        return decoder_of(network), tokenizer
+    return open_decoder(path), open_tokenizer(path)
 
 
 def _files_hash(path: Path) -> str:
