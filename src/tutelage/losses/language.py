@@ -22,7 +22,7 @@ from tutelage.losses.sparse import SparseDecision
 
 # Bytes of a chunk's logits (one product with the head), and of a block's, which are few enough to
 # stay in the processor's cache while the losses pass over them. A GPU wants fewer, larger kernels.
-_CHUNK_BYTES = {"cpu": 9 << 21, "cuda": 1 << 28}
+_CHUNK_BYTES = {"cpu": 15 << 20, "cuda": 1 << 28}
 _BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
