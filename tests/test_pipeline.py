@@ -190,9 +190,9 @@ def _bad_int8(monkeypatch: pytest.MonkeyPatch, *, repairable: bool) -> list[str]
     taught_on: list[str] = []
     lesson = shipping.distill_for_int8
 
-    def spy(*args: Any) -> Any:
+    def spy(*args: Any, **options: Any) -> Any:
         taught_on.append("int8")
-        return lesson(*args)
+        return lesson(*args, **options)
 
     def loss(self: Any, path: Path) -> float:
         return 0.0 if "int8" not in path.name or (repairable and taught_on) else 0.5
