@@ -35,7 +35,7 @@ from conftest import _no_memory
 import tutelage.cli.main  # noqa: F401
 from tutelage import pipeline
 from tutelage.files import write_atomically
-from tutelage.pipeline import proving
+from tutelage.pipeline import opening, proving
 from tutelage.tasks import find_task
 
 counted = {"replace": 0, "fsync": 0, "open": 0}
@@ -86,7 +86,7 @@ def child(job: dict[str, Any], answer: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     proving.measure_memory = _no_memory
     # Notes of the time come as a clock has it, and the writes of a run must be as many each time.
-    pipeline._SHORTEST_S = job.get("note_s", math.inf)
+    opening._SHORTEST_S = job.get("note_s", math.inf)
     pipeline.build_report = lambda folder: write_atomically(folder / "report.html", "a stand-in")
     said = tiny.cli("run", job["recipe"], "--run", job["run"])
     text = json.dumps({"err": said.err, "errors": said.errors, "counted": counted})

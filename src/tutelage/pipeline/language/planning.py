@@ -28,7 +28,7 @@ from tutelage.students.decoder_choice import depths_by_kl
 from tutelage.students.decoder_sizes import parameters, plan_slices, shapes_of
 from tutelage.students.slice_decoder import slice_decoder
 
-_CHOOSING_TOKENS = 2_048  # choose layers and units; a pass over them takes seconds
+_CHOOSING_TOKENS = 512  # choose layers and units: some hundred passes over them
 _DEFAULT_SHARE = 0.6  # of the teacher's own file, where the recipe limits nothing
 
 
