@@ -23,6 +23,7 @@ _OF_VALUES = (
     "way round."
 )
 _UNLABELLED = "The test examples have no labels, so nothing here says how often either is right."
+_OF_TOKENS = "Token by token on held-out text, of the file that ships."
 _PNG = "data:image/png;base64,"
 
 
@@ -81,10 +82,11 @@ def fidelity(proof: dict[str, Any]) -> Fidelity:
     if proof.get("decides") == "values":
         return _of_values(proof)
     given = proof.get("classes") or []
+    lead = _OF_TOKENS if proof.get("decides") == "tokens" else _UNLABELLED
     seen = [c for c in given if c["teacher"] is not None and c["student"] is not None]
     seen.sort(key=lambda c: c["student"] - c["teacher"])
     return Fidelity(
-        lead=_FIDELITY if given else _UNLABELLED,
+        lead=_FIDELITY if given else lead,
         figures=tuple((label(m["name"]), read_figure(m)) for m in proof.get("fidelity") or []),
         chart=_reliability(proof.get("reliability") or {}),
         classes=tuple(_class(c) for c in seen),

@@ -57,6 +57,7 @@ def _timed(rate: Measurement | None, device: Device) -> Figures:
     if rate is None:
         return ()
     low, high = rate.spread or (rate.value, rate.value)
+    rate = replace(rate, where=f"{device.name}: a token, by the bytes read for it")
     a_token = replace(
         rate, name="latency_s", value=1 / rate.value, unit="s", spread=(1 / high, 1 / low)
     )

@@ -182,8 +182,14 @@ def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
 def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the lessons as one, for the report: curves one after another."""
     history = dict(results[-1]["history"])
-    for name in ("loss", "parts", "figure"):
+    for name in ("loss", "parts"):
         history[name] = [x for result in results for x in result["history"][name]]
+    # Validation is minus a cross entropy in nats, no share: it is drawn among the losses.
+    held_out = [-x for result in results for x in result["history"]["figure"]]
+    history["parts"] = [
+        {**part, "validation": x} for part, x in zip(history["parts"], held_out, strict=True)
+    ]
+    history["figure"] = []
     behind = sum(len(result["history"]["figure"]) for result in results[:-1])
     history["best_epoch"] = behind + results[-1]["history"]["best_epoch"]
     return {
