@@ -14,6 +14,7 @@ import pytest
 import tiny
 import yaml
 
+import tutelage
 from tutelage.files import read_json
 
 pytest.importorskip("gguf")
@@ -106,8 +107,10 @@ def test_the_folder_opens_in_transformers_and_says_what_the_file_says(done):
     ids = torch.tensor([tokenizer("good film the plot was funny")["input_ids"]])
     whole = transformers.AutoTokenizer.from_pretrained(folder / "run" / "student")
     assert whole("good film the plot was funny")["input_ids"] == ids[0].tolist()
+    own = tutelage.load(folder / "run" / "student")  # by spec.json, without transformers' folder
     with torch.no_grad():
         a, b = network(ids).logits, stored(ids).logits
+        assert torch.equal(own(ids), a)
     assert (a - b).abs().mean() < 0.1 * a.std()  # rounded to 8 bits
     assert whole.chat_template
 

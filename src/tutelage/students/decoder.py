@@ -258,5 +258,8 @@ def _once(module: Decoder, state: dict[str, Tensor], prefix: str, *_: Any) -> No
 
 
 def _twice(module: Decoder, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if prefix + _EMBEDDING not in state:  # named as in a Hugging Face folder
+        for name in [name for name in state if name.startswith(prefix)]:
+            state[f"{prefix}network.{name.removeprefix(prefix)}"] = state.pop(name)
     if module.spec.tied and prefix + _EMBEDDING in state:
         state[prefix + _HEAD] = state[prefix + _EMBEDDING]
