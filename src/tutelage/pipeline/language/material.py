@@ -55,6 +55,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
         tokenizer = pruned.tokenizer
         decoder = with_tokens(decoder, torch.from_numpy(pruned.kept))
         data = _load(recipe, tokenizer, length, context)
+    after = _learned(data.test)
     data = dataclasses.replace(
         data,
         train=_enough(data.train, recipe.language.tokens, recipe.seed),
@@ -64,7 +65,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
     content = hash_json([part.fingerprint for part in (data.train, data.validation, data.test)])
     counts = {
         "whole": whole, "kept": decoder.spec.vocabulary,
-        "test_tokens_whole": before, "test_tokens_kept": _learned(data.test),
+        "test_tokens_whole": before, "test_tokens_kept": after,
     }  # fmt: skip
     for note in data.notes:
         progress.say(f"data: {note}")
