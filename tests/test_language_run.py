@@ -198,3 +198,12 @@ def test_an_encoder_does_not_write(tmp_path):
     said = tiny.cli("run", write_job(tmp_path), "--run", tmp_path / "run")
     assert said.status == 2, said.err
     assert "bert" in said.err
+
+
+def test_the_vocabulary_may_stay_whole(done, tmp_path):
+    shutil.copytree(done[0] / "teacher", tmp_path / "teacher")
+    data = {"train": "chats.jsonl", "length": 64, "vocabulary": "whole"}
+    said = tiny.cli("plan", write_job(tmp_path, data=data, budget={"storage": "60 kB"}), "--json")
+    assert said.status == 0, said.err
+    (size,) = {row["spec"]["vocabulary"] for row in said.answer["candidates"]}
+    assert size == len(transformers.AutoTokenizer.from_pretrained(tmp_path / "teacher"))

@@ -49,6 +49,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
     data = _load(recipe, source.tokenizer, length, context)
     decoder, tokenizer = source.decoder, source.tokenizer
     whole, before = decoder.spec.vocabulary, _learned(data.test)
+    after = before
     if recipe.data.vocabulary == "pruned":
         progress.say("data: pruning the vocabulary to what the training texts use")
         pruned = prune_tokenizer(tokenizer, data.train.ids)
