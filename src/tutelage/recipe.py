@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,9 +32,10 @@ from tutelage.recipe_data import (
 )
 from tutelage.recipe_errors import explain
 from tutelage.recipe_language import LanguagePart
+from tutelage.recipe_student import StudentPart
 from tutelage.records import Limit, Metric
 from tutelage.registry import near_matches
-from tutelage.units import parse_quantity
+from tutelage.units import parse_quantity, parse_share
 
 _LARGEST_BYTES = 100_000
 _BUDGET: dict[str, tuple[Metric, str]] = {
@@ -125,53 +125,6 @@ class BudgetPart(Part):
         """Return the limits in SI units."""
         given = {name: getattr(self, name) for name in _BUDGET}
         return tuple(_limit(name, value) for name, value in given.items() if value is not None)
-
-
-class StudentPart(Part):
-    """Who learns: chosen among the spaces of students, a fixed spec, or one's own function."""
-
-    source: Text | None = Field(None, description="file.py:function of your own student")
-    spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
-        None, description="a fixed spec, e.g. {family: convnet, …}"
-    )
-    space: Literal["auto", "compact", "sliced"] = Field(
-        "compact",
-        description="sliced: the teacher with fewer channels, heads, layers; compact: a family of "
-        "the task; auto: both compete, where the teacher can be sliced",
-    )
-    candidates: Annotated[int, Field(ge=1, le=32)] = Field(
-        4,
-        description="how many are compared by short distillations; above four by successive "
-        "halving, above the family's own structures with some drawn at random",
-    )
-    shrink: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
-        1,
-        description="of images: squares of so many pixels a side are averaged first, in the "
-        "student alone; auto: 1, 2 and 4 compete",
-    )
-    taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
-    start: Literal["fresh", "teacher", "nearest"] = Field(
-        "fresh",
-        description="teacher: begin with what fits of its embedding, layers, channels; nearest: "
-        "with a slice of the smallest student taught before in the run that holds it",
-    )
-
-    @model_validator(mode="after")
-    def _one_student(self) -> StudentPart:
-        if self.source is not None and self.start != "fresh":
-            raise ValueError(
-                f"'start: {self.start}' is for built-in students; remove it, or 'source'"
-            )
-        if self.space != "compact" and (self.source is not None or self.spec is not None):
-            raise ValueError("'space' is for students that are searched; remove it, or the student")
-        if self.shrink != 1 and (self.source or self.spec or self.space == "sliced"):
-            raise ValueError(
-                "'shrink' is for compact students that are searched; remove it, or write it into "
-                "'spec'"
-            )
-        if self.source is not None and self.spec is not None:
-            raise ValueError("give 'source' or 'spec', not both")
-        return self
 
 
 class LossPart(Part):
@@ -346,21 +299,10 @@ def _limit(name: str, given: Any) -> Limit:
     part = given if isinstance(given, BudgetLimit) else BudgetLimit(limit=given)
     try:
         share = metric == "accuracy"
-        value = _share(part.limit) if share else parse_quantity(part.limit, unit)
+        value = parse_share(part.limit) if share else parse_quantity(part.limit, unit)
     except RecipeError as error:
         raise ValueError(str(error)) from None
     return Limit(metric=metric, value=value, hard=part.hard, source="recipe")
-
-
-def _share(raw: Any) -> float:
-    text = str(raw).strip()
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise RecipeError(f"'{text[:40]}' must lie between 0 and 1; write it like '0.95' or '95 %'")
-    return value
 
 
 def _absolute(value: str | None, folder: Path) -> str | None:

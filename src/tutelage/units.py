@@ -87,3 +87,15 @@ def _three(value: float) -> str:
     digits = max(0, 2 - int(math.floor(math.log10(abs(value)))))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def parse_share(raw: Any) -> float:
+    """Return a share written as 0.95 or 95 %; raises `RecipeError` unless it is in (0, 1]."""
+    text = str(raw).strip()
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise RecipeError(f"'{text[:40]}' must lie between 0 and 1; write it like '0.95' or '95 %'")
+    return value

@@ -15,6 +15,7 @@ from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
+from tutelage.pipeline.exiting import exits_of
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
@@ -36,6 +37,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
+from tutelage.students.exits import Exits, load_exits, save_exits
 from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
@@ -50,10 +52,11 @@ _PAIRING_EXAMPLES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """The taught student, and the lesson with which it can be taught further."""
+    """The taught student, its exits where it has some, and what became of its lesson."""
 
     network: nn.Module
     result: dict[str, Any]
+    exits: Exits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +189,10 @@ def distill(
             **({"start": started} if started else {}),
         }
         unit = material.target and {"target": dataclasses.asdict(material.target)}
-        return result, _save(folder, chosen, network, unit)
+        paths = _save(folder, chosen, network, unit)
+        if recipe.student.exits is not None:
+            paths += save_exits(folder, exits_of(lesson, taught), material.outputs)
+        return result, paths
 
     own_pass = [] if chosen.forward is call else [source_of(chosen.forward)]
     inputs = hash_json(
@@ -203,6 +209,7 @@ def distill(
             recipe.threads,
             *start_key(recipe, chosen.weights),
             *own_pass,
+            *(["exits"] if recipe.student.exits is not None else []),
         ]
     )
     record = run.stage("distill", inputs, work)
@@ -215,7 +222,7 @@ def distill(
 
         network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         network.eval()
-    return Learned(network=network, result=record.result)
+    return Learned(network=network, result=record.result, exits=load_exits(folder))
 
 
 def distill_for_int8(

@@ -20,14 +20,24 @@ _MOST_MACS, _FEWEST_BOUNDED_EPOCHS = 3e13, 4
 _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
+_BRANCHED = ("trajectory", "branch_labels", "branch_decision")
+_LOSS_OF_EXITS = {"decision_everywhere": 1.0}
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
 def with_losses(recipe: Recipe, decides: Decides) -> Recipe:
-    """Return the recipe with the losses that suit its data, where it names none itself."""
-    if decides == "classes" or "losses" in recipe.distill.model_fields_set:
+    """Return the recipe with the losses that suit its data, where it names none itself.
+
+    Exits need a loss that teaches branches; one is added where the recipe has none.
+    """
+    losses = dict(recipe.distill.losses)
+    if decides == "values" and "losses" not in recipe.distill.model_fields_set:
+        losses = dict(_LOSSES_OF_VALUES)
+    if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):
+        losses |= _LOSS_OF_EXITS
+    if losses == recipe.distill.losses:
         return recipe
-    part = recipe.distill.model_copy(update={"losses": dict(_LOSSES_OF_VALUES)})
+    part = recipe.distill.model_copy(update={"losses": losses})
     return recipe.model_copy(update={"distill": part})
 
 

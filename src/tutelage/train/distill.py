@@ -225,6 +225,22 @@ def decisions(network: nn.Module, split: Split, forward: Forward = call) -> Tens
     return torch.cat(found)
 
 
+def early_decisions(lesson: Distillation, split: Split) -> tuple[Tensor, ...]:
+    """Return what each branch decides about every untouched example of a split, on the CPU."""
+    device = next(lesson.student.parameters()).device
+    for module in lesson.modules:
+        module.eval()
+    found: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, split.count, _EVALUATION_BATCH):
+            index = torch.arange(start, min(start + _EVALUATION_BATCH, split.count))
+            batch = split.batch(index, 0)
+            keep = None if batch.keep is None else batch.keep.to(device)
+            said = lesson.read(_to(batch.inputs, device), keep).trajectory
+            found.append(tuple(x.float().cpu() for x in said))
+    return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+
 def _map(tap: Tap, output: Tensor) -> Tensor:
     found = energy_map(output)
     if found is None:
