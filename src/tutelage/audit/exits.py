@@ -132,5 +132,11 @@ def _every(
 
 
 def _levels(sure: np.ndarray, most: int) -> list[float]:
-    """Return thresholds to try: quantiles of the confidence."""
-    return sorted(set(np.quantile(sure, np.linspace(0, 0.98, most), method="lower").tolist()))
+    """Return thresholds to try, each half-way between two confidences: rounding moves none across.
+
+    The lowest lets every input stop.
+    """
+    ranked = np.unique(sure)
+    at = np.unique(np.linspace(0, len(ranked) - 1, most).round().astype(int))
+    below = np.where(at > 0, ranked[at - 1], 0.0)
+    return ((below + ranked[at]) / 2).tolist()

@@ -209,7 +209,6 @@ def distill(
             recipe.threads,
             *start_key(recipe, chosen.weights),
             *own_pass,
-            *(["exits"] if recipe.student.exits is not None else []),
         ]
     )
     record = run.stage("distill", inputs, work)

@@ -59,7 +59,8 @@ def distill_inputs(recipe: Recipe) -> list[Any]:
     """
     part = recipe.distill
     left_out = {"checkpoint"} | (set() if part.balance_classes else {"balance_classes"})
-    return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe)]
+    exits = ["exits"] if recipe.student.exits is not None else []
+    return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe), *exits]
 
 
 def teacher_inputs(recipe: Recipe) -> dict[str, Any]:

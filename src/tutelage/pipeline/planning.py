@@ -158,7 +158,7 @@ def costing_of(
     precision: Precision = "int8" if wanted == "auto" else wanted  # auto: the smallest of them
     return Costing(
         device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
-        beside=material.beside,
+        beside=material.beside, exits=recipe.student.exits is not None,
     )  # fmt: skip
 
 
@@ -203,6 +203,7 @@ def find_candidates(
             teacher_parameters,
             "counted",
             *([recipe.seed] if recipe.student.candidates > 4 else []),
+            *(["exits"] if costing.exits else []),
             *([shrinks] if shrinks != (1,) else []),
             *([families] if families != material.task.families else []),
             *(dataclasses.asdict(file) for file in costing.beside),

@@ -91,6 +91,7 @@ def prove(
             recipe.export.precision,
             *metric_inputs(recipe),
             _meter_hash(recipe),
+            *shipped.exits,
         ]
     )
     run.stage("prove", inputs, work)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import torch
 
 from tutelage.devices import Device
 from tutelage.devices.cost import estimate_energy, predict_latency
+from tutelage.devices.profile import cpu_name
 from tutelage.errors import DeviceError
 from tutelage.export.artifact import OnnxModel, load_onnx
 from tutelage.export.graph import GraphCosts, graph_costs
 from tutelage.export.unroll import way, ways
-from tutelage.measure.latency import Call, measure_latency, open_session, time_calls
+from tutelage.measure.latency import Call, measure_latency, open_session
 from tutelage.pipeline.material import Material
 from tutelage.records import Measurement
 from tutelage.teach.signals import Split
 
 _BATCH = 256
-_TIMED = 200  # test examples
+_TIMED, _TIMING_S = 200, 1.0  # test examples, and seconds for each way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,30 +109,34 @@ def on_device(
 def timed(stopped: Stopped, split: Split) -> tuple[Call, list[Measurement]]:
     """Time a file over test examples here; return a call that goes through them, and figures.
 
-    `latency_s` is the median of the examples that went to the end (of all, where none did).
+    `latency_s` is the median of examples that went to the end, and the mean that of the medians of
+    each way, by how many went it: a mean of readings would be one of the machine's interruptions.
     """
     session = open_session(stopped.path, threads=1)
     name = session.get_inputs()[0].name
-    index = torch.arange(min(_TIMED, split.count))
-    inputs = split.batch(index, 0).tensor.numpy()
-    feeds = [{name: inputs[i : i + 1]} for i in range(len(inputs))]
-    around = itertools.cycle(feeds)
 
-    def call() -> object:
-        return session.run(None, next(around))
+    def call_of(chosen: np.ndarray) -> Call:
+        inputs = split.batch(torch.from_numpy(chosen[:_TIMED]), 0).tensor.numpy()
+        around = itertools.cycle([{name: inputs[i : i + 1]} for i in range(len(inputs))])
+        return lambda: session.run(None, next(around))
 
-    place = stopped.place[: len(feeds)]
-    long = [feed for feed, at in zip(feeds, place, strict=True) if at == len(stopped.counted) - 1]
-    whole = itertools.cycle(long or feeds)
-    worst = measure_latency(lambda: session.run(None, next(whole)), threads=1).p50
-    repeats = len(feeds) * 3
-    readings = time_calls(call, 10, repeats, 3.0)
+    last = len(stopped.counted) - 1
+    went = {at: np.flatnonzero(stopped.place == at) for at in range(last + 1)}
+    times = {
+        at: measure_latency(call_of(found), threads=1, budget_s=_TIMING_S).p50
+        for at, found in went.items()
+        if len(found)
+    }
+    slowest = times[max(times)]
+    here = f"{cpu_name()}, onnxruntime {version('onnxruntime')}, 1 thread"
     mean = Measurement(
-        name="latency_mean_s", value=float(np.mean(readings)), unit="s", kind="measured",
-        n=len(readings), where=f"{len(feeds)} test examples in turn, {worst.where}",
+        name="latency_mean_s", unit="s", kind="measured", n=sum(t.n or 0 for t in times.values()),
+        value=sum(len(went[at]) / len(stopped.place) * t.value for at, t in times.items()),
+        where=f"medians of each way, {stopped.said}; {here}",
     )  # fmt: skip
-    told = f"examples that stop nowhere, {worst.where}"
-    return call, [mean, dataclasses.replace(worst, name="latency_s", where=told)]
+    said = "examples that stop nowhere" if last in times else "examples that stop at the last exit"
+    longest = dataclasses.replace(slowest, name="latency_s", where=f"{said}, {here}")
+    return call_of(np.arange(split.count)), [mean, longest]
 
 
 def exit_part(

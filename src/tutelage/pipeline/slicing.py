@@ -104,6 +104,7 @@ def _slices(
             taught.train.key,
             recipe.threads,
             "by scores",
+            *(["exits"] if costing.exits else []),
         ]
     )
     found = tuple(map(Candidate.from_json, run.stage("slices", inputs, search).result))

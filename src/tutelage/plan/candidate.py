@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.export.graph import GraphCosts
-from tutelage.plan.costs import Costing, cost_of, figures_on, missed_limits, needs_timing
+from tutelage.plan.costs import Costing, cost_of, figures_on, missed_limits, needs_timing, shake
 from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
 
@@ -69,7 +69,7 @@ _counted: dict[str, tuple[int, GraphCosts]] = {}  # budgets change, what a graph
 
 def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
     """Cost one spec; a second time, on another device or within other limits, takes no export."""
-    key = repr((spec, costing.precision, costing.meta))
+    key = repr((spec, costing.precision, costing.meta, costing.exits))
     if key in _counted and not needs_timing(costing):
         parameters, counted = _counted[key]
         return _judged(spec, parameters, counted, figures_on(counted, costing), costing)
@@ -103,14 +103,5 @@ def stand_in(spec: StudentSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = spec.build()
-        _shake(network)
+        shake(network)
     return network
-
-
-def _shake(network: nn.Module) -> None:
-    """Give norms values as after training: equal constants would merge, and shrink the file."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.normal_()
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)

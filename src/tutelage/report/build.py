@@ -13,6 +13,7 @@ from tutelage.records import SideFile
 from tutelage.report.budget import BudgetRow, budget
 from tutelage.report.candidates import Candidates, candidates
 from tutelage.report.comparison import CompareRow, comparison
+from tutelage.report.exits import Exits, exits
 from tutelage.report.fidelity import Fidelity, fidelity
 from tutelage.report.overview import Overview, came_out, overview, went_in
 from tutelage.report.possible import Possible, planned_figures, possible
@@ -36,6 +37,7 @@ class Page:
     comparison: tuple[CompareRow, ...]
     candidates: Candidates | None
     possible: Possible | None
+    exits: Exits | None
     fidelity: Fidelity
     samples: Samples | None
     training: Training | None
@@ -76,6 +78,7 @@ def page(sources: Sources) -> Page:
             comparison=comparison(proof),
             candidates=planned,
             possible=others,
+            exits=exits(proof),
             fidelity=fidelity(proof),
             samples=samples(proof),
             training=taught,
