@@ -240,7 +240,7 @@ READ_ONLY_TEXT = {
     "budget.accuracy", "student.source", "student.spec", "student.taps", "distill.losses",
     "distill.pairs", "distill.checkpoint", "measure.power_csv", "teacher.classes",
     "data.text_column", "data.tokenizer", "data.series_column", "data.time_column",
-    "data.unlabelled",
+    "data.unlabelled", "student.exits",
 }  # fmt: skip
 
 
