@@ -184,7 +184,7 @@ class _Builder:
         if at == len(self.thresholds):
             nodes += [_same(decision, said), _same(here.name, place)]
             return nodes, [*constants, here]
-        threshold = numpy_helper.from_array(np.float32(self.thresholds[at]), f"t{at}")
+        threshold = numpy_helper.from_array(np.array(self.thresholds[at], np.float32), f"t{at}")
         stop = self._graph(
             [_same(decision, f"s{at}"), _same(here.name, f"h{at}")], [here], f"s{at}", f"h{at}"
         )

@@ -103,7 +103,9 @@ def _chart(part: dict[str, Any], unit: str, kind: Kind, metric: str) -> Chart | 
         words = mark.mark_text(align="right", dx=-9, dy=-10, color=color, aria=False)
         layers.append(words.encode(text="label:N"))
     text = f"Thresholds from {rows[0]['y']:.1%} right at the dearest to {rows[-1]['y']:.1%} right"
-    title = (("Share right", "measured"), ("by mean cost, validation", kind))
+    title: tuple[tuple[str, Kind], ...] = (
+        ("Share right", "measured"), ("by mean cost, validation", kind),
+    )  # fmt: skip
     return Chart(svg=finish(alt.layer(*layers)), title=title, alt=text)
 
 
