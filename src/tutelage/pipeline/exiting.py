@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tutelage.audit.exits import choose_stops, confidence, tradeoff
 from tutelage.devices import load_device
@@ -54,12 +55,24 @@ def check_exits(recipe: Recipe, material: Material) -> None:
     why = ""
     if material.decides == "values":
         why = "are for classes, and the data's labels are values"
-    elif "tokenizer" in material.task.keys:
-        why = "are for images and series so far, not for texts"
     elif recipe.export.dynamic_batch:
         why = "need a batch of one, and export.dynamic_batch leaves it free"
     if why:
         raise RecipeError(f"student.exits {why}: remove the key")
+
+
+def check_pads(recipe: Recipe, material: Material, network: nn.Module) -> None:
+    """Refuse exits of a text student that does not say which token fills texts up."""
+    texts = "tokenizer" in material.task.keys
+    if (
+        recipe.student.exits is not None
+        and texts
+        and not isinstance(getattr(network, "pad", None), int)
+    ):
+        raise RecipeError(
+            "student.exits: a branch must know which tokens only fill a text up; give your student "
+            "their number as the attribute 'pad', or remove the key"
+        )
 
 
 def stop_early(

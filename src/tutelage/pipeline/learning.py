@@ -15,7 +15,7 @@ from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
-from tutelage.pipeline.exiting import exits_of
+from tutelage.pipeline.exiting import check_pads, exits_of
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
@@ -150,6 +150,7 @@ def distill(
         progress.say(f"student: starts with {taken}")
     if bound:
         progress.say(f"student: {bound}")
+    check_pads(recipe, material, network)
     folder = run.file("student")
 
     def work() -> tuple[Any, list[Path]]:

@@ -89,7 +89,8 @@ def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
 
 def _with_exits(network: nn.Module, meta: ArtifactMeta) -> nn.Module:
     """Put untrained exits behind the network's taps; a network with fewer than two has none."""
-    taps = find_taps(network, torch.zeros(2, *meta.shape))
+    dtype = torch.int64 if meta.dtype == "int64" else torch.float32
+    taps = find_taps(network, torch.zeros(2, *meta.shape, dtype=dtype))
     exits = fresh_exits(taps, len(meta.classes))
     if not exits.taps:
         return network

@@ -45,7 +45,10 @@ def fresh_exits(taps: Sequence[Tap], classes: int) -> Exits:
 
 
 class ExitingNetwork(nn.Module):
-    """A student that says its decision and all early ones, side by side: `[b, (1 + exits) k]`."""
+    """A student that says its decision and all early ones, side by side: `[b, (1 + exits) k]`.
+
+    Branches leave out what the network itself does: where it has a token `pad`, its places.
+    """
 
     def __init__(self, network: nn.Module, exits: Exits, forward: Forward = call) -> None:
         super().__init__()
@@ -57,7 +60,9 @@ class ExitingNetwork(nn.Module):
         """Return the final decision's logits, then each exit's."""
         with TapReader(self.network, self.paths, forward=self._forward) as reader:
             decision, outputs = reader.read(self.network, inputs)
-        said = [branch(output) for branch, output in zip(self.exits, outputs, strict=True)]
+        pad = getattr(self.network, "pad", None)
+        keep = inputs.ne(pad) if isinstance(inputs, Tensor) and isinstance(pad, int) else None
+        said = [branch(output, keep) for branch, output in zip(self.exits, outputs, strict=True)]
         return torch.cat([decision, *said], dim=1)
 
 
