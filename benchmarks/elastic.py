@@ -25,7 +25,6 @@ benchmarks/results/elastic.json.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import statistics
@@ -126,12 +125,12 @@ def ground_of(which: str, seed: int) -> Ground:
 
 def learn(
     ground: Ground, network: nn.Module, epochs: int, kind: type[Any] = Distillation,
-    *first: Any, rate: float | None = None, **more: Any,
+    rate: float | None = None, **more: Any,
 ) -> None:  # fmt: skip
     """Teach a student from the teacher's signals."""
     material, recipe = ground.material, ground.recipe
     lesson = kind(
-        network, Objective((Term(name="dist", weight=1.0),)), *first, material.train,
+        network, Objective((Term(name="dist", weight=1.0),)), material.train,
         material.validation, signals=ground.taught.train, classes=material.outputs,
         views=material.views, batch=batch_for(recipe, material.train.count), seed=ground.seed,
         **more,
@@ -147,8 +146,8 @@ def elastic_student(ground: Ground) -> Any:
     network: Any = ordered(ground.slice(sizes[0]), some_examples(ground.material))
     learn(
         ground, network, EPOCHS[ground.which], ElasticLesson,
-        Objective((Term(name="dist", weight=1.0),)), least=ground.spec(sizes[-1]).knobs,
-        examples_for_norms=some_examples(ground.material, _NORMS),
+        smaller=Objective((Term(name="dist", weight=1.0),)), least=ground.spec(sizes[-1]).knobs,
+        norms=some_examples(ground.material, _NORMS),
     )  # fmt: skip
     write_tensors(WORK / f"{ground.which}-{ground.seed}.safetensors", network.state_dict())
     return network

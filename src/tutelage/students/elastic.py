@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tutelage.errors import StudentError
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.slice import channel_groups, even_share, recalibrated
+from tutelage.students.convnet import ConvNetSpec
+from tutelage.students.convnet1d import ConvNet1dSpec
+from tutelage.students.narrowing import SHARES, Narrowed
+from tutelage.students.slice import channel_groups, even_share, moved, recalibrated
 from tutelage.students.slice_convnet import is_part
 from tutelage.students.strided import sliced_strides
 
@@ -121,3 +122,28 @@ def drawn(whole: Spec, least: Spec, random: np.random.Generator) -> Spec:
     widths = zip(least.widths, whole.widths, strict=True)
     between = [[n for n in range(few, most) if n % 2 == 0] + [most] for few, most in widths]
     return dataclasses.replace(whole, widths=tuple(int(random.choice(n)) for n in between))
+
+
+def narrowed(
+    network: Any, least: Spec, inputs: Float[Tensor, "b ..."], judged: Float[Tensor, "n ..."]
+) -> Narrowed:
+    """Score each stage of the network narrowed alone, down to the width of `least`.
+
+    The network's own decision on `judged` is compared with that of each cut; `inputs` renew norms.
+    """
+    own: Spec = network.spec
+    with torch.no_grad():
+        said = recalibrated(network, inputs)(judged)
+        widths, scores = [], []
+        for stage, (few, most) in enumerate(zip(least.widths, own.widths, strict=True)):
+            tried = sorted({few, most, *(even_share(most, share) for share in SHARES)})
+            tried = [n for n in tried if n >= few]
+            specs = [_with_width(own, stage, n) for n in tried]
+            scores.append(tuple(moved(cut_of(network, s, inputs)(judged), said) for s in specs))
+            widths.append(tuple(tried))
+    return Narrowed(widths=tuple(widths), moved=tuple(scores))
+
+
+def _with_width(spec: Spec, stage: int, width: int) -> Spec:
+    widths = (*spec.widths[:stage], width, *spec.widths[stage + 1 :])
+    return dataclasses.replace(spec, widths=widths)

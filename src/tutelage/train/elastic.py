@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.files import hash_json
-from tutelage.losses.decision import kl
 from tutelage.losses.objective import Objective
 from tutelage.students.elastic import Nested, Spec, cut_of, drawn
 from tutelage.train.distill import Distillation
@@ -20,50 +20,46 @@ _DRAWN = 2
 
 
 class ElasticLesson(Distillation):
-    """Teaches in every step the whole student, the smallest and two that are drawn between.
+    """Teaches in every step the whole student, the smallest one and two drawn between.
 
-    The whole learns as in any distillation. Of the others each learns by `smaller`, losses of the
-    decision alone, from the same signals; with `inside` also from what the whole said (KL, no
-    gradient to it). What is drawn is a function of seed, epoch and step. `examples` renew the norms
-    before a cut is judged: validation is the mean of the whole's figure and the smallest's.
-    Source: Yu and Huang (1903.05134), section 3.
+    The whole learns as in any distillation, the others by `smaller`, losses of the decision alone,
+    from the same signals. Which are drawn is a function of seed, epoch and step. The validation
+    figure is the mean of the whole's and the smallest's, with batch norms renewed by `norms`,
+    training examples. After Yu and Huang (1903.05134), section 3; there the smaller ones learn from
+    the whole, here there is a teacher to ask.
     """
 
     def __init__(
-        self, student: Any, objective: Objective, smaller: Objective, *args: Any, least: Spec,
-        examples_for_norms: Tensor, inside: float = 0.0, **options: Any,
+        self, student: Any, objective: Objective, *args: Any, smaller: Objective, least: Spec,
+        norms: Float[Tensor, "b ..."], **options: Any,
     ) -> None:  # fmt: skip
-        self.least, self.weight = least, inside
         super().__init__(student, objective, *args, **options)
         self.whole: Spec = student.spec
-        self.smaller, self.examples_for_norms = smaller, examples_for_norms
+        self.least, self.smaller, self.norms = least, smaller, norms
         self.nested = Nested(student)
         self.modules = (*self.modules, smaller)
-        self.key = hash_json([self.key, repr(least), inside, [repr(t) for t in smaller.terms]])
+        terms = [[t.name, t.weight, dict(t.options)] for t in smaller.terms]
+        self.key = hash_json([self.key, list(least.widths), terms, len(norms)])
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """Yield batches, what the teacher says, and the smaller networks of each step."""
+        """Yield batches, what the teacher says about them, and the smaller networks of the step."""
         for step, batch in enumerate(super().batches(epoch, first), first):
             random = np.random.default_rng([self.seed, epoch, step, 13])
-            specs = [drawn(self.whole, self.least, random) for _ in range(_DRAWN)]
-            yield *batch, [self.least, *specs]
+            others = [drawn(self.whole, self.least, random) for _ in range(_DRAWN)]
+            yield *batch, [self.least, *others]
 
-    def loss(self, batch: tuple[Batch, Reading | None, list[Spec]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean of the totals of all networks; the parts are the whole's."""
-        examples, teacher, specs = batch
-        inputs, keep, said = self.asked(examples, teacher)
-        own = self.read(inputs, keep)
-        value = self.objective(own, said, examples.labels)
-        total = value.total
-        for spec in specs:
-            decision = self.nested(spec, inputs).float()
-            total = total + self.smaller(Reading(decision=decision), said, examples.labels).total
-            if self.weight:
-                total = total + self.weight * kl(decision, own.decision.detach(), temperature=1.0).mean()
-        return total / (1 + len(specs)), value.parts
+        examples: Batch = batch[0]
+        inputs, keep, said = self.asked(examples, batch[1])
+        value = self.objective(self.read(inputs, keep), said, examples.labels)
+        totals = [value.total]
+        for spec in batch[2]:
+            reading = Reading(decision=self.nested(spec, inputs).float())
+            totals.append(self.smaller(reading, said, examples.labels).total)
+        return torch.stack(totals).mean(), value.parts
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return the mean of the validation figures of the whole network and the smallest."""
-        network: Any = modules[0]
-        cuts = [cut_of(network, spec, self.examples_for_norms) for spec in (self.whole, self.least)]
+        """Return the mean of the validation figures of the whole network and the smallest one."""
+        cuts = [cut_of(modules[0], spec, self.norms) for spec in (self.whole, self.least)]
         return sum(super(ElasticLesson, self).evaluate((cut,)) for cut in cuts) / len(cuts)
