@@ -37,7 +37,7 @@ def resized(network: Any, *widths: int) -> Any:
 
 @pytest.mark.parametrize("block", ["plain", "depthwise"])
 def test_ordering_changes_no_decision_and_puts_what_a_slice_keeps_first(block: str) -> None:
-    network = convnet(block, widths=(8, 12))
+    network: Any = convnet(block, widths=(8, 12))
     found: Any = ordered(network, images())
     assert torch.allclose(found(images()), network(images()), atol=1e-6)
     assert not torch.equal(found.stem[0].weight, network.stem[0].weight)
@@ -62,7 +62,7 @@ def test_series_are_ordered_too_and_inception_is_refused(block: Any) -> None:
 
 
 def test_a_cut_is_the_first_channels_with_the_statistics_of_the_examples() -> None:
-    network = convnet()
+    network: Any = convnet()
     small: Any = cut_of(network, resized(network, 4, 6), images())
     assert type(small) is ConvNet and small.spec.widths == (4, 6)
     assert torch.equal(small.stages[1][0].first[0].weight,
@@ -75,7 +75,7 @@ def test_a_cut_is_the_first_channels_with_the_statistics_of_the_examples() -> No
 
 
 def test_nested_computes_and_learns_as_the_cut_alone() -> None:
-    network = convnet("depthwise")
+    network: Any = convnet("depthwise")
     spec, before = resized(network, 4, 6), {k: v.clone() for k, v in network.state_dict().items()}
     alone = ConvNet(spec).train()
     alone.load_state_dict(first_of(network.state_dict(), alone.state_dict()))
@@ -114,10 +114,11 @@ def lesson(least: tuple[int, ...] = (2, 4)) -> ElasticLesson:
     torch.manual_seed(1)
     spec = ConvNetSpec(image=(1, 8, 8), classes=CLASSES, widths=(6, 8), depths=(1, 1))
     terms = (Term(name="cross_entropy", weight=1.0),)
+    norms: Any = TRAIN.batch(torch.arange(64), 0).inputs
     return ElasticLesson(
         ConvNet(spec), Objective(terms), TRAIN, VALIDATION, smaller=Objective(terms),
         least=dataclasses.replace(spec, widths=least), classes=CLASSES, views=VIEWS, batch=16,
-        seed=0, norms=TRAIN.batch(torch.arange(64), 0).inputs,
+        seed=0, norms=norms,
     )  # fmt: skip
 
 
@@ -171,13 +172,14 @@ def run(folder: Path, status: int = 0, further: int = 0, **changes: Any) -> Any:
     if not (folder / "data.npz").exists():
         tiny.write_data(folder / "data.npz")
     student = {"space": "elastic", "further": further, "candidates": 3}
-    recipe = tiny.write_recipe(folder, {"student": student, **changes})
+    distill = {"epochs": 4, "batch": 32}
+    recipe = tiny.write_recipe(folder, {"student": student, "distill": distill, **changes})
     said = tiny.cli("run", recipe, "--run", folder / "run")
     assert said.status == status, said.err
     return json.loads((folder / "run/run.json").read_text())["stages"], said
 
 
-TEACHER = {"fit": True, "epochs": 20, "width": 16}
+TEACHER = {"fit": True, "epochs": 10, "width": 16}
 
 
 @pytest.fixture(scope="module")

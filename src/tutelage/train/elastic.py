@@ -51,8 +51,9 @@ class ElasticLesson(Distillation):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean of the totals of all networks; the parts are the whole's."""
         examples: Batch = batch[0]
-        inputs, keep, said = self.asked(examples, batch[1])
-        value = self.objective(self.read(inputs, keep), said, examples.labels)
+        given, keep, said = self.asked(examples, batch[1])
+        inputs: Any = given
+        value = self.objective(self.read(given, keep), said, examples.labels)
         totals = [value.total]
         for spec in batch[2]:
             reading = Reading(decision=self.nested(spec, inputs).float())
