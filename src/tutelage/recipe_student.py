@@ -19,10 +19,16 @@ class StudentPart(Part):
     spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
         None, description="a fixed spec, e.g. {family: convnet, …}"
     )
-    space: Literal["auto", "compact", "sliced"] = Field(
+    space: Literal["auto", "compact", "sliced", "elastic"] = Field(
         "compact",
         description="sliced: the teacher with fewer channels, heads, layers; compact: a family of "
-        "the task; auto: both compete, where the teacher can be sliced",
+        "the task; auto: both compete, where the teacher can be sliced; elastic: one student of "
+        "images or series, taught once for all widths, is cut to the budget",
+    )
+    further: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="for elastic: epochs that the cut is taught further; a tenth of those of the "
+        "elastic student when unset, 0: it ships as it was cut",
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4,
@@ -70,7 +76,11 @@ class StudentPart(Part):
             )
         if self.space != "compact" and (self.source is not None or self.spec is not None):
             raise ValueError("'space' is for students that are searched; remove it, or the student")
-        if self.shrink != 1 and (self.source or self.spec or self.space == "sliced"):
+        if self.space == "elastic" and self.start != "fresh":
+            raise ValueError(f"'start: {self.start}': a cut of the elastic student has a start")
+        if self.further is not None and self.space != "elastic":
+            raise ValueError("'further' is for 'space: elastic'; remove it, or set the space")
+        if self.shrink != 1 and (self.source or self.spec or self.space in ("sliced", "elastic")):
             raise ValueError(
                 "'shrink' is for compact students that are searched; remove it, or write it into "
                 "'spec'"

@@ -121,7 +121,7 @@ def _ready(
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
-        planned = own is None and recipe.student.space != "sliced"
+        planned = own is None and recipe.student.space in ("auto", "compact")
         if recipe.teacher.fit is True and teacher is None and planned:
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)

@@ -23,6 +23,7 @@ from tutelage.pipeline.lessons import (
     bounded_by,
     distill_inputs,
     epochs_for,
+    further_of,
     objective_of,
     schedule_of,
     terms_of,
@@ -42,7 +43,7 @@ from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
 from tutelage.train.distill import Distillation, decisions
-from tutelage.train.loop import Trainer
+from tutelage.train.loop import History, Trainer
 from tutelage.train.qat import quantization_aware
 from tutelage.train.trackers import open_tracker
 from tutelage.types import Tap, pooled
@@ -136,7 +137,7 @@ def distill(
     progress: Progress,
 ) -> Learned:  # fmt: skip
     """Teach the chosen student (once a run) and write `student/`."""
-    epochs = epochs_for(recipe, material.train.count, chosen.macs)
+    epochs, changes = further_of(recipe, epochs_for(recipe, material.train.count, chosen.macs))
     bound = bounded_by(recipe, material.train.count, chosen.macs)
     torch.manual_seed(recipe.seed)
     network, started = chosen.network, ()
@@ -167,13 +168,13 @@ def distill(
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
-            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed, **changes),
             checkpoint=run.file("checkpoints/student.safetensors"),
             progress=progress,
             label="Teaching the student",
             tracker=tracker.log if tracker else None,
         )
-        history = dataclasses.asdict(trainer.train())
+        history = dataclasses.asdict(trainer.train() if epochs else History())
         if tracker:
             tracker.close()
         result = {

@@ -21,7 +21,8 @@ class Candidate:
 
     `counted` is what its exported graph counts, whatever the device. `weights` are those that it
     takes over from the teacher; None starts fresh, or as the recipe says. `by_scores`: each stage's
-    width was chosen by what narrowing it does; otherwise all go by one rule.
+    width was chosen by what narrowing it does; otherwise all go by one rule. `elastic`: it was cut
+    from the elastic student, not from the teacher.
     """
 
     spec: StudentSpec
@@ -31,10 +32,13 @@ class Candidate:
     counted: GraphCosts | None = None
     weights: dict[str, Tensor] | None = None
     by_scores: bool = False
+    elastic: bool = False
 
     @property
     def space(self) -> str:
-        """The space that it comes from: only slices bring weights along."""
+        """The space that it comes from: only slices and cuts bring weights along."""
+        if self.elastic:
+            return "elastic"
         return "compact" if self.weights is None else "sliced"
 
     def to_json(self) -> dict[str, Any]:

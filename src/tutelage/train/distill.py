@@ -138,15 +138,20 @@ class Distillation:
 
     def loss(self, batch: tuple[Batch, Reading | None]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective's total and its parts."""
-        examples, teacher = batch
+        inputs, keep, said = self.asked(*batch)
+        value = self.objective(self.read(inputs, keep), said, batch[0].labels)
+        return value.total, value.parts
+
+    def asked(
+        self, examples: Batch, teacher: Reading | None
+    ) -> tuple[Inputs, Tensor | None, Reading | None]:
+        """Return a batch's inputs, which positions count, and what the teacher says of it."""
         device = next(self.student.parameters()).device
         inputs = _to(examples.inputs, device)
         keep = None if examples.keep is None else examples.keep.to(device)
         if isinstance(self.signals, LiveSignals):
             teacher = self.signals.read(inputs, keep)
-        said = _reading_to(teacher, device)
-        value = self.objective(self.read(inputs, keep), said, examples.labels)
-        return value.total, value.parts
+        return inputs, keep, _reading_to(teacher, device)
 
     def read(self, inputs: Inputs, keep: Tensor | None = None) -> Reading:
         """Return the student's own reading of a batch, with what the losses need."""
