@@ -141,6 +141,7 @@ def _step(
             student, material.data.train, material.data.validation, losses=weights,
             options=options, signals=signals, batch=recipe.distill.batch,
             micro_batch=max(1, _MICRO_TOKENS // material.length), seed=recipe.seed + number,
+            recompute=recipe.language.recompute,
         )  # fmt: skip
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
