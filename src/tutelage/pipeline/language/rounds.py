@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.devices import Device
 from tutelage.errors import InfeasibleError
 from tutelage.files import hash_json
 from tutelage.pipeline import tightening
-from tutelage.pipeline.language.costs import Terms
+from tutelage.pipeline.language.costs import Terms, figures_on
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.language.planning import Slice, candidates, choose
@@ -62,11 +62,22 @@ def proven(job: Job) -> tuple[dict[str, Any], Taught]:
         known, internal = tightening.recorded(job.run, job.limits, lesson)
         if known <= number:  # else this round was done before, and missed
             proof = _shipped(job, taught)
-            tighter = tightening.tighten(job.run, number, job.limits, internal, proof, lesson)
+            held = _as_planned(job, taught, internal)
+            tighter = tightening.tighten(job.run, number, job.limits, held, proof, lesson)
             if tighter is None:
                 return proof, taught
             job.progress.say(f"plan: {tightening.said(job.limits, tighter)}")
         number += 1
+
+
+def _as_planned(job: Job, taught: Taught, internal: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    """Return the limits, lowered to what was foretold of the student: sizes come in coarse steps.
+
+    What was missed is a ratio to that figure, so the next slice is smaller than this one.
+    """
+    figures = figures_on(taught.student.spec, job.terms, job.device, job.pace)
+    values = {figure.name: figure.value for figure in figures}
+    return tuple(replace(x, value=min(x.value, values.get(x.metric, x.value))) for x in internal)
 
 
 def _next_slice(job: Job, taught: Taught | None, number: int, lesson: str) -> Slice | None:
