@@ -47,7 +47,7 @@ class LanguageLesson:
     alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
     forget what they computed and do it again in the backward pass, for a third more time and far
     less memory. Where there are several processes (see `together`), each takes a share of the
-    micro-batches. Validation is minus its loss, over the same losses where the teacher's signals are
+    micro-batches. Validation is minus its loss, over the same losses where signals are
     given for it, else the cross entropy of its tokens.
     """
 
