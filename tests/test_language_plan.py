@@ -274,3 +274,9 @@ def test_plan_says_what_would_do_where_nothing_fits(tmp_path):
     assert said.status == 3 and said.answer["status"] == "infeasible"
     assert said.answer["would_do"]["limit"]["storage_bytes"] > 10_000
     assert said.answer["candidates"][0]["missed"] == ["storage_bytes"]
+
+
+def test_a_run_of_several_processes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = tiny.cli("run", write_job(tmp_path), "--run", tmp_path / "run")
+    assert said.status == 2 and "start it in one process" in said.err
