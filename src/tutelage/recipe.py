@@ -11,13 +11,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )  # fmt: skip
 
 from tutelage.errors import RecipeError
 from tutelage.plain_yaml import check_plain, dump_yaml, load_yaml
+from tutelage.recipe_budget import BudgetLimit, BudgetPart
 from tutelage.recipe_data import (
     AugmentPart,
     Count,
@@ -33,18 +33,10 @@ from tutelage.recipe_data import (
 from tutelage.recipe_errors import explain
 from tutelage.recipe_language import LanguagePart
 from tutelage.recipe_student import StudentPart
-from tutelage.records import Limit, Metric
 from tutelage.registry import near_matches
-from tutelage.units import parse_quantity, parse_share
+from tutelage.units import parse_quantity
 
 _LARGEST_BYTES = 100_000
-_BUDGET: dict[str, tuple[Metric, str]] = {
-    "latency": ("latency_s", "s"),
-    "memory": ("ram_bytes", "B"),
-    "storage": ("storage_bytes", "B"),
-    "energy": ("energy_j", "J"),
-    "accuracy": ("accuracy", "1"),
-}
 
 
 class TeacherPart(Part):
@@ -96,35 +88,6 @@ class TeacherPart(Part):
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError("give 'mean' and 'std' as many values each: one a channel")
         return self
-
-
-class BudgetLimit(Part):
-    """One limit, with its softness."""
-
-    limit: float | str
-    hard: bool = True
-
-
-class BudgetPart(Part):
-    """Limits on the artifact. Each is a quantity, or `{limit: 100 kB, hard: false}`."""
-
-    latency: float | str | BudgetLimit | None = Field(None, description="for instance 2 ms")
-    memory: float | str | BudgetLimit | None = Field(None, description="for instance 64 kB")
-    storage: float | str | BudgetLimit | None = Field(None, description="for instance 100 kB")
-    energy: float | str | BudgetLimit | None = Field(None, description="for instance 5 mJ")
-    accuracy: float | str | BudgetLimit | None = Field(None, description="at least, 0.95 or 95 %")
-
-    @field_validator(*_BUDGET)
-    @classmethod
-    def _quantity(cls, given: Any, info: ValidationInfo) -> Any:
-        if given is not None:
-            _limit(str(info.field_name), given)
-        return given
-
-    def limits(self) -> tuple[Limit, ...]:
-        """Return the limits in SI units."""
-        given = {name: getattr(self, name) for name in _BUDGET}
-        return tuple(_limit(name, value) for name, value in given.items() if value is not None)
 
 
 class LossPart(Part):
@@ -291,18 +254,6 @@ class Recipe(Part):
     def json_schema() -> dict[str, Any]:
         """Return the JSON Schema that editors use for completion."""
         return Recipe.model_json_schema()
-
-
-def _limit(name: str, given: Any) -> Limit:
-    """Return one limit in SI units; raises `ValueError`, as validators must."""
-    metric, unit = _BUDGET[name]
-    part = given if isinstance(given, BudgetLimit) else BudgetLimit(limit=given)
-    try:
-        share = metric == "accuracy"
-        value = parse_share(part.limit) if share else parse_quantity(part.limit, unit)
-    except RecipeError as error:
-        raise ValueError(str(error)) from None
-    return Limit(metric=metric, value=value, hard=part.hard, source="recipe")
 
 
 def _absolute(value: str | None, folder: Path) -> str | None:

@@ -28,6 +28,11 @@ class LanguagePart(Part):
         True, description="of chats: learn what the assistant says, and read the rest"
     )
     format: Format = Field("q8_0", description="of the GGUF file")
+    recompute: bool = Field(
+        False,
+        description="layers compute their inside again in the backward pass: a third slower, far "
+        "less memory",
+    )
     prompts: list[Text] | None = Field(
         None, description="what teacher and student answer side by side; held-out ones when unset"
     )

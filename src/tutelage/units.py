@@ -22,6 +22,7 @@ _PREFIX = {
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _PATTERN = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z\u00b5\u03bc]*)\s*$")
 _EXAMPLE = {"B": "100 kB", "s": "2 ms", "J": "5 mJ", "W": "40 mW"}
+_RATE = re.compile(r"\s*(?:tokens?\s*/\s*s)?\s*$")
 
 
 def parse_quantity(text: str | int | float, unit: str) -> float:
@@ -39,6 +40,21 @@ def parse_quantity(text: str | int | float, unit: str) -> float:
         value = math.inf
     if not math.isfinite(value) or value <= 0:
         raise RecipeError(f"'{_shown(text)}' must be a positive, finite quantity; {want}")
+    return value
+
+
+def parse_rate(text: str | int | float) -> float:
+    """Turn `20 token/s`, `20 tokens/s` or a bare number into tokens a second.
+
+    Raises `RecipeError` naming the form that is wanted.
+    """
+    bare = _RATE.sub("", text) if isinstance(text, str) else text
+    try:
+        value = math.nan if isinstance(bare, bool) else float(bare)
+    except (ValueError, OverflowError, TypeError):
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise RecipeError(f"'{_shown(text)}' is not a rate; write it like '20 token/s'")
     return value
 
 

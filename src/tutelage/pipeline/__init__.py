@@ -80,6 +80,11 @@ def try_recipe(
 
     `run_recipe` goes on from there; raises as it does.
     """
+    if recipe.task == LANGUAGE:
+        from tutelage.pipeline.language import try_language
+
+        try_language(recipe, folder, progress=progress)
+        return
     with _ready(recipe, folder, progress, trust_code) as r:
         plan(r.recipe, r.material, r.taught, r.device, r.limits, r.run, r.progress, own=r.own)
 

@@ -26,6 +26,8 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
             f"budget.accuracy cannot be judged, since {recipe.data.train} has no labels: remove "
             "it, or add labels"
         )
+    if recipe.budget.speed is not None:
+        raise RecipeError("budget.speed is for language models: give budget.latency instead")
     try:
         check_terms(terms_of(recipe.distill), material.decides, labelled=labelled)
     except RecipeError as error:

@@ -57,7 +57,7 @@ def plan_recipe(
     if recipe.task == LANGUAGE:
         from tutelage.pipeline.language.feasible import plan_language
 
-        return plan_language(recipe, folder, progress=progress)
+        return plan_language(recipe, folder, progress=progress, frontier=frontier)
     started = time.monotonic()
     progress = progress or Silent()
     read = read_material(recipe, progress)

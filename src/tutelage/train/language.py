@@ -20,6 +20,7 @@ from tutelage.losses.language import language_loss
 from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
+from tutelage.train import together
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -45,7 +46,8 @@ class LanguageLesson:
     of their learned tokens. Epoch `e` takes the sequences in an order that hangs on `seed` and `e`
     alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
     forget what they computed and do it again in the backward pass, for a third more time and far
-    less memory. Validation is minus its loss, over the same losses where the teacher's signals are
+    less memory. Where there are several processes (see `together`), each takes a share of the
+    micro-batches. Validation is minus its loss, over the same losses where signals are
     given for it, else the cross entropy of its tokens.
     """
 
@@ -90,7 +92,8 @@ class LanguageLesson:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
         for step in range(first, self.steps()):
             index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
-            yield [_micro(self.train, self.signals, part) for part in index.split(self.micro_batch)]
+            mine = together.share(index.split(self.micro_batch))
+            yield [_micro(self.train, self.signals, part) for part in mine]
 
     def loss(self, batch: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; gradients are found here, one micro-batch at a time.
@@ -99,18 +102,22 @@ class LanguageLesson:
         """
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.student.zero_grad(set_to_none=True)
-        count = sum(part.count for part in batch)
-        total, parts = torch.zeros((), device=_device(self.student)), {}
+        count = together.total(sum(part.count for part in batch), _device(self.student))
+        total = torch.zeros((), device=_device(self.student))
+        parts: dict[str, Tensor] = {name: torch.zeros_like(total) for name in self.losses}
         for part in batch:
             with _recomputing(self.student) if self.recompute else nullcontext():
                 value, found = self._value(self.student, part, self.losses)
-            share = part.count / count
+            weight = part.count / count
             with torch.autocast(value.device.type, enabled=False):
-                (value * share).backward()
-            total = total + value.detach() * share
+                (value * weight).backward()
+            total = total + value.detach() * weight
             for name, each in found.items():
-                parts[name] = parts.get(name, 0.0) + each * share
+                parts[name] = parts[name] + each.detach() * weight
         grads = [p.grad for p in parameters]
+        if together.place()[1] > 1:
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            together.add_up([total, *parts.values(), *grads])
         self.student.zero_grad(set_to_none=True)
         return _Handed.apply(total, grads, *parameters), parts
 
@@ -118,12 +125,12 @@ class LanguageLesson:
         """Return minus the mean loss over the learned tokens of validation."""
         told = self.validation_signals
         losses = {"token_cross_entropy": 1.0} if told is None else self.losses
-        total, count = 0.0, 0
-        for index in torch.from_numpy(self.validated).split(self.micro_batch):
+        total, count, device = 0.0, 0, _device(self.student)
+        for index in together.share(torch.from_numpy(self.validated).split(self.micro_batch)):
             part = _micro(self.validation, told, index)
             total += float(self._value(modules[0], part, losses)[0]) * part.count
             count += part.count
-        return -total / count
+        return -together.total(total, device) / together.total(count, device)
 
     def _value(
         self, student: Any, part: MicroBatch, losses: Mapping[str, float]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
 from tutelage.students.strided import sliced_strides
+from tutelage.train import together
 from tutelage.train.checkpoint import digest, load_state, save_state
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
 
@@ -118,6 +119,7 @@ class Trainer:
         self.checkpoint, self.tracker = checkpoint, tracker
         self.progress = progress or Silent()
         self.accelerator = Accelerator(mixed_precision="no")
+        together.refuse_shared_out(self.accelerator)
         self.device = self.accelerator.device
         self._came_from = [_device_of(module) for module in lesson.modules]
         for module in lesson.modules:
@@ -151,6 +153,8 @@ class Trainer:
         total = steps * self.schedule.epochs
         if self.checkpoint is not None and self.checkpoint.exists():
             self._restore(self.checkpoint)
+        start = {"weights or data": int(self.key[:12], 16), "checkpoints": self.step}
+        together.check_alike(start, self.device)
         for module in self.lesson.modules:
             module.train()
         self.progress.start(self.label, total, self.step)
@@ -158,6 +162,7 @@ class Trainer:
             self._run(steps, total)
         self.progress.finish()
         self._save()
+        self.accelerator.wait_for_everyone()
         for module, best in zip(self.lesson.modules, self.best, strict=True):
             module.load_state_dict(best)
             module.eval()

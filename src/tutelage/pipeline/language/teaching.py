@@ -35,6 +35,7 @@ class Taught:
 
     student: Decoder
     result: dict[str, Any]
+    lessons: tuple[dict[str, Any], ...] = ()
 
 
 def with_language_defaults(recipe: Recipe) -> Recipe:
@@ -110,25 +111,45 @@ def _teacher_key(material: LanguageMaterial) -> str:
 
 def teach(
     recipe: Recipe, material: LanguageMaterial, chosen: Slice, signals: TokenSignals, run: Run,
-    progress: Progress,
+    progress: Progress, *, before: Taught | None = None,
 ) -> Taught:  # fmt: skip
-    """Slice and teach step by step, each step once a run; the last one's student is returned."""
-    whole = material.decoder
-    steps = steps_to(whole.spec, chosen.spec)
-    network, results = whole, []
-    for number, spec in enumerate(steps, 1):
+    """Slice and teach step by step, each step once a run; the last one's student is returned.
+
+    With `before` it goes on from that student, in further steps, else from the teacher.
+    """
+    network = material.decoder if before is None else before.student
+    results = [] if before is None else list(before.lessons)
+    steps, first = steps_to(network.spec, chosen.spec), len(results) + 1
+    for number, spec in enumerate(steps, first):
         kept = chosen.kept if len(steps) == 1 else None
+        place = (number, len(steps) if before is None else first + len(steps) - 1)
         network, result = _step(
-            recipe, material, network, spec, kept, signals, run, progress, (number, len(steps))
-        )
+            recipe, material, network, spec, kept, signals, run, progress, place,
+            epochs=_epochs(recipe, material, len(steps)),
+        )  # fmt: skip
         results.append(result)
-    return Taught(student=network, result=_joined(recipe, chosen.spec, results))
+    joined = _joined(recipe, chosen.spec, results)
+    return Taught(student=network, result=joined, lessons=tuple(results))
+
+
+def lesson_for(
+    recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: TokenSignals, *,
+    seed: int, examples: int | None = None,
+) -> LanguageLesson:  # fmt: skip
+    """Return what a slice is taught, as the recipe says."""
+    weights, options = losses_of(recipe)
+    return LanguageLesson(
+        student, material.data.train, material.data.validation, losses=weights, options=options,
+        signals=signals, batch=recipe.distill.batch,
+        micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed, examples=examples,
+        recompute=recipe.language.recompute,
+    )  # fmt: skip
 
 
 def _step(
     recipe: Recipe, material: LanguageMaterial, before: Decoder, spec: DecoderSpec,
     kept: tuple[int, ...] | None, signals: TokenSignals, run: Run, progress: Progress,
-    place: tuple[int, int],
+    place: tuple[int, int], epochs: int,
 ) -> tuple[Decoder, dict[str, Any]]:  # fmt: skip
     number, of = place
     path = run.file(f"taught/step-{number}.safetensors")
@@ -137,15 +158,11 @@ def _step(
     def work() -> tuple[Any, list[Path]]:
         progress.say(f"student: slicing, step {number} of {of}")
         student = slice_decoder(before, spec, choosing_tokens(material), kept=kept)
-        lesson = LanguageLesson(
-            student, material.data.train, material.data.validation, losses=weights,
-            options=options, signals=signals, batch=recipe.distill.batch,
-            micro_batch=max(1, _MICRO_TOKENS // material.length), seed=recipe.seed + number,
-        )  # fmt: skip
+        lesson = lesson_for(recipe, material, student, signals, seed=recipe.seed + number)
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
-            schedule_of(recipe, epochs=_epochs(recipe, material, of), seed=recipe.seed),
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
             checkpoint=run.file("checkpoints/student.safetensors"),
             progress=progress,
             label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
@@ -164,7 +181,8 @@ def _step(
         [
             done, earlier, signals.key, spec.config, list(kept or ()), weights, options,
             material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
-            recipe.language.tokens, recipe.seed, recipe.threads, of,
+            recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
+            epochs,
         ]
     )  # fmt: skip
     record = run.stage(f"teach-{number}", inputs, work)
