@@ -21,20 +21,23 @@ _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
 _BRANCHED = ("trajectory", "branch_labels", "branch_decision")
-_LOSS_OF_EXITS = {"decision_everywhere": 1.0}
+_BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
 def with_losses(recipe: Recipe, decides: Decides) -> Recipe:
     """Return the recipe with the losses that suit its data, where it names none itself.
 
-    Exits need a loss that teaches branches; one is added where the recipe has none.
+    Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
+    which was not seen to cost the final decision (benchmarks/RESULTS.md), or the final decision
+    where the teacher is a file that shows no more.
     """
     losses = dict(recipe.distill.losses)
     if decides == "values" and "losses" not in recipe.distill.model_fields_set:
         losses = dict(_LOSSES_OF_VALUES)
     if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):
-        losses |= _LOSS_OF_EXITS
+        whole = (recipe.teacher.source or "").endswith(".onnx")
+        losses |= {"decision_everywhere": _BY_KL} if whole else {"trajectory": 1.0}
     if losses == recipe.distill.losses:
         return recipe
     part = recipe.distill.model_copy(update={"losses": losses})
