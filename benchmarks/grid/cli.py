@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ def _run(options: argparse.Namespace) -> int:
             again=options.again,
             say=lambda line: print(line, flush=True),
         )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # its children must end, too
         runner.run()
         write_page(store, options.page)
         show(store, wanted)

@@ -30,14 +30,15 @@ def chart(ranking: Ranking) -> dict[str, Any]:
 
     count = len(ranking.ranks)
     found = groups(ranking.ranks, ranking.critical)
+    more = 0.005 * count  # a bar is seen to reach its ends
     bars = [
-        {"x": ranking.ranks[a] - 0.06, "x2": ranking.ranks[b] + 0.06, "y": 10 + 7 * row}
+        {"x": ranking.ranks[a] - more, "x2": ranking.ranks[b] + more, "y": 10 + 7 * row}
         for row, (a, b) in enumerate(found)
     ]
     below = 10 + 7 * len(bars) + 8
     legs, names = _names(ranking, below)
     height = below + _ROW * ((count + 1) // 2) + 4
-    pixels = alt.Scale(domain=[0, height], range=[_TOP, _TOP + height])
+    pixels = alt.Scale(domain=[0, height], range=[0, height])
     ranks = alt.Scale(domain=[1, count], range=[_SIDE, _SIDE + _WIDTH])
     y: Any = alt.Y("y:Q", scale=pixels, axis=None)
     axis = alt.Axis(
@@ -60,13 +61,16 @@ def chart(ranking: Ranking) -> dict[str, Any]:
             alt.Chart(data[2]).mark_rule(strokeWidth=4, color=_BAR, opacity=0.75)
             .encode(x=x, x2="x2:Q", y=y)
         )  # fmt: skip
-    layers.append(
-        alt.Chart(data[3]).mark_rule(strokeWidth=2, color=_INK).encode(x=x, x2="x2:Q", y=y)
-    )
+    layers += [
+        alt.Chart(data[3]).mark_rule(strokeWidth=2, color=_INK).encode(x=x, x2="x2:Q", y=y),
+        alt.Chart(data[3])
+        .mark_text(align="right", dx=-5, fontSize=11, color=_INK)
+        .encode(x=x, y=y, text="said:N"),
+    ]
     return (
         alt.layer(*layers)
         .properties(
-            width=_WIDTH + 2 * _SIDE, height=height + _TOP + 26, title=_title(ranking),
+            width=_WIDTH + 2 * _SIDE, height=height + _TOP, title=_title(ranking),
             background="white",
         )
         .configure_view(stroke=None)
@@ -93,7 +97,7 @@ def _names(ranking: Ranking, below: int) -> tuple[list[dict[str, Any]], list[dic
 def _scale(ranking: Ranking, height: float) -> list[dict[str, Any]]:
     """Return the rule that shows how long the critical difference is."""
     long = min(ranking.critical, len(ranking.ranks) - 1)
-    return [{"x": 1, "x2": 1 + long, "y": height + 14}]
+    return [{"x": 1, "x2": 1 + long, "y": height + _TOP / 2, "said": "critical difference"}]
 
 
 def _title(ranking: Ranking) -> dict[str, Any]:
@@ -101,6 +105,6 @@ def _title(ranking: Ranking) -> dict[str, Any]:
     return {
         "text": f"Mean ranks over {ranking.blocks} domains and sizes",
         "subtitle": f"Friedman: methods {equal} (p = {ranking.p:.2g}). Bars join what Nemenyi's "
-        f"test cannot tell apart (critical difference {ranking.critical:.2f}, the rule below)",
+        f"test cannot tell apart (critical difference {ranking.critical:.2f})",
         "anchor": "start", "fontSize": 14, "subtitleFontSize": 11, "subtitleColor": _INK,
     }  # fmt: skip

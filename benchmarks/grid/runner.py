@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grid.domains import WORK
+from benchmarks.grid.entry import work
 from benchmarks.grid.jobs import Job
 from benchmarks.grid.store import Store
 from tutelage.files import read_json
@@ -40,7 +41,7 @@ class Runner:
     limit_s: float = 7_200.0
     again: bool = False
     say: Say = print
-    target: Callable[..., None] | None = None  # tests put another work in its place
+    target: Callable[..., None] = work  # tests put another in its place
     _running: list[_Child] = field(default_factory=list)
     _tried: set[str] = field(default_factory=set)
     _took: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -101,14 +102,10 @@ class Runner:
             path.parent.mkdir(parents=True, exist_ok=True)
         answer.unlink(missing_ok=True)
         context: Any = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-        if os.name != "nt":  # torch is imported once, not once a job
+        if os.name != "nt" and self.target is work:  # torch is imported once, not once a job
             context.set_forkserver_preload(["benchmarks.grid.teach"])
-        if self.target is None:
-            from benchmarks.grid.entry import work as target
-        else:
-            target = self.target
         before = self.store.done(job.needs())
-        process = context.Process(target=target, args=(job, before, answer, log))
+        process = context.Process(target=self.target, args=(job, before, answer, log))
         process.start()
         return _Child(job=job, process=process, answer=answer, since=time.monotonic())
 

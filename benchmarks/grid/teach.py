@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import sys
 import tempfile
@@ -37,7 +38,7 @@ from tutelage.pipeline.learning import Learned, distill
 from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.planning import Chosen, meta_of
 from tutelage.pipeline.teaching import Taught, teach
-from tutelage.progress import Silent
+from tutelage.progress import Progress, Silent
 from tutelage.run import Run, processor_name
 from tutelage.students import spec as students
 from tutelage.students.spec import StudentSpec, sliced_from
@@ -117,6 +118,18 @@ def ask(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     return {"ratio": more / plain}
 
 
+class _Epochs(Silent):
+    """Notes the processor time at the end of every epoch."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Note the time where an epoch is judged, which is no step."""
+        if steps == 0:
+            self.ends.append(time.process_time())
+
+
 def measure_epoch(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     """Measure the processor seconds of an epoch, and what a lesson takes besides its epochs.
 
@@ -124,18 +137,15 @@ def measure_epoch(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     that is slower at this time changes neither. The least of several readings counts where a round
     is short, else the only one. `ratio` and `fixed` are in epochs of KD.
     """
-    more = max(1, domain.epochs // 10)
+    epochs = 2 + domain.epochs // 10
 
     def times_of(method: str) -> tuple[float, float]:
-        own = replace(job, method=method)
-        one, many = (
-            _lesson(own, domain, before, epochs=n, setting=0, seed=SEARCH_SEED)[2]
-            for n in (1, 1 + more)
-        )
-        return one, many
+        own, seen = replace(job, method=method), _Epochs()
+        whole = _lesson(
+            own, domain, before, epochs=epochs, setting=0, seed=SEARCH_SEED, progress=seen
+        )[2]
+        return whole, min(b - a for a, b in itertools.pairwise(seen.ends))
 
-    if domain.examples is None:
-        times_of(job.method)  # warms up, and asks what is not asked yet
     rounds: list[tuple[float, ...]] = []
     while _goes_on(rounds):
         if job.method == BASE:
@@ -143,13 +153,11 @@ def measure_epoch(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
         else:
             first = times_of(BASE)
         rounds.append((*first, *times_of(job.method)))
-    *first, one, many = (min(times) for times in zip(*rounds, strict=True))
-    epoch = max(1e-6, (many - one) / more)
-    fixed = max(0.0, one - epoch)
+    *first, whole, epoch = (min(times) for times in zip(*rounds, strict=True))
+    fixed = max(0.0, whole - epochs * epoch)
     if job.method == BASE:
         return {"asked_s": first[0], "epoch_s": epoch, "fixed_s": fixed}
-    base = max(1e-6, (first[1] - first[0]) / more)
-    return {"ratio": epoch / base, "fixed": fixed / base}
+    return {"ratio": epoch / first[1], "fixed": fixed / first[1]}
 
 
 def _goes_on(rounds: list[tuple[float, ...]]) -> bool:
@@ -229,7 +237,8 @@ def right_on_test(network: torch.nn.Module, material: Material) -> float:
 
 
 def _lesson(
-    job: Job, domain: Domain, before: Rows, *, epochs: int, setting: int, seed: int
+    job: Job, domain: Domain, before: Rows, *, epochs: int, setting: int, seed: int,
+    progress: Progress | None = None,
 ) -> tuple[Learned, Material, float]:  # fmt: skip
     """Teach one student; return it, the material, and processor seconds without asking."""
     method = METHODS[job.method]
@@ -248,7 +257,7 @@ def _lesson(
             taught = teach(recipe, material, run, Silent(), trust_code=False, module=teacher)
         started = time.process_time()
         chosen = _student(spec, method, taught, material, seed)
-        learned = distill(recipe, material, taught, chosen, run, Silent())
+        learned = distill(recipe, material, taught, chosen, run, progress or Silent())
         return learned, material, time.process_time() - started
 
 
