@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.grid.jobs import Job
 from benchmarks.grid.statistics import Ranking, Spread
@@ -164,7 +163,7 @@ def _ranks(ranking: Ranking, left_out: Sequence[str]) -> list[str]:
 
 def _rest(store: Store, wanted: Sequence[Job]) -> list[str]:
     """Say what is missing in the blocks that were begun, what failed, and what is stale."""
-    counted: dict[str, Any] = store.count(wanted)
+    counted = store.count(wanted)
     said = [f"Cells: {', '.join(f'{n} {state}' for state, n in counted.items() if n)}."]
     if counted["stale"]:
         said.append("Stale rows are of another version and stand in no mean.")

@@ -67,7 +67,9 @@ def critical_difference(methods: int, blocks: int) -> float:
     return q * math.sqrt(methods * (methods + 1) / (6 * blocks))
 
 
-def ranking(methods: Sequence[str], scores: Float[np.ndarray, "blocks methods"]) -> Ranking | None:
+def ranking(
+    methods: tuple[str, ...], scores: Float[np.ndarray, "blocks methods"]
+) -> Ranking | None:
     """Return mean ranks with Friedman's test; None for fewer than three methods or two blocks."""
     blocks, count = scores.shape
     if count < 3 or blocks < 2:

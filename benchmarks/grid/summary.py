@@ -100,7 +100,7 @@ def rank(blocks: Sequence[Block]) -> tuple[Ranking | None, tuple[str, ...]]:
     means = [found for found in means if ALONE in found and BASE in found]
     if not means:
         return None, ()
-    everywhere = [m for m in METHODS if all(m in found for found in means)]
+    everywhere = tuple(m for m in METHODS if all(m in found for found in means))
     scores = np.array([[found[m] for m in everywhere] for found in means])
     somewhere = {m for found in means for m in found}
     return ranking(everywhere, scores), tuple(m for m in METHODS if m in somewhere - {*everywhere})
