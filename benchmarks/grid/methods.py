@@ -1,0 +1,111 @@
+"""The methods that are compared: losses, start, and the one option that is searched for each."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+_KD = {"kl": {"weight": 0.5, "temperature": 4.0}, "cross_entropy": 0.5}
+_LABELS = {"cross_entropy": 0.5}
+_DIST = {"dist": {"weight": 1.0, "temperature": 1.0}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One way to teach.
+
+    `option` is `loss.option`, `loss.weight` or `distill.rate` (times the domain's own); `settings`
+    are the values that the search tries, the first of them the default. `asks` is what is asked of
+    the teacher: nothing, its `decision`, or `features` or `maps` besides. `sliced`: the student
+    starts as a slice of it.
+    """
+
+    losses: dict[str, Any]
+    option: str = ""
+    settings: tuple[Any, ...] = field(default=(None,))
+    asks: str = "decision"
+    sliced: bool = False
+
+    def recipe_part(self, setting: int, rate: float) -> dict[str, Any]:
+        """Return the recipe's losses and rate with setting number `setting`; `rate` is usual."""
+        losses = copy.deepcopy(self.losses)
+        part: dict[str, Any] = {"losses": losses, "rate": rate}
+        where, _, key = self.option.partition(".")
+        if where == "distill":
+            part[key] = rate * self.settings[setting]
+        elif where:
+            given = losses[where]
+            own = dict(given) if isinstance(given, dict) else {"weight": given}
+            losses[where] = {**own, key: self.settings[setting]}
+        return part
+
+    def definition(self) -> dict[str, Any]:
+        """Return all that makes the method what it is, for hashes."""
+        return {
+            "losses": self.losses,
+            "option": self.option,
+            "settings": list(self.settings),
+            "asks": self.asks,
+            "sliced": self.sliced,
+        }
+
+
+def _inside(name: str, other: str, asks: str, *fixed: float) -> Method:
+    """Return what adds a loss on taps, balanced or of a fixed weight, to labels or to DIST."""
+    base = _LABELS if other == "labels" else _DIST
+    return Method(
+        losses={**base, name: "auto"}, option=f"{name}.weight", settings=("auto", *fixed), asks=asks
+    )
+
+
+_RATES = (1.0, 0.3, 3.0)  # times the domain's own
+_SLICE_RATES = (1.0, 0.3, 0.1)
+METHODS: dict[str, Method] = {
+    "no teacher": Method(
+        losses={"cross_entropy": 1.0}, option="distill.rate", settings=_RATES, asks=""
+    ),
+    "label smoothing": Method(
+        losses={"cross_entropy": {"weight": 1.0, "label_smoothing": 0.1}},
+        option="cross_entropy.label_smoothing", settings=(0.1, 0.05, 0.2), asks="",
+    ),
+    "deep supervision": Method(
+        losses={"cross_entropy": 1.0, "deep_supervision": "auto"},
+        option="deep_supervision.weight", settings=("auto", 0.3, 3.0), asks="",
+    ),
+    "kd": Method(losses=_KD, option="kl.temperature", settings=(4.0, 2.0, 8.0)),
+    "dkd": Method(
+        losses={"dkd": {"weight": 0.5, "beta": 8.0}, "cross_entropy": 0.5},
+        option="dkd.beta", settings=(8.0, 2.0, 4.0),
+    ),
+    "dist": Method(losses=_DIST, option="dist.temperature", settings=(1.0, 2.0, 4.0)),
+    "logit standardised": Method(
+        losses={"logit_standardised": {"weight": 0.5, "temperature": 2.0}, "cross_entropy": 0.5},
+        option="logit_standardised.temperature", settings=(2.0, 1.0, 4.0),
+    ),
+    "default": Method(losses={"dist": 1.0}),
+    "features": _inside("features", "labels", "features", 0.3, 3.0),
+    "srd": _inside("srd", "labels", "features", 0.03, 0.3),
+    "attention": _inside("attention", "labels", "maps", 3.0, 30.0),
+    "rkd": _inside("rkd", "labels", "features", 3.0, 30.0),
+    "cka": _inside("cka", "labels", "features", 0.3, 3.0),
+    "dist, features": _inside("features", "dist", "features", 0.3, 3.0),
+    "dist, srd": _inside("srd", "dist", "features", 0.03, 0.3),
+    "dist, attention": _inside("attention", "dist", "maps", 3.0, 30.0),
+    "dist, rkd": _inside("rkd", "dist", "features", 3.0, 30.0),
+    "dist, cka": _inside("cka", "dist", "features", 0.3, 3.0),
+    "dist, trajectory": _inside("trajectory", "dist", "features", 0.3, 3.0),
+    "kd, trajectory": Method(
+        losses={**_KD, "trajectory": "auto"},
+        option="trajectory.weight", settings=("auto", 0.3, 3.0), asks="features",
+    ),
+    "dist, deep supervision": _inside("deep_supervision", "dist", "decision", 0.3, 3.0),
+    "dist, decision everywhere": _inside("decision_everywhere", "dist", "decision", 0.3, 3.0),
+    "dist, slice": Method(
+        losses=_DIST, option="distill.rate", settings=_SLICE_RATES, sliced=True
+    ),
+    "no teacher, slice": Method(
+        losses={"cross_entropy": 1.0}, option="distill.rate", settings=_SLICE_RATES, asks="",
+        sliced=True,
+    ),
+}  # fmt: skip
