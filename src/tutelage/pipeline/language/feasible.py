@@ -14,6 +14,7 @@ from tutelage.pipeline.language.teaching import with_language_defaults
 from tutelage.pipeline.proving import verdicts
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
+from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import parameters
 
 
@@ -32,7 +33,7 @@ def plan_language(
     found = candidates(recipe, device, material, limits)
     rows = [
         {
-            "name": f"{c.spec.layers} layers, {c.spec.inner} units",
+            "name": _name(c.spec, source.decoder.spec),
             "spec": spec_json(c.spec),
             "parameters": parameters(c.spec),
             "figures": [f.to_json() for f in c.figures],
@@ -57,3 +58,13 @@ def plan_language(
         "would_do": None,
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _name(spec: DecoderSpec, whole: DecoderSpec) -> str:
+    """Return the sizes in words; groups and numbers a token only where some go."""
+    words = [f"{spec.layers} layers, {spec.inner} units"]
+    if spec.groups < whole.groups:
+        words.append(f"{spec.groups} groups")
+    if spec.hidden < whole.hidden:
+        words.append(f"{spec.hidden} numbers a token")
+    return ", ".join(words)

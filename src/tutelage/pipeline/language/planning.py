@@ -25,7 +25,8 @@ from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, DecoderSpec
 from tutelage.students.decoder_choice import depths_by_kl
-from tutelage.students.decoder_sizes import parameters, plan_slices, shapes_of
+from tutelage.students.decoder_mixes import plan_mixes
+from tutelage.students.decoder_sizes import parameters, shapes_of
 from tutelage.students.slice_decoder import slice_decoder
 
 _CHOOSING_TOKENS = 512  # choose layers and units: some hundred passes over them
@@ -58,7 +59,7 @@ def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit,
 def candidates(
     recipe: Recipe, device: Device, material: LanguageMaterial, limits: tuple[Limit, ...]
 ) -> list[Slice]:
-    """Return slices inside the storage limit, from deep and narrow to shallow and wide.
+    """Return slices inside the storage limit: deep and narrow, shallow and wide, other mixes.
 
     Raises `InfeasibleError` where none keeps every hard limit.
     """
@@ -70,7 +71,7 @@ def candidates(
 
     most = int(min(storage, default=bytes_of(whole)))
     found = []
-    for spec in plan_slices(whole, most_bytes=most, bytes_of=bytes_of, count=4):
+    for spec in plan_mixes(whole, most_bytes=most, bytes_of=bytes_of):
         figures = price(spec)
         found.append(Slice(spec=spec, figures=figures, missed=missed_limits(figures, limits)))
     fitting = [c for c in found if not c.missed]
