@@ -93,7 +93,7 @@ def states(decoder: Decoder, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judged(decoder: Decoder, whole: Decoder, own: Tensor, ids: Tensor) -> dict[str, float]:
-    """Return perplexity, and the KL in nats a token from the whole network, whose states are given."""
+    """Return perplexity and the KL in nats a token from the whole network, of given states."""
     loss = kl = 0.0
     for read, before, part in zip(states(decoder, ids), own, ids, strict=True):
         said, wanted = (

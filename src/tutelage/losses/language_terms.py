@@ -22,6 +22,7 @@ from tutelage.losses.sparse import NOTHING, SparseDecision, exact
 from tutelage.registry import Registry
 
 LANGUAGE_LOSSES: Registry[Loss] = Registry("loss of language models")
+INSIDE = ("states", "relations")  # what losses inside the networks read (`language_inside`)
 
 
 def _on_outcomes(function: Callable[..., Tensor]) -> Loss:
@@ -184,6 +185,8 @@ def language_terms(
 def check_teacher(terms: LanguageTerms, teacher: SparseDecision | None) -> None:
     """Refuse losses that cannot be had from these signals; raises `RecipeError`."""
     for loss in terms.losses:
+        if loss.reads in INSIDE:
+            raise RecipeError(f"loss '{loss.name}' reads layers; teach by it with pairs of layers")
         if not loss.tempered:
             continue
         if teacher is None:

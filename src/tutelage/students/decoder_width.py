@@ -119,7 +119,7 @@ def _norm_scales(
         for name in names:
             hooks.enter_context(
                 decoder.get_submodule(name).register_forward_pre_hook(
-                    lambda _m, given, n=name: note(n, given[0])
+                    lambda _m, given, n=name: note(str(n), given[0])
                 )
             )
         for ids in in_parts(batches):
