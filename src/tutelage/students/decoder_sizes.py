@@ -17,7 +17,7 @@ from tutelage.students.decoder import ENDS, SIZES, Decoder, DecoderSpec
 
 _BLOCK = 32  # weights that share a scale in a quantized file: rows of the down projection are whole
 _CUT = ("layers", "groups", "inner", "hidden", "vocabulary")
-_LLAMA, _WINDOW = ("attention_bias", "mlp_bias", "pretraining_tp"), ("sliding_window",)
+_LLAMA = ("attention_bias", "mlp_bias", "pretraining_tp")  # keys that a Mistral has not
 _FIRST = re.compile(r"(.*\.layers\.)0(\..*)")
 
 
@@ -34,7 +34,7 @@ def with_sizes(spec: DecoderSpec, **sizes: int) -> DecoderSpec:
         config[SIZES["heads"]] = spec.heads // spec.groups * sizes["groups"]
     if config.get("layer_types") is not None:
         config["layer_types"] = config["layer_types"][: config[SIZES["layers"]]]
-    if config[SIZES["hidden"]] % config[SIZES["heads"]] and _plain_llama(config):
+    if config[SIZES["hidden"]] % config[SIZES["heads"]] and _plain(config):
         config = {k: v for k, v in config.items() if k not in _LLAMA}
         config |= {"model_type": "mistral", "sliding_window": None}
     try:
@@ -43,9 +43,11 @@ def with_sizes(spec: DecoderSpec, **sizes: int) -> DecoderSpec:
         raise StudentError(f"the language model cannot have these sizes: {error}") from None
 
 
-def _plain_llama(config: dict[str, Any]) -> bool:
-    biased = config.get("attention_bias") or config.get("mlp_bias")
-    return config["model_type"] == "llama" and not biased
+def _plain(config: dict[str, Any]) -> bool:
+    """Say whether this is a Llama without biases or a Mistral without a window."""
+    unlike = {"llama": ("attention_bias", "mlp_bias"), "mistral": ("sliding_window",)}
+    kind = config["model_type"]
+    return kind in unlike and not any(config.get(key) for key in unlike[kind])
 
 
 def why_no_part(spec: DecoderSpec, whole: DecoderSpec) -> str:
@@ -59,8 +61,8 @@ def why_no_part(spec: DecoderSpec, whole: DecoderSpec) -> str:
     if spec.heads * whole.groups != whole.heads * spec.groups:
         return f"{spec.groups} groups of it have {whole.heads // whole.groups} query heads each"
     free = {"layer_types", SIZES["heads"], *ENDS, *(SIZES[name] for name in _CUT)}
-    if _plain_llama(whole.config) and spec.kind == "mistral":  # see `with_sizes`
-        free |= {"model_type", *_LLAMA, *(() if spec.config.get("sliding_window") else _WINDOW)}
+    if _plain(spec.config) and _plain(whole.config):  # the same by two names: see `with_sizes`
+        free |= {"model_type", "sliding_window", *_LLAMA}
     for key in sorted((spec.config.keys() | whole.config.keys()) - free):
         if spec.config.get(key) != whole.config.get(key):
             return f"its {key} is {whole.config.get(key)!r} and {spec.config.get(key)!r} is wanted"
