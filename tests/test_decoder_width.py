@@ -97,7 +97,7 @@ def test_a_llama_of_uneven_width_is_a_mistral_that_says_the_same():
     small = slice_decoder(whole, uneven, some_ids())
     torch.testing.assert_close(said(small), said(whole), rtol=1e-4, atol=1e-4)
     windowed = DecoderSpec(config={**uneven.config, "sliding_window": 5})
-    assert "sliding_window" in why_no_part(windowed, whole.spec)
+    assert why_no_part(windowed, whole.spec).startswith("its ")
     refused("8 heads do not divide", with_sizes, decoder("llama").spec, hidden=28)  # has biases
 
 
@@ -141,7 +141,7 @@ def test_mixes_fill_the_limit(kind):
     whole = spec(kind, hidden_size=256, num_hidden_layers=4)
     most = int(0.6 * parameters(whole))
     found = plan_mixes(whole, most_bytes=most, bytes_of=parameters)
-    assert len({str(x.config) for x in found}) == len(found) >= 8
+    assert len({str(x.config) for x in found}) == len(found) >= 6
     for one in found:
         assert 0.8 * most < parameters(one) <= most and why_no_part(one, whole) == ""
         assert one.hidden % 32 == 0 and steps_to(whole, one)[-1] == one
