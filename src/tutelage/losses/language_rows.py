@@ -42,7 +42,7 @@ def with_slopes(
     rest = sums.log() + top
     few = [x.detach().requires_grad_() for x in (listed, said, rest)]
     with torch.enable_grad():
-        total, parts = terms.of_few(*few, teacher)
+        total, parts = terms.of_few(few[0], few[1], few[2], teacher)
     slopes = torch.autograd.grad(total, few, allow_unused=True)
     of_listed, of_said, of_rest = (
         torch.zeros_like(x) if s is None else s for x, s in zip(few, slopes, strict=True)
