@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
 from tutelage.train import together
+from tutelage.train.inside import InsideLesson
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -68,9 +69,11 @@ class LanguageLesson:
         examples: int | None = None,
         recompute: bool = False,
         chunk: int | None = None,
+        inside: InsideLesson | None = None,
     ) -> None:
         self.student, self.train, self.validation = student, train, validation
-        self.modules: tuple[nn.Module, ...] = (student,)
+        self.inside = inside
+        self.modules: tuple[nn.Module, ...] = (student, *(inside.modules if inside else ()))
         self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
         self.signals, self.validation_signals = signals, validation_signals
         self.seed, self.recompute, self.chunk = seed, recompute, chunk
@@ -100,14 +103,15 @@ class LanguageLesson:
 
         What the student's parameters held of gradients before is dropped.
         """
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.student.zero_grad(set_to_none=True)
+        parameters = [p for m in self.modules for p in m.parameters() if p.requires_grad]
+        self._forget()
         count = together.total(sum(part.count for part in batch), _device(self.student))
         total = torch.zeros((), device=_device(self.student))
-        parts: dict[str, Tensor] = {name: torch.zeros_like(total) for name in self.losses}
+        names = (*self.losses, *(self.inside.losses if self.inside is not None else ()))
+        parts: dict[str, Tensor] = {name: torch.zeros_like(total) for name in names}
         for part in batch:
             with _recomputing(self.student) if self.recompute else nullcontext():
-                value, found = self._value(self.student, part, self.losses)
+                value, found = self._taught(part)
             weight = part.count / count
             with torch.autocast(value.device.type, enabled=False):
                 (value * weight).backward()
@@ -118,8 +122,23 @@ class LanguageLesson:
         if together.place()[1] > 1:
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             together.add_up([total, *parts.values(), *grads])
-        self.student.zero_grad(set_to_none=True)
+        self._forget()
         return _Handed.apply(total, grads, *parameters), parts
+
+    def _forget(self) -> None:
+        for module in self.modules:
+            module.zero_grad(set_to_none=True)
+
+    def _taught(self, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a micro-batch, its layers' lessons included, and its parts."""
+        if self.inside is None:
+            return self._value(self.student, part, self.losses)
+        device, network = _device(self.student), cast(Any, self.student)
+        with self.inside.listening(network) as heard:
+            value, found = self._value(self.student, part, self.losses)
+        ids, learned = part.ids[:, :-1].to(device), part.learned[:, 1:].to(device)
+        more, others = self.inside.value(heard, ids, learned)
+        return value + more, {**found, **others}
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
         """Return minus the mean loss over the learned tokens of validation."""
@@ -183,7 +202,8 @@ class LanguageLesson:
         sources = [None if s is None else s.key for s in (self.signals, self.validation_signals)]
         data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
-        return hash_json(["language", sources, data, how, self.seed, self.recompute, self.chunk])
+        said = ["language", sources, data, how, self.seed, self.recompute, self.chunk]
+        return hash_json(said if self.inside is None else [*said, self.inside.key])
 
 
 class _Handed(torch.autograd.Function):

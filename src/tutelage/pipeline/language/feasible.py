@@ -28,6 +28,7 @@ from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
 from tutelage.records import WouldDo
+from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import parameters
 
 
@@ -65,7 +66,7 @@ def plan_language(
         "student": {"metric": "parameters", "value": parameters(found[0].spec)},
         "budget": [v.to_json() for v in verdicts(limits, found[0].figures)],
         "artifacts": [],
-        "candidates": [_row(c, scores) for c in found],
+        "candidates": [_row(c, scores, source.decoder.spec) for c in found],
         "from_scores": bool(scores.rows),
         "would_do": None if would_do is None else would_do.to_json(),
         **drawn,
@@ -73,11 +74,11 @@ def plan_language(
     }
 
 
-def _row(found: Slice, scores: SliceScores) -> dict[str, Any]:
+def _row(found: Slice, scores: SliceScores, whole: DecoderSpec) -> dict[str, Any]:
     score = scores.of(found.spec)
     figure = None if score is None else score.perplexity or score.untaught
     return {
-        "name": name_of_slice(found.spec),
+        "name": name_of_slice(found.spec, whole),
         "spec": spec_json(found.spec),
         "parameters": parameters(found.spec),
         "figures": [f.to_json() for f in found.figures],

@@ -12,7 +12,8 @@ from tutelage.pipeline.proving import verdicts
 from tutelage.plan.refusal import infeasible, looser, others
 from tutelage.records import Limit, Shortfall, Verdict, WouldDo
 from tutelage.students.decoder import DecoderSpec
-from tutelage.students.decoder_sizes import parameters, plan_slices, with_sizes
+from tutelage.students.decoder_mixes import plan_mixes
+from tutelage.students.decoder_sizes import parameters, with_sizes
 
 _FULL = 10**9  # a limit that is used up, in the whole numbers that sizes are searched by
 
@@ -20,11 +21,11 @@ _FULL = 10**9  # a limit that is used up, in the whole numbers that sizes are se
 def fitting_slices(
     whole: DecoderSpec, price: Price, limits: Sequence[Limit], *, count: int
 ) -> list[DecoderSpec]:
-    """Return up to `count` slices that keep every hard limit, the deepest and narrowest first.
+    """Return up to `count` slices that keep every hard limit, the deepest first, then mixes.
 
     Raises `InfeasibleError` where none does; `no_slice` says more.
     """
-    return plan_slices(whole, most_bytes=_FULL, bytes_of=use_of(price, limits), count=count)
+    return plan_mixes(whole, most_bytes=_FULL, bytes_of=use_of(price, limits), count=count)
 
 
 def use_of(price: Price, limits: Sequence[Limit]) -> Callable[[DecoderSpec], int]:

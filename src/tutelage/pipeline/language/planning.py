@@ -63,7 +63,7 @@ def candidates(
     material: LanguageMaterial, terms: Terms, limits: tuple[Limit, ...], device: Device,
     pace: Pace | None = None, *, start: DecoderSpec | None = None,
 ) -> list[Slice]:  # fmt: skip
-    """Return slices that keep every hard limit, from deep and narrow to shallow and wide.
+    """Return slices that keep every hard limit, deep and narrow, shallow and wide, other mixes.
 
     They are of the teacher, or of a network with the sizes `start`. Raises `InfeasibleError` where
     none fits.
@@ -208,6 +208,11 @@ def spec_json(spec: DecoderSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def name_of_slice(spec: DecoderSpec) -> str:
-    """Return what tables call a slice."""
-    return f"{spec.layers} layers, {spec.inner} units"
+def name_of_slice(spec: DecoderSpec, whole: DecoderSpec | None = None) -> str:
+    """Return what tables call a slice; groups and numbers a token where some of `whole` go."""
+    words = [f"{spec.layers} layers, {spec.inner} units"]
+    if whole is not None and spec.groups < whole.groups:
+        words.append(f"{spec.groups} groups")
+    if whole is not None and spec.hidden < whole.hidden:
+        words.append(f"{spec.hidden} numbers a token")
+    return ", ".join(words)

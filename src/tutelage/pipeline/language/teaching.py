@@ -10,17 +10,20 @@ from typing import Any
 
 from tutelage.errors import RecipeError
 from tutelage.files import hash_json, read_tensors, write_tensors
+from tutelage.losses.language_inside import apart_inside
 from tutelage.losses.language_terms import language_terms
+from tutelage.pipeline.language.inside import check_inside, inside_of
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
 from tutelage.recipe import LossPart, Recipe
 from tutelage.run import Run
-from tutelage.students.decoder import Decoder, DecoderSpec
+from tutelage.students.decoder import Decoder, DecoderSpec, Origin
 from tutelage.students.decoder_sizes import parameters, steps_to
 from tutelage.students.slice_decoder import slice_decoder
 from tutelage.teach.token_signals import Speaker, TokenSignals
+from tutelage.train.inside import InsideLesson
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer
 from tutelage.train.trackers import open_tracker
@@ -52,6 +55,7 @@ def with_language_defaults(recipe: Recipe) -> Recipe:
         language_terms(weights, options, 1.0)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    check_inside(found, weights)
     return found
 
 
@@ -78,7 +82,6 @@ def _refuse_others(recipe: Recipe) -> None:
         ("student.spec", recipe.student.spec),
         ("budget.accuracy", recipe.budget.accuracy),
         ("data.unlabelled", recipe.data.unlabelled),
-        ("distill.pairs", recipe.distill.pairs),
         ("measure.power_csv", recipe.measure.power_csv),
     ):
         if given is not None:
@@ -134,12 +137,14 @@ def teach(
 
 def lesson_for(
     recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: TokenSignals, *,
-    seed: int, examples: int | None = None,
+    seed: int, examples: int | None = None, inside: InsideLesson | None = None,
 ) -> LanguageLesson:  # fmt: skip
-    """Return what a slice is taught, as the recipe says."""
+    """Return what a slice is taught, as the recipe says; `inside` is what its layers are."""
     weights, options = losses_of(recipe)
+    tokens, _ = apart_inside(weights)
     return LanguageLesson(
-        student, material.data.train, material.data.validation, losses=weights, options=options,
+        student, material.data.train, material.data.validation, losses=tokens,
+        options={name: given for name, given in options.items() if name in tokens}, inside=inside,
         signals=signals, batch=recipe.distill.batch,
         micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed, examples=examples,
         recompute=recipe.language.recompute,
@@ -158,7 +163,12 @@ def _step(
     def work() -> tuple[Any, list[Path]]:
         progress.say(f"student: slicing, step {number} of {of}")
         student = slice_decoder(before, spec, choosing_tokens(material), kept=kept)
-        lesson = lesson_for(recipe, material, student, signals, seed=recipe.seed + number)
+        inside = inside_of(
+            recipe, material, student, (weights, options), progress, last=number == of
+        )
+        lesson = lesson_for(
+            recipe, material, student, signals, seed=recipe.seed + number, inside=inside
+        )
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
@@ -173,7 +183,8 @@ def _step(
             tracker.close()
         config = student.spec.config
         write_tensors(path, student.state_dict())
-        return {"history": history, "config": config}, [path]
+        origin = dataclasses.asdict(student.origin)
+        return {"history": history, "config": config, "origin": origin}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
     earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
@@ -188,6 +199,8 @@ def _step(
     record = run.stage(f"teach-{number}", inputs, work)
     student = Decoder(DecoderSpec(config=record.result["config"]))
     student.load_state_dict(read_tensors(path)[0])
+    origin = record.result["origin"]
+    student.origin = Origin(layers=tuple(origin["layers"]), numbers=tuple(origin["numbers"]))
     return student.eval(), record.result
 
 
