@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tutelage.devices import load_device
 from tutelage.files import hash_json, write_atomically
+from tutelage.pipeline.language.generating import write_texts
 from tutelage.pipeline.language.material import read_language, record_data
 from tutelage.pipeline.language.planning import choose, limits_of
 from tutelage.pipeline.language.proving import prove
@@ -28,8 +29,9 @@ def run_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
     with opened(recipe, folder, progress) as (run, said):
         started = time.monotonic()
         source = open_source(recipe)
-        material = read_language(recipe, source, said)
-        record_data(recipe, material, run)
+        written = write_texts(recipe, source, run, said)
+        material = read_language(recipe, source, said, written and written.path)
+        record_data(recipe, material, run, written and written.figures)
         record = {
             "source": source.name,
             "fingerprint": source.key,

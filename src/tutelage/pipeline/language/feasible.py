@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.devices import load_device
-from tutelage.pipeline.language.material import read_language
+from tutelage.pipeline.language.generating import material_to_plan
 from tutelage.pipeline.language.planning import candidates, limits_of, spec_json
 from tutelage.pipeline.language.source import open_source
 from tutelage.pipeline.language.teaching import with_language_defaults
@@ -27,7 +27,7 @@ def plan_language(
     started = time.monotonic()
     recipe, device = with_language_defaults(recipe), load_device(recipe.device)
     source = open_source(recipe)
-    material = read_language(recipe, source, progress or Silent())
+    material = material_to_plan(recipe, source, folder, progress or Silent())
     limits = limits_of(recipe, device, source.decoder.spec)
     found = candidates(recipe, device, material, limits)
     rows = [
