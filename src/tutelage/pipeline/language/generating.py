@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,22 @@ class Written:
     figures: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Prompts in an order of their own; `long` ones leave no room for an answer.
+
+    `key` names all that the answers depend on.
+    """
+
+    prompts: list[str]
+    long: int
+    key: str
+
+    def file(self, run: Path) -> Path:
+        """Return where a run keeps the answers."""
+        return run / "generated" / self.key[:16] / "chats.jsonl"
+
+
 def write_texts(recipe: Recipe, source: Source, run: Run, progress: Progress) -> Written | None:
     """Have the teacher answer the recipe's prompts (once a run); None where it asks for none.
 
@@ -53,27 +68,26 @@ def write_texts(recipe: Recipe, source: Source, run: Run, progress: Progress) ->
     part = recipe.data.generate
     if part is None:
         return None
-    prompts, long = _prompts(recipe, part, source)
-    key = _key(recipe, part, source)
-    path = _path(run.path, key)
+    asked = _asked(recipe, part, source)
+    path = asked.file(run.path)
 
     def work() -> tuple[Any, list[Path]]:
         sampling = Sampling(
             longest=part.longest, temperature=part.temperature, top_p=part.top_p,
             seed=recipe.seed, batch=_BATCH,
         )  # fmt: skip
-        network = source.decoder.network
+        answer = answering(source.decoder.network, source.tokenizer, sampling, system=part.system)
         made = generate(
-            prompts, answering(network, source.tokenizer, sampling, system=part.system), path,
-            answers=_answers(part, len(prompts)), key=key, batch=_BATCH, progress=progress,
+            asked.prompts, answer, path, answers=_answers(part, len(asked.prompts)),
+            key=asked.key, batch=_BATCH, progress=progress,
         )  # fmt: skip
         for note in made.notes():
             progress.say(f"data: {note}")
-        for prompt, answer in made.shown[:2]:
-            progress.say(f"data: '{_short(prompt)}' is answered '{_short(answer)}'")
-        return _figures(made, long), [path]
+        for prompt, reply in made.shown[:2]:
+            progress.say(f"data: '{_short(prompt)}' is answered '{_short(reply)}'")
+        return _figures(made, asked.long), [path]
 
-    return Written(path=path, figures=run.stage("generate", key, work).result)
+    return Written(path=path, figures=run.stage("generate", asked.key, work).result)
 
 
 def material_to_plan(
@@ -85,10 +99,8 @@ def material_to_plan(
     of the whole vocabulary.
     """
     part = recipe.data.generate
-    if part is None:
-        return read_language(recipe, source, progress)
-    path = _path(folder, _key(recipe, part, source))
-    if path.exists():
+    path = None if part is None else _asked(recipe, part, source).file(folder)
+    if path is None or path.exists():
         return read_language(recipe, source, progress, path)
     if recipe.data.train is not None:
         progress.say("plan: nothing is generated yet, so its words are not in the vocabulary")
@@ -102,9 +114,9 @@ def material_to_plan(
     )  # fmt: skip
 
 
-def _prompts(recipe: Recipe, part: GeneratePart, source: Source) -> tuple[list[str], int]:
-    """Return the prompts in an order of their own, and how many leave no room for an answer."""
-    if getattr(source.tokenizer, "chat_template", None) is None:
+def _asked(recipe: Recipe, part: GeneratePart, source: Source) -> _Asked:
+    template = getattr(source.tokenizer, "chat_template", None)
+    if template is None:
         raise DataError(
             f"data.generate asks the teacher in a chat, and the tokenizer of {source.name} has no "
             "chat template: take a model that was tuned on chats, or give texts in data.train"
@@ -122,29 +134,26 @@ def _prompts(recipe: Recipe, part: GeneratePart, source: Source) -> tuple[list[s
             "reads: lower data.generate.longest, or shorten the prompts"
         )
     order = np.random.default_rng([recipe.seed, 11]).permutation(len(fitting))
-    return [fitting[i] for i in order], len(given) - len(fitting)
+    prompts = [fitting[i] for i in order]
+    how = part.model_dump(mode="json", exclude={"prompts", "topics", "templates"})
+    key = hash_json(["generate", source.key, template, prompts, how, recipe.seed, _BATCH])
+    return _Asked(prompts=prompts, long=len(given) - len(fitting), key=key)
 
 
 def _fitting(prompts: list[str], part: GeneratePart, source: Source) -> list[str]:
+    """Return the prompts that leave room for an answer in what the teacher reads."""
     most = source.decoder.spec.config.get("max_position_embeddings")
     if most is None:
         return prompts
     writer = Writer(source.tokenizer)
     system = (Message(role="system", content=part.system),) if part.system else ()
-    return [
-        text
-        for number, text in enumerate(prompts, 1)
-        if len(
-            writer.prompt(
-                Document(
-                    messages=(*system, Message(role="user", content=text)),
-                    where=f"prompt {number} of data.generate",
-                )
-            )
-        )
-        + part.longest
-        <= most
-    ]
+
+    def fits(number: int, text: str) -> bool:
+        where = f"prompt {number} of data.generate"
+        messages = (*system, Message(role="user", content=text))
+        return len(writer.prompt(Document(messages=messages, where=where))) + part.longest <= most
+
+    return [text for number, text in enumerate(prompts, 1) if fits(number, text)]
 
 
 def _answers(part: GeneratePart, prompts: int) -> int | None:
@@ -152,18 +161,6 @@ def _answers(part: GeneratePart, prompts: int) -> int | None:
     if part.examples is None:
         return None
     return part.examples if part.temperature else min(part.examples, prompts)
-
-
-def _key(recipe: Recipe, part: GeneratePart, source: Source) -> str:
-    """Name all that the answers depend on; of a file of prompts its content."""
-    asked = read_prompts(part.prompts) if isinstance(part.prompts, str) else part.prompts
-    given = {**part.model_dump(mode="json"), "prompts": asked}
-    given["templates"] = part.templates or _TEMPLATES
-    return hash_json(["generate", source.key, given, recipe.seed, _BATCH])
-
-
-def _path(run: Path, key: str) -> Path:
-    return run / "generated" / key[:16] / "chats.jsonl"
 
 
 def _figures(made: Generated, long: int) -> dict[str, Any]:
