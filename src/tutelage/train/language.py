@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from tutelage.losses.language import language_loss
 from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
+from tutelage.train.on_policy import Beginnings, OnPolicy
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -45,7 +46,8 @@ class LanguageLesson:
     of their learned tokens. Epoch `e` takes the sequences in an order that hangs on `seed` and `e`
     alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
     forget what they computed and do it again in the backward pass, for a third more time and far
-    less memory. Validation is minus its loss, over the same losses where the teacher's signals are
+    less memory. `own`: at some steps the student writes the batch itself, from prompts of `train`.
+    Validation is minus its loss, over the same losses where the teacher's signals are
     given for it, else the cross entropy of its tokens.
     """
 
@@ -66,12 +68,13 @@ class LanguageLesson:
         examples: int | None = None,
         recompute: bool = False,
         chunk: int | None = None,
+        own: OnPolicy | None = None,
     ) -> None:
         self.student, self.train, self.validation = student, train, validation
         self.modules: tuple[nn.Module, ...] = (student,)
         self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
         self.signals, self.validation_signals = signals, validation_signals
-        self.seed, self.recompute, self.chunk = seed, recompute, chunk
+        self.seed, self.recompute, self.chunk, self.own = seed, recompute, chunk, own
         self._check()
         able = _with_targets(train, "training")
         self.validated = _with_targets(validation, "validation")
@@ -85,25 +88,45 @@ class LanguageLesson:
         """Return the steps of one epoch; a last, smaller batch is left out."""
         return len(self.chosen) // self.batch
 
-    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch]]:
+    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch] | Beginnings]:
         """Yield the epoch's batches from step `first` on, each in micro-batches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
         for step in range(first, self.steps()):
             index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
+            overall = epoch * self.steps() + step
+            if self.own is not None and self.own.mixing.takes(overall):
+                yield self.own.beginnings(index.numpy(), overall)
+                continue
             yield [_micro(self.train, self.signals, part) for part in index.split(self.micro_batch)]
 
-    def loss(self, batch: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: list[MicroBatch] | Beginnings) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; gradients are found here, one micro-batch at a time.
 
         What the student's parameters held of gradients before is dropped.
         """
+        if not isinstance(batch, Beginnings):
+            return self._learned(batch, self.losses, self.options)
+        assert self.own is not None
+        parts = [
+            MicroBatch(ids=ids, learned=learned, teacher=None)
+            for ids, learned in self.own.written(self.student, batch)
+        ]
+        total, found = self._learned(parts, self.own.losses, self.own.options, self.own)
+        return total, {f"own_{name}": value for name, value in found.items()}
+
+    def _learned(
+        self, batch: list[MicroBatch], losses: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]], own: OnPolicy | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.student.zero_grad(set_to_none=True)
         count = sum(part.count for part in batch)
         total, parts = torch.zeros((), device=_device(self.student)), {}
         for part in batch:
             with _recomputing(self.student) if self.recompute else nullcontext():
-                value, found = self._value(self.student, part, self.losses)
+                if own is not None:
+                    part = replace(part, teacher=own.judged(part.ids, part.learned))
+                value, found = self._value(self.student, part, losses, options)
             share = part.count / count
             with torch.autocast(value.device.type, enabled=False):
                 (value * share).backward()
@@ -121,13 +144,15 @@ class LanguageLesson:
         total, count = 0.0, 0
         for index in torch.from_numpy(self.validated).split(self.micro_batch):
             part = _micro(self.validation, told, index)
-            total += float(self._value(modules[0], part, losses)[0]) * part.count
+            value, _ = self._value(modules[0], part, losses, self.options)
+            total += float(value) * part.count
             count += part.count
         return -total / count
 
     def _value(
-        self, student: Any, part: MicroBatch, losses: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, student: Any, part: MicroBatch, losses: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]],
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         device = _device(student)
         ids, learned = part.ids.to(device), part.learned[:, 1:].to(device)
         states = student.states(ids[:, :-1])[learned]
@@ -138,7 +163,7 @@ class LanguageLesson:
             ids[:, 1:][learned],
             losses=losses,
             temperature=self.temperature,
-            options={name: given for name, given in self.options.items() if name in losses},
+            options={name: given for name, given in options.items() if name in losses},
             cap=getattr(student, "cap", None),
             chunk=self.chunk,
         )
@@ -176,7 +201,10 @@ class LanguageLesson:
         sources = [None if s is None else s.key for s in (self.signals, self.validation_signals)]
         data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
-        return hash_json(["language", sources, data, how, self.seed, self.recompute, self.chunk])
+        own = [] if self.own is None else [self.own.key]
+        return hash_json(
+            ["language", sources, data, how, self.seed, self.recompute, self.chunk, *own]
+        )
 
 
 class _Handed(torch.autograd.Function):
