@@ -46,8 +46,7 @@ class LanguageLesson:
     of their learned tokens. Epoch `e` takes the sequences in an order that hangs on `seed` and `e`
     alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
     forget what they computed and do it again in the backward pass, for a third more time and far
-    less memory. `own`: at some steps the student writes the batch itself, from prompts of `train`.
-    Validation is minus its loss, over the same losses where the teacher's signals are
+    less memory. Validation is minus its loss, over the same losses where the teacher's signals are
     given for it, else the cross entropy of its tokens.
     """
 
@@ -68,13 +67,13 @@ class LanguageLesson:
         examples: int | None = None,
         recompute: bool = False,
         chunk: int | None = None,
-        own: OnPolicy | None = None,
     ) -> None:
         self.student, self.train, self.validation = student, train, validation
         self.modules: tuple[nn.Module, ...] = (student,)
         self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
         self.signals, self.validation_signals = signals, validation_signals
-        self.seed, self.recompute, self.chunk, self.own = seed, recompute, chunk, own
+        self.seed, self.recompute, self.chunk = seed, recompute, chunk
+        self.own: OnPolicy | None = None
         self._check()
         able = _with_targets(train, "training")
         self.validated = _with_targets(validation, "validation")
@@ -83,6 +82,12 @@ class LanguageLesson:
         self.batch = min(batch, len(self.chosen))
         self.micro_batch = min(micro_batch or self.batch, self.batch)
         self.key = self._key()
+
+    def write_own(self, own: OnPolicy | None) -> None:
+        """Let the student write some batches itself, from prompts of the training texts."""
+        self.own, self.key = own, self._key()
+        if own is not None:
+            self.key = hash_json([self.key, own.key])
 
     def steps(self) -> int:
         """Return the steps of one epoch; a last, smaller batch is left out."""
@@ -201,10 +206,7 @@ class LanguageLesson:
         sources = [None if s is None else s.key for s in (self.signals, self.validation_signals)]
         data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
-        own = [] if self.own is None else [self.own.key]
-        return hash_json(
-            ["language", sources, data, how, self.seed, self.recompute, self.chunk, *own]
-        )
+        return hash_json(["language", sources, data, how, self.seed, self.recompute, self.chunk])
 
 
 class _Handed(torch.autograd.Function):

@@ -68,17 +68,8 @@ class OnPolicy:
         options: Mapping[str, Mapping[str, float]] = _NO_OPTIONS, ends: set[int],
         longest: int = 64, temperature: float = 1.0, seed: int,
     ) -> None:  # fmt: skip
-        language_terms(losses, options, 1.0)
-        if reads := [name for name in losses if not LANGUAGE_LOSSES[name].tempered]:
-            raise RecipeError(
-                f"loss '{reads[0]}' would teach the student its own words; of language.on_policy "
-                "give losses that compare it with the teacher, such as reverse_kl"
-            )
-        if longest > tokens.length // 2:
-            raise RecipeError(
-                f"language.on_policy.longest is {longest} and sequences have {tokens.length} "
-                f"tokens; give {tokens.length // 2} or less, or raise data.length"
-            )
+        check_losses(losses, options)
+        check_longest(longest, tokens.length)
         self.teacher, self.tokens, self.mixing = teacher, tokens, mixing
         self.losses, self.options, self.ends = dict(losses), dict(options), ends
         self.sampling = Sampling(longest=longest, temperature=temperature, seed=seed)
@@ -120,6 +111,27 @@ class OnPolicy:
         start, stop = cut(tokens.learned[row], tokens.owner[row], draw)
         most = tokens.length - self.sampling.longest
         return tokens.ids[row, max(start, stop - most) : stop].tolist()
+
+
+def check_losses(
+    losses: Mapping[str, float], options: Mapping[str, Mapping[str, float]] = _NO_OPTIONS
+) -> None:
+    """Refuse losses that compare nothing with the teacher; raises `RecipeError`."""
+    language_terms(losses, options, 1.0)
+    if reads := [name for name in losses if not LANGUAGE_LOSSES[name].tempered]:
+        raise RecipeError(
+            f"loss '{reads[0]}' would teach the student its own words; of language.on_policy "
+            "give losses that compare it with the teacher, such as reverse_kl"
+        )
+
+
+def check_longest(longest: int, length: int) -> None:
+    """Refuse continuations that leave a sequence no room for a prompt; raises `RecipeError`."""
+    if longest > length // 2:
+        raise RecipeError(
+            f"language.on_policy.longest is {longest} and sequences have {length} tokens; give "
+            f"{length // 2} or less, or raise data.length"
+        )
 
 
 def cut(

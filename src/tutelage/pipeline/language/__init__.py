@@ -9,6 +9,7 @@ from tutelage.devices import load_device
 from tutelage.files import hash_json, write_atomically
 from tutelage.pipeline.language.generating import write_texts
 from tutelage.pipeline.language.material import read_language, record_data
+from tutelage.pipeline.language.own_words import longest_of
 from tutelage.pipeline.language.planning import choose, limits_of
 from tutelage.pipeline.language.proving import prove
 from tutelage.pipeline.language.shipping import ship
@@ -31,6 +32,7 @@ def run_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
         source = open_source(recipe)
         written = write_texts(recipe, source, run, said)
         material = read_language(recipe, source, said, written and written.path)
+        longest_of(recipe, material.length)  # refused before the teacher is asked
         record_data(recipe, material, run, written and written.figures)
         record = {
             "source": source.name,

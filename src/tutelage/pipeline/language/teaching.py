@@ -12,6 +12,7 @@ from tutelage.errors import RecipeError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.language_terms import language_terms
 from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.own_words import own_losses, own_record, own_words
 from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
@@ -51,6 +52,7 @@ def with_language_defaults(recipe: Recipe) -> Recipe:
         language_terms(weights, options, 1.0)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    own_losses(found, weights, options)
     return found
 
 
@@ -133,6 +135,7 @@ def _step(
     number, of = place
     path = run.file(f"taught/step-{number}.safetensors")
     weights, options = losses_of(recipe)
+    epochs, seed = _epochs(recipe, material, of), recipe.seed + number
 
     def work() -> tuple[Any, list[Path]]:
         progress.say(f"student: slicing, step {number} of {of}")
@@ -140,12 +143,14 @@ def _step(
         lesson = LanguageLesson(
             student, material.data.train, material.data.validation, losses=weights,
             options=options, signals=signals, batch=recipe.distill.batch,
-            micro_batch=max(1, _MICRO_TOKENS // material.length), seed=recipe.seed + number,
+            micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed,
         )  # fmt: skip
+        steps = epochs * lesson.steps()
+        lesson.write_own(own_words(recipe, material, (weights, options), steps=steps, seed=seed))
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
-            schedule_of(recipe, epochs=_epochs(recipe, material, of), seed=recipe.seed),
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
             checkpoint=run.file("checkpoints/student.safetensors"),
             progress=progress,
             label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
@@ -156,7 +161,8 @@ def _step(
             tracker.close()
         config = student.spec.config
         write_tensors(path, student.state_dict())
-        return {"history": history, "config": config}, [path]
+        result = {"history": history, "config": config}
+        return {**result, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
     earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
@@ -165,6 +171,7 @@ def _step(
             done, earlier, signals.key, spec.config, list(kept or ()), weights, options,
             material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.language.tokens, recipe.seed, recipe.threads, of,
+            *([recipe.language.own.model_dump(mode="json")] if recipe.language.own else []),
         ]
     )  # fmt: skip
     record = run.stage(f"teach-{number}", inputs, work)
@@ -177,6 +184,18 @@ def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
     """Return the passes over the data that make this step's share of the tokens."""
     a_pass = int(material.data.train.learned.sum())
     return recipe.distill.epochs or max(1, math.ceil(recipe.language.tokens / steps / a_pass))
+
+
+def _own_steps(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return in how many batches the student learned from its own words, where it did."""
+    if "own_steps" not in results[0]:
+        return {}
+    return {
+        "own_batches": {
+            "own": sum(result["own_steps"] for result in results),
+            "all": sum(result["steps"] for result in results),
+        }
+    }
 
 
 def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -197,6 +216,7 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         "parameters": parameters(spec),
         "epochs": len(history["loss"]),
         "steps": len(results),
+        **_own_steps(results),
         "seed": recipe.seed,
         "metric": "loss",
         "history": history,
