@@ -31,7 +31,7 @@ from tutelage.recipe_data import (
     as_tuple,
 )
 from tutelage.recipe_errors import explain
-from tutelage.recipe_language import LanguagePart
+from tutelage.recipe_language import LANGUAGE, LanguagePart
 from tutelage.recipe_student import StudentPart
 from tutelage.registry import near_matches
 from tutelage.units import parse_quantity
@@ -204,6 +204,12 @@ class Recipe(Part):
         None, description="experiment tracker, written under the run directory"
     )
 
+    @model_validator(mode="after")
+    def _written_by_a_language_model(self) -> Recipe:
+        if self.data.generate is not None and self.task != LANGUAGE:
+            raise ValueError(f"'data.generate' is for 'task: {LANGUAGE}'; remove the key")
+        return self
+
     @classmethod
     def parse(cls, data: Any, *, where: str = "recipe", text: str | None = None) -> Recipe:
         """Check plain data; raises `RecipeError` with the key (and the line, given `text`)."""
@@ -232,6 +238,7 @@ class Recipe(Part):
                     k: _absolute(getattr(data, k), folder)
                     for k in ("train", "test", "unlabelled", "labels", "test_labels", "tokenizer")
                 }
+                | _asked(data, folder)
             ),
             "teacher": teacher.model_copy(
                 update={k: _absolute(getattr(teacher, k), folder) for k in ("source", "weights")}
@@ -254,6 +261,13 @@ class Recipe(Part):
     def json_schema() -> dict[str, Any]:
         """Return the JSON Schema that editors use for completion."""
         return Recipe.model_json_schema()
+
+
+def _asked(data: DataPart, folder: Path) -> dict[str, Any]:
+    part = data.generate
+    if part is None or not isinstance(part.prompts, str):
+        return {}
+    return {"generate": part.model_copy(update={"prompts": _absolute(part.prompts, folder)})}
 
 
 def _absolute(value: str | None, folder: Path) -> str | None:

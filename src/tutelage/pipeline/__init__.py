@@ -119,7 +119,7 @@ def _ready(
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
         recipe = with_losses(recipe, material.decides)
         check_recipe(recipe, material)
-        found = material.to_json(recipe.data.train)
+        found = material.to_json(recipe.data.source)
         run.stage("data", hash_json(found), lambda: (found, []))
         for note in material.notes:
             progress.say(f"data: {note}")

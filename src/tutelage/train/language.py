@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
 from tutelage.train import together
 from tutelage.train.inside import InsideLesson
+from tutelage.train.on_policy import Beginnings, OnPolicy
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -77,6 +78,7 @@ class LanguageLesson:
         self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
         self.signals, self.validation_signals = signals, validation_signals
         self.seed, self.recompute, self.chunk = seed, recompute, chunk
+        self.own: OnPolicy | None = None
         self._check()
         able = _with_targets(train, "training")
         self.validated = _with_targets(validation, "validation")
@@ -86,32 +88,62 @@ class LanguageLesson:
         self.micro_batch = min(micro_batch or self.batch, self.batch)
         self.key = self._key()
 
+    def write_own(self, own: OnPolicy | None) -> None:
+        """Let the student write some batches itself, from prompts of the training texts."""
+        if own is not None and together.place()[1] > 1:
+            raise RecipeError(
+                "language.own lets the student write its texts in one process; run in one, or "
+                "remove the key"
+            )
+        self.own, self.key = own, self._key()
+        if own is not None:
+            self.key = hash_json([self.key, own.key])
+
     def steps(self) -> int:
         """Return the steps of one epoch; a last, smaller batch is left out."""
         return len(self.chosen) // self.batch
 
-    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch]]:
+    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch] | Beginnings]:
         """Yield the epoch's batches from step `first` on, each in micro-batches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
         for step in range(first, self.steps()):
             index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
+            overall = epoch * self.steps() + step
+            if self.own is not None and self.own.mixing.takes(overall):
+                yield self.own.beginnings(index.numpy(), overall)
+                continue
             mine = together.share(index.split(self.micro_batch))
             yield [_micro(self.train, self.signals, part) for part in mine]
 
-    def loss(self, batch: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: list[MicroBatch] | Beginnings) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; gradients are found here, one micro-batch at a time.
 
         What the student's parameters held of gradients before is dropped.
         """
+        if not isinstance(batch, Beginnings):
+            return self._learned(batch)
+        assert self.own is not None
+        parts = [
+            MicroBatch(ids=ids, learned=learned, teacher=None)
+            for ids, learned in self.own.written(self.student, batch)
+        ]
+        total, found = self._learned(parts, self.own)
+        return total, {f"own_{name}": value for name, value in found.items()}
+
+    def _learned(
+        self, batch: list[MicroBatch], own: OnPolicy | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         parameters = [p for m in self.modules for p in m.parameters() if p.requires_grad]
         self._forget()
         count = together.total(sum(part.count for part in batch), _device(self.student))
         total = torch.zeros((), device=_device(self.student))
         names = (*self.losses, *(self.inside.losses if self.inside is not None else ()))
-        parts: dict[str, Tensor] = {name: torch.zeros_like(total) for name in names}
+        parts: dict[str, Tensor] = {
+            name: torch.zeros_like(total) for name in (own.losses if own is not None else names)
+        }
         for part in batch:
             with _recomputing(self.student) if self.recompute else nullcontext():
-                value, found = self._taught(part)
+                value, found = self._taught(part) if own is None else self._judged(part, own)
             weight = part.count / count
             with torch.autocast(value.device.type, enabled=False):
                 (value * weight).backward()
@@ -125,6 +157,11 @@ class LanguageLesson:
         self._forget()
         return _Handed.apply(total, grads, *parameters), parts
 
+    def _judged(self, part: MicroBatch, own: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of what the student wrote itself, by the teacher's live answer."""
+        part = replace(part, teacher=own.judged(part.ids, part.learned))
+        return self._value(self.student, part, own.losses, own.options)
+
     def _forget(self) -> None:
         for module in self.modules:
             module.zero_grad(set_to_none=True)
@@ -132,10 +169,10 @@ class LanguageLesson:
     def _taught(self, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch, its layers' lessons included, and its parts."""
         if self.inside is None:
-            return self._value(self.student, part, self.losses)
+            return self._value(self.student, part, self.losses, self.options)
         device, network = _device(self.student), cast(Any, self.student)
         with self.inside.listening(network) as heard:
-            value, found = self._value(self.student, part, self.losses)
+            value, found = self._value(self.student, part, self.losses, self.options)
         ids, learned = part.ids[:, :-1].to(device), part.learned[:, 1:].to(device)
         more, others = self.inside.value(heard, ids, learned)
         return value + more, {**found, **others}
@@ -147,13 +184,15 @@ class LanguageLesson:
         total, count, device = 0.0, 0, _device(self.student)
         for index in together.share(torch.from_numpy(self.validated).split(self.micro_batch)):
             part = _micro(self.validation, told, index)
-            total += float(self._value(modules[0], part, losses)[0]) * part.count
+            value, _ = self._value(modules[0], part, losses, self.options)
+            total += float(value) * part.count
             count += part.count
         return -together.total(total, device) / together.total(count, device)
 
     def _value(
-        self, student: Any, part: MicroBatch, losses: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, student: Any, part: MicroBatch, losses: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]],
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         device = _device(student)
         ids, learned = part.ids.to(device), part.learned[:, 1:].to(device)
         states = student.states(ids[:, :-1])[learned]
@@ -164,7 +203,7 @@ class LanguageLesson:
             ids[:, 1:][learned],
             losses=losses,
             temperature=self.temperature,
-            options={name: given for name, given in self.options.items() if name in losses},
+            options={name: given for name, given in options.items() if name in losses},
             cap=getattr(student, "cap", None),
             chunk=self.chunk,
         )

@@ -136,6 +136,7 @@ class Trainer:
         self.history = History(precision=str(self.dtype).removeprefix("torch."))
         self.step, self.rate_scale, self.skips_in_a_row = 0, 1.0, 0
         self.running: dict[str, Tensor] = {}
+        self.met: dict[str, int] = {}  # in how many steps each came: not all have every loss
         self.counted = 0
         self.best: list[dict[str, Tensor]] = []
         self.key = self._identity()
@@ -242,7 +243,7 @@ class Trainer:
         )
         history.rolled_back += 1
         self.rate_scale, self.skips_in_a_row = self.rate_scale * 0.5, 0
-        self.running, self.counted = {}, 0
+        self.running, self.met, self.counted = {}, {}, 0
         self._move_to(self._epoch_start)
         self.progress.start(self.label, total, self.step)
 
@@ -250,11 +251,12 @@ class Trainer:
         for name, value in {"loss": loss, **parts}.items():
             value = value.detach().float()
             self.running[name] = self.running[name] + value if name in self.running else value
+            self.met[name] = self.met.get(name, 0) + 1
         self.counted += 1
 
     def _end_epoch(self) -> None:
-        means = {name: float(value) / max(1, self.counted) for name, value in self.running.items()}
-        self.running, self.counted = {}, 0
+        means = {name: float(value) / self.met[name] for name, value in self.running.items()}
+        self.running, self.met, self.counted = {}, {}, 0
         for average in self.average:
             average.eval()
         with torch.inference_mode():
@@ -311,6 +313,7 @@ class Trainer:
             "epoch_start": self._epoch_start,
             "best": self.best,
             "running": self.running,
+            "met": self.met,
             "counted": self.counted,
             "rate_scale": self.rate_scale,
             "skips": self.skips_in_a_row,
@@ -329,6 +332,7 @@ class Trainer:
         self._move_to(state["now"])
         self._epoch_start, self.best = state["epoch_start"], state["best"]
         self.running, self.counted = state["running"], state["counted"]
+        self.met = state.get("met", dict.fromkeys(self.running, self.counted))
         self.rate_scale, self.skips_in_a_row = state["rate_scale"], state["skips"]
         self.history = History(**state["history"])
 

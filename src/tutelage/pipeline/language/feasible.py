@@ -11,7 +11,7 @@ from tutelage.errors import InfeasibleError
 from tutelage.pipeline.language.costs import figures_on, terms_of
 from tutelage.pipeline.language.fitting import smallest
 from tutelage.pipeline.language.frontiers import language_frontiers
-from tutelage.pipeline.language.material import read_language
+from tutelage.pipeline.language.generating import material_to_plan
 from tutelage.pipeline.language.pace import pace_of
 from tutelage.pipeline.language.planning import (
     Slice,
@@ -43,7 +43,7 @@ def plan_language(
     started, said = time.monotonic(), progress or Silent()
     recipe, device = with_language_defaults(recipe), load_device(recipe.device)
     source = open_source(recipe)
-    material = read_language(recipe, source, said)
+    material = material_to_plan(recipe, source, folder, said)
     limits = limits_of(recipe, device, source.decoder.spec)
     terms = terms_of(recipe, material)
     pace = pace_of(recipe, material, device, limits, said)

@@ -14,6 +14,7 @@ from tutelage.losses.language_inside import apart_inside
 from tutelage.losses.language_terms import language_terms
 from tutelage.pipeline.language.inside import check_inside, inside_of
 from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.own_words import own_losses, own_record, own_words
 from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
@@ -56,6 +57,7 @@ def with_language_defaults(recipe: Recipe) -> Recipe:
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
     check_inside(found, weights)
+    own_losses(found, weights, options)
     return found
 
 
@@ -159,6 +161,7 @@ def _step(
     number, of = place
     path = run.file(f"taught/step-{number}.safetensors")
     weights, options = losses_of(recipe)
+    seed = recipe.seed + number
 
     def work() -> tuple[Any, list[Path]]:
         progress.say(f"student: slicing, step {number} of {of}")
@@ -166,9 +169,9 @@ def _step(
         inside = inside_of(
             recipe, material, student, (weights, options), progress, last=number == of
         )
-        lesson = lesson_for(
-            recipe, material, student, signals, seed=recipe.seed + number, inside=inside
-        )
+        lesson = lesson_for(recipe, material, student, signals, seed=seed, inside=inside)
+        steps = epochs * lesson.steps()
+        lesson.write_own(own_words(recipe, material, (weights, options), steps=steps, seed=seed))
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
@@ -184,7 +187,8 @@ def _step(
         config = student.spec.config
         write_tensors(path, student.state_dict())
         origin = dataclasses.asdict(student.origin)
-        return {"history": history, "config": config, "origin": origin}, [path]
+        result = {"history": history, "config": config, "origin": origin}
+        return {**result, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
     earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
@@ -194,6 +198,7 @@ def _step(
             material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
             epochs,
+            *([recipe.language.own.model_dump(mode="json")] if recipe.language.own else []),
         ]
     )  # fmt: skip
     record = run.stage(f"teach-{number}", inputs, work)
@@ -208,6 +213,18 @@ def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
     """Return the passes over the data that make this step's share of the tokens."""
     a_pass = int(material.data.train.learned.sum())
     return recipe.distill.epochs or max(1, math.ceil(recipe.language.tokens / steps / a_pass))
+
+
+def _own_steps(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return in how many batches the student learned from its own words, where it did."""
+    if "own_steps" not in results[0]:
+        return {}
+    return {
+        "own_batches": {
+            "own": sum(result["own_steps"] for result in results),
+            "all": sum(result["steps"] for result in results),
+        }
+    }
 
 
 def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -228,6 +245,7 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         "parameters": parameters(spec),
         "epochs": len(history["loss"]),
         "steps": len(results),
+        **_own_steps(results),
         "seed": recipe.seed,
         "metric": "loss",
         "history": history,
