@@ -82,6 +82,8 @@ def _refuse_others(recipe: Recipe) -> None:
     for key, given in (
         ("student.source", recipe.student.source),
         ("student.spec", recipe.student.spec),
+        ("student.exits", recipe.student.exits),
+        ("student.space: elastic", True if recipe.student.space == "elastic" else None),
         ("budget.accuracy", recipe.budget.accuracy),
         ("data.unlabelled", recipe.data.unlabelled),
         ("measure.power_csv", recipe.measure.power_csv),
