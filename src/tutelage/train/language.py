@@ -143,7 +143,10 @@ class LanguageLesson:
         return _Handed.apply(total, grads, *parameters), parts
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return minus the mean loss over the learned tokens of validation."""
+        """Return minus the mean loss over the learned tokens of validation.
+
+        Where the student learns from its own words, they weigh as their share of the steps.
+        """
         told = self.validation_signals
         losses = {"token_cross_entropy": 1.0} if told is None else self.losses
         total, count = 0.0, 0
@@ -152,7 +155,19 @@ class LanguageLesson:
             value, _ = self._value(modules[0], part, losses, self.options)
             total += float(value) * part.count
             count += part.count
-        return -total / count
+        if self.own is None:
+            return -total / count
+        share = self.own.mixing.share
+        return -(1 - share) * total / count - share * self._in_own_words(self.own, modules[0])
+
+    def _in_own_words(self, own: OnPolicy, student: nn.Module) -> float:
+        """Return the mean loss over what the student writes to prompts of validation."""
+        total, count = 0.0, 0
+        for ids, learned in own.written(student, own.held_out(self.validated)):
+            part = MicroBatch(ids=ids, learned=learned, teacher=own.judged(ids, learned))
+            value, _ = self._value(student, part, own.losses, own.options)
+            total, count = total + float(value) * part.count, count + part.count
+        return total / count
 
     def _value(
         self, student: Any, part: MicroBatch, losses: Mapping[str, float],
