@@ -101,9 +101,14 @@ def load_language(
     for part in {id(part): part for part in (*held.values(), written) if part}.values():
         part.order = _without_copies(part, notes)
     prompts = held.get("test", held["train"]).prompts
+    if written is not None:
+        _drop_asked(written, held, notes)
     _split(held, validation, seed, notes)
     if written is not None:
-        held["train"] = _with_generated(held, written, notes)
+        _drop_asked(written, held, notes)
+        if held["train"] is not written:
+            _drop_shared(written, held["train"], notes)
+            held["train"] = _joined(held["train"], written)
     if writer.unclear:
         notes.append(
             f"in {writer.unclear} of {writer.chats} chats it is unclear which tokens are the "
@@ -276,24 +281,19 @@ def _drop_shared(part: _Held, other: _Held, notes: list[str]) -> None:
         part.order = part.order[~shared]
 
 
-def _with_generated(held: dict[str, _Held], written: _Held, notes: list[str]) -> _Held:
-    """Return the training part with the chats that a teacher wrote.
-
-    Those whose prompt is held out stay out, and those that the part holds itself.
-    """
-    train, before = held["train"], len(written.order)
-    held_out = [held[name].asked[held[name].order] for name in ("test", "validation")]
-    shared = np.isin(written.asked[written.order], np.concatenate(held_out))
+def _drop_asked(written: _Held, held: dict[str, _Held], notes: list[str]) -> None:
+    """Leave out the chats that a teacher wrote to prompts that are held out."""
+    parts = [held[name] for name in ("test", "validation") if name in held]
+    if not parts:
+        return
+    asked = np.concatenate([part.asked[part.order] for part in parts])
+    shared = np.isin(written.asked[written.order], asked)
     if shared.any():
         notes.append(
-            f"{int(shared.sum())} of {before} generated chats answer prompts that are held out, "
-            "and are left out"
+            f"{int(shared.sum())} of {len(shared)} generated chats answer prompts that are held "
+            "out, and are left out"
         )
         written.order = written.order[~shared]
-    if train is written:
-        return written
-    _drop_shared(written, train, notes)
-    return _joined(train, written)
 
 
 def _joined(one: _Held, other: _Held) -> _Held:

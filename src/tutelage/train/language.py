@@ -178,7 +178,10 @@ class LanguageLesson:
         return value + more, {**found, **others}
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return minus the mean loss over the learned tokens of validation."""
+        """Return minus the mean loss over the learned tokens of validation.
+
+        Where the student learns from its own words, they weigh as their share of the steps.
+        """
         told = self.validation_signals
         losses = {"token_cross_entropy": 1.0} if told is None else self.losses
         total, count, device = 0.0, 0, _device(self.student)
@@ -187,7 +190,20 @@ class LanguageLesson:
             value, _ = self._value(modules[0], part, losses, self.options)
             total += float(value) * part.count
             count += part.count
-        return -together.total(total, device) / together.total(count, device)
+        mean = together.total(total, device) / together.total(count, device)
+        if self.own is None:
+            return -mean
+        share = self.own.mixing.share
+        return -(1 - share) * mean - share * self._in_own_words(self.own, modules[0])
+
+    def _in_own_words(self, own: OnPolicy, student: nn.Module) -> float:
+        """Return the mean loss over what the student writes to prompts of validation."""
+        total, count = 0.0, 0
+        for ids, learned in own.written(student, own.held_out(self.validated)):
+            part = MicroBatch(ids=ids, learned=learned, teacher=own.judged(ids, learned))
+            value, _ = self._value(student, part, own.losses, own.options)
+            total, count = total + float(value) * part.count, count + part.count
+        return total / count
 
     def _value(
         self, student: Any, part: MicroBatch, losses: Mapping[str, float],

@@ -29,6 +29,8 @@ from tutelage.teach.token_signals import Asked
 
 _ANSWER_BYTES = 1 << 27  # of the teacher's answer about what passes the student together
 _LEAST, _MOST = 1 / 8, 1 / 2  # where a text without a prompt is cut: shares of what is learned
+_JUDGED = 16  # validation prompts that are gone on with at the end of an epoch
+_NO_STEP = 2**31  # of a training: what is drawn for validation is no step's
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
 
@@ -58,19 +60,21 @@ class Mixing:
 class OnPolicy:
     """Lets a student go on from prompts of `tokens`, and asks `teacher` about what it wrote.
 
+    Prompts of `validation`, the same ones every time, judge how near it has come in its own words.
     `losses` are weights by name, each a divergence of teacher and student; `ends` the tokens that
     end an answer; `longest` the most tokens of a continuation, drawn at `temperature`. Raises
     `RecipeError` for a loss that reads texts, or a continuation longer than half a sequence.
     """
 
     def __init__(
-        self, teacher: Asked, tokens: Tokens, *, mixing: Mixing, losses: Mapping[str, float],
+        self, teacher: Asked, tokens: Tokens, validation: Tokens, *, mixing: Mixing, losses: Mapping[str, float],
         options: Mapping[str, Mapping[str, float]] = _NO_OPTIONS, ends: set[int],
         longest: int = 64, temperature: float = 1.0, seed: int,
     ) -> None:  # fmt: skip
         check_losses(losses, options)
         check_longest(longest, tokens.length)
-        self.teacher, self.tokens, self.mixing = teacher, tokens, mixing
+        self.teacher, self.tokens, self.validation = teacher, tokens, validation
+        self.mixing = mixing
         self.losses, self.options, self.ends = dict(losses), dict(options), ends
         self.sampling = Sampling(longest=longest, temperature=temperature, seed=seed)
         self.together = max(1, _ANSWER_BYTES // (4 * teacher.vocabulary * (longest + 1)))
@@ -79,9 +83,11 @@ class OnPolicy:
 
     def beginnings(self, index: Int[np.ndarray, " b"], step: int) -> Beginnings:
         """Return one prompt of each of the sequences `index`."""
-        return Beginnings(
-            prompts=[self._prompt(int(i), step, n) for n, i in enumerate(index)], step=step
-        )
+        return self._beginnings(self.tokens, index, step)
+
+    def held_out(self, index: Int[np.ndarray, " n"]) -> Beginnings:
+        """Return prompts of a few validation sequences among `index`: always the same."""
+        return self._beginnings(self.validation, index[:_JUDGED], _NO_STEP)
 
     def written(
         self, student: nn.Module, given: Beginnings
@@ -105,12 +111,13 @@ class OnPolicy:
         with torch.autocast(ids.device.type, enabled=False):
             return dense_of(torch.cat(list(self.teacher(ids, learned))))
 
-    def _prompt(self, row: int, step: int, number: int) -> list[int]:
-        draw = np.random.default_rng([self.sampling.seed, 13, step, number])
-        tokens = self.tokens
-        start, stop = cut(tokens.learned[row], tokens.owner[row], draw)
-        most = tokens.length - self.sampling.longest
-        return tokens.ids[row, max(start, stop - most) : stop].tolist()
+    def _beginnings(self, tokens: Tokens, index: Int[np.ndarray, " b"], step: int) -> Beginnings:
+        most, prompts = tokens.length - self.sampling.longest, []
+        for number, row in enumerate(index):
+            draw = np.random.default_rng([self.sampling.seed, 13, step, number])
+            start, stop = cut(tokens.learned[row], tokens.owner[row], draw)
+            prompts.append(tokens.ids[row, max(start, stop - most) : stop].tolist())
+        return Beginnings(prompts=prompts, step=step)
 
 
 def check_losses(

@@ -63,6 +63,7 @@ def own_words(
     return OnPolicy(
         Speaker(material.decoder),
         material.data.train,
+        material.data.validation,
         mixing=Mixing(share=part.share, first=round(part.after * steps)),
         losses=weights,
         options=options,
