@@ -67,7 +67,8 @@ class OnPolicy:
     """
 
     def __init__(
-        self, teacher: Asked, tokens: Tokens, validation: Tokens, *, mixing: Mixing, losses: Mapping[str, float],
+        self, teacher: Asked, tokens: Tokens, validation: Tokens, *, mixing: Mixing,
+        losses: Mapping[str, float],
         options: Mapping[str, Mapping[str, float]] = _NO_OPTIONS, ends: set[int],
         longest: int = 64, temperature: float = 1.0, seed: int,
     ) -> None:  # fmt: skip
