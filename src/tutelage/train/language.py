@@ -188,7 +188,7 @@ class LanguageLesson:
         for index in together.share(torch.from_numpy(self.validated).split(self.micro_batch)):
             part = _micro(self.validation, told, index)
             value, _ = self._value(modules[0], part, losses, self.options)
-            total += float(value) * part.count
+            total += float(value.detach()) * part.count
             count += part.count
         mean = together.total(total, device) / together.total(count, device)
         if self.own is None:
@@ -202,7 +202,7 @@ class LanguageLesson:
         for ids, learned in own.written(student, own.held_out(self.validated)):
             part = MicroBatch(ids=ids, learned=learned, teacher=own.judged(ids, learned))
             value, _ = self._value(student, part, own.losses, own.options)
-            total, count = total + float(value) * part.count, count + part.count
+            total, count = total + float(value.detach()) * part.count, count + part.count
         return total / count
 
     def _value(
