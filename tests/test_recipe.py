@@ -122,6 +122,9 @@ WRONG = {
     "budget: {accuracy: 1.5}": "budget.accuracy",
     "budget: {accuracy: 0}": "budget.accuracy",
     "budget: {accuracy: nan}": "budget.accuracy",
+    "budget: {speed: 20 ms}": "budget.speed",
+    "budget: {speed: 0}": "budget.speed",
+    "budget: {speed: 20 token/s, latency: 2 ms}": "budget",
     "distill: {losses: {}}": "distill.losses",
     "distill: {losses: {kl: -1}}": "distill.losses.kl",
     "distill: {losses: {kl: .inf}}": "distill.losses.kl",
@@ -237,10 +240,10 @@ READ_ONLY_TEXT = {
     "task", "device", "data.train", "data.test", "data.labels", "data.test_labels",
     "data.image_column", "data.label_column", "teacher.source", "teacher.weights",
     "teacher.taps", "budget.latency", "budget.memory", "budget.storage", "budget.energy",
-    "budget.accuracy", "student.source", "student.spec", "student.taps", "distill.losses",
-    "distill.pairs", "distill.checkpoint", "measure.power_csv", "teacher.classes",
+    "budget.accuracy", "budget.speed", "student.source", "student.spec", "student.taps",
+    "distill.losses", "distill.pairs", "distill.checkpoint", "measure.power_csv", "teacher.classes",
     "data.text_column", "data.tokenizer", "data.series_column", "data.time_column",
-    "data.unlabelled",
+    "data.unlabelled", "student.exits",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +251,20 @@ def test_an_encoder_without_a_head_says_how_to_fit_one(finished, tmp_path):
     said = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run")
     assert said.status == 2
     assert len(said.errors) == 1 and "fit: head" in said.errors[0]
+
+
+def test_exits_of_texts_leave_pads_out(finished, tmp_path):
+    folder, _ = finished
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    spec = {"family": "encoder", "layers": 3, "hidden": 16, "heads": 2, "inner": 32}
+    recipe["student"] = {"spec": spec, "exits": "2 %"}
+    recipe["distill"] = {"epochs": 4, "batch": 16, "rate": 3e-3}
+    (folder / "exits.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copytree(folder / "run", tmp_path / "run")
+    said = tiny.cli("run", folder / "exits.yaml", "--run", tmp_path / "run", "--json")
+    assert said.status == 0, said.err
+    proof = json.loads((tmp_path / "run/proof.json").read_text())
+    part = proof["exits"]
+    assert part["cost"] < part["whole"] and part["test"][0]["share"] > 0.2
+    assert part["after"][0] == "stages.0"
+    assert max(row["largest_error"] for row in proof["parity"][:1]) < 1e-3

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.errors import RecipeError
-from tutelage.units import format_quantity, parse_quantity
+from tutelage.units import format_quantity, parse_quantity, parse_rate
 
 READ = [
     ("100 kB", "B", 100_000.0),
@@ -126,3 +126,16 @@ def test_any_text_is_a_positive_number_or_refused(text, unit):
         assert "\n" not in str(error)
     else:
         assert value > 0 and math.isfinite(value)
+
+
+@pytest.mark.parametrize("text", ["20 token/s", "20 tokens/s", "20tokens / s", "20", 20, 20.0])
+def test_a_rate_of_tokens(text):
+    assert parse_rate(text) == 20.0
+
+
+@pytest.mark.parametrize(
+    "text", ["20 ms", "token/s", "-1 token/s", "nan", True, "20 token", 10**400]
+)
+def test_what_is_no_rate_is_refused(text):
+    with pytest.raises(RecipeError, match="write it like '20 token/s'"):
+        parse_rate(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +11,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )  # fmt: skip
 
 from tutelage.errors import RecipeError
 from tutelage.plain_yaml import check_plain, dump_yaml, load_yaml
+from tutelage.recipe_budget import BudgetLimit, BudgetPart
 from tutelage.recipe_data import (
     AugmentPart,
     Count,
@@ -32,19 +31,12 @@ from tutelage.recipe_data import (
     as_tuple,
 )
 from tutelage.recipe_errors import explain
-from tutelage.recipe_language import LanguagePart
-from tutelage.records import Limit, Metric
+from tutelage.recipe_language import LANGUAGE, LanguagePart
+from tutelage.recipe_student import StudentPart
 from tutelage.registry import near_matches
 from tutelage.units import parse_quantity
 
 _LARGEST_BYTES = 100_000
-_BUDGET: dict[str, tuple[Metric, str]] = {
-    "latency": ("latency_s", "s"),
-    "memory": ("ram_bytes", "B"),
-    "storage": ("storage_bytes", "B"),
-    "energy": ("energy_j", "J"),
-    "accuracy": ("accuracy", "1"),
-}
 
 
 class TeacherPart(Part):
@@ -95,82 +87,6 @@ class TeacherPart(Part):
             raise ValueError("give 'mean' and 'std' together")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError("give 'mean' and 'std' as many values each: one a channel")
-        return self
-
-
-class BudgetLimit(Part):
-    """One limit, with its softness."""
-
-    limit: float | str
-    hard: bool = True
-
-
-class BudgetPart(Part):
-    """Limits on the artifact. Each is a quantity, or `{limit: 100 kB, hard: false}`."""
-
-    latency: float | str | BudgetLimit | None = Field(None, description="for instance 2 ms")
-    memory: float | str | BudgetLimit | None = Field(None, description="for instance 64 kB")
-    storage: float | str | BudgetLimit | None = Field(None, description="for instance 100 kB")
-    energy: float | str | BudgetLimit | None = Field(None, description="for instance 5 mJ")
-    accuracy: float | str | BudgetLimit | None = Field(None, description="at least, 0.95 or 95 %")
-
-    @field_validator(*_BUDGET)
-    @classmethod
-    def _quantity(cls, given: Any, info: ValidationInfo) -> Any:
-        if given is not None:
-            _limit(str(info.field_name), given)
-        return given
-
-    def limits(self) -> tuple[Limit, ...]:
-        """Return the limits in SI units."""
-        given = {name: getattr(self, name) for name in _BUDGET}
-        return tuple(_limit(name, value) for name, value in given.items() if value is not None)
-
-
-class StudentPart(Part):
-    """Who learns: chosen among the spaces of students, a fixed spec, or one's own function."""
-
-    source: Text | None = Field(None, description="file.py:function of your own student")
-    spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
-        None, description="a fixed spec, e.g. {family: convnet, …}"
-    )
-    space: Literal["auto", "compact", "sliced"] = Field(
-        "compact",
-        description="sliced: the teacher with fewer channels, heads, layers; compact: a family of "
-        "the task; auto: both compete, where the teacher can be sliced",
-    )
-    candidates: Annotated[int, Field(ge=1, le=32)] = Field(
-        4,
-        description="how many are compared by short distillations; above four by successive "
-        "halving, above the family's own structures with some drawn at random",
-    )
-    shrink: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
-        1,
-        description="of images: squares of so many pixels a side are averaged first, in the "
-        "student alone; auto: 1, 2 and 4 compete",
-    )
-    taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
-    start: Literal["fresh", "teacher", "nearest"] = Field(
-        "fresh",
-        description="teacher: begin with what fits of its embedding, layers, channels; nearest: "
-        "with a slice of the smallest student taught before in the run that holds it",
-    )
-
-    @model_validator(mode="after")
-    def _one_student(self) -> StudentPart:
-        if self.source is not None and self.start != "fresh":
-            raise ValueError(
-                f"'start: {self.start}' is for built-in students; remove it, or 'source'"
-            )
-        if self.space != "compact" and (self.source is not None or self.spec is not None):
-            raise ValueError("'space' is for students that are searched; remove it, or the student")
-        if self.shrink != 1 and (self.source or self.spec or self.space == "sliced"):
-            raise ValueError(
-                "'shrink' is for compact students that are searched; remove it, or write it into "
-                "'spec'"
-            )
-        if self.source is not None and self.spec is not None:
-            raise ValueError("give 'source' or 'spec', not both")
         return self
 
 
@@ -288,6 +204,12 @@ class Recipe(Part):
         None, description="experiment tracker, written under the run directory"
     )
 
+    @model_validator(mode="after")
+    def _written_by_a_language_model(self) -> Recipe:
+        if self.data.generate is not None and self.task != LANGUAGE:
+            raise ValueError(f"'data.generate' is for 'task: {LANGUAGE}'; remove the key")
+        return self
+
     @classmethod
     def parse(cls, data: Any, *, where: str = "recipe", text: str | None = None) -> Recipe:
         """Check plain data; raises `RecipeError` with the key (and the line, given `text`)."""
@@ -316,6 +238,7 @@ class Recipe(Part):
                     k: _absolute(getattr(data, k), folder)
                     for k in ("train", "test", "unlabelled", "labels", "test_labels", "tokenizer")
                 }
+                | _asked(data, folder)
             ),
             "teacher": teacher.model_copy(
                 update={k: _absolute(getattr(teacher, k), folder) for k in ("source", "weights")}
@@ -340,27 +263,11 @@ class Recipe(Part):
         return Recipe.model_json_schema()
 
 
-def _limit(name: str, given: Any) -> Limit:
-    """Return one limit in SI units; raises `ValueError`, as validators must."""
-    metric, unit = _BUDGET[name]
-    part = given if isinstance(given, BudgetLimit) else BudgetLimit(limit=given)
-    try:
-        share = metric == "accuracy"
-        value = _share(part.limit) if share else parse_quantity(part.limit, unit)
-    except RecipeError as error:
-        raise ValueError(str(error)) from None
-    return Limit(metric=metric, value=value, hard=part.hard, source="recipe")
-
-
-def _share(raw: Any) -> float:
-    text = str(raw).strip()
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise RecipeError(f"'{text[:40]}' must lie between 0 and 1; write it like '0.95' or '95 %'")
-    return value
+def _asked(data: DataPart, folder: Path) -> dict[str, Any]:
+    part = data.generate
+    if part is None or not isinstance(part.prompts, str):
+        return {}
+    return {"generate": part.model_copy(update={"prompts": _absolute(part.prompts, folder)})}
 
 
 def _absolute(value: str | None, folder: Path) -> str | None:

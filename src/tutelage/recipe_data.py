@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 
 class Part(BaseModel):
@@ -29,11 +38,48 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
+class GeneratePart(Part):
+    """Of `task: causal_lm`: prompts that the teacher answers, where there are too few texts."""
+
+    prompts: Text | list[Text] | None = Field(
+        None, description="a file of prompts (.txt: one a line; else the column prompt), or a list"
+    )
+    topics: list[Text] | None = Field(None, description="each is put into each template")
+    templates: list[Text] | None = Field(
+        None, description="prompts with {topic} in them; six of our own in English when unset"
+    )
+    examples: Count | None = Field(
+        None, description="answers asked for in all; one a prompt when unset"
+    )
+    longest: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="most tokens of an answer; what is longer is left out"
+    )
+    temperature: Weight = Field(0.8, description="of the draws; 0: the likeliest token each time")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.95, description="the share of the likeliest tokens that is drawn from"
+    )
+    system: Text | None = Field(None, description="what the teacher is told before each prompt")
+
+    @model_validator(mode="after")
+    def _something_to_ask(self) -> GeneratePart:
+        if not self.prompts and not self.topics:
+            raise ValueError("there is nothing to ask; give 'prompts' or 'topics'")
+        if self.templates is not None and not self.topics:
+            raise ValueError("'templates' are filled with 'topics'; give some, or remove the key")
+        return self
+
+
 class DataPart(Part):
     """Where the examples lie and how they are read."""
 
-    train: Text = Field(
-        description="folder, IDX, .npz, .parquet, .csv, .jsonl, .ts, saved dataset, or 'digits'"
+    generate: GeneratePart | None = Field(
+        None, description="of language models: texts that the teacher writes, beside train or alone"
+    )
+    train: Text | None = Field(
+        None,
+        validate_default=True,
+        description="folder, IDX, .npz, .parquet, .csv, .jsonl, .ts, saved dataset, or 'digits'; "
+        "may be left out with generate",
     )
     test: Text | None = Field(
         None, description="held-out examples; without it a fifth is set aside"
@@ -79,13 +125,25 @@ class DataPart(Part):
         0.1, description="share of the training examples to choose by"
     )
 
+    @field_validator("train")
+    @classmethod
+    def _some_examples(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if given is None and info.data.get("generate") is None:
+            raise PydanticKnownError("missing")
+        return given
+
+    @property
+    def source(self) -> str:
+        """The path of the training examples; empty where the teacher writes all of them."""
+        return self.train or ""
+
     def options(self) -> dict[str, Any]:
         """Return the keys that were set, but for those that every task has."""
         given = {key: getattr(self, key) for key in type(self).model_fields}
         return {
             key: value
             for key, value in given.items()
-            if key not in ("train", "test", "validation")
+            if key not in ("train", "test", "validation", "generate")
             and value != type(self).model_fields[key].default
         }
 

@@ -6,10 +6,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tutelage.recipe_data import Count, Part, Text
+from tutelage.recipe_data import Count, Part, Positive, Share, Text, Weight
 
 LANGUAGE = "causal_lm"  # the task
 Format = Literal["f16", "q8_0", "q4_0"]
+
+
+class OnPolicyPart(Part):
+    """Batches that the student writes itself, and the teacher judges token by token."""
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="of all batches")
+    after: Share = Field(0.0, description="share of the teaching that is over when they begin")
+    longest: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="most tokens of a continuation; 64 when unset, or half of data.length"
+    )
+    temperature: Positive = Field(1.0, description="at which the student draws its tokens")
+    losses: dict[str, Weight] | None = Field(
+        None,
+        min_length=1,
+        description="what is learned from them; when unset, distill.losses but for those of texts",
+    )
 
 
 class LanguagePart(Part):
@@ -27,10 +43,25 @@ class LanguagePart(Part):
     answers_only: bool = Field(
         True, description="of chats: learn what the assistant says, and read the rest"
     )
+    on_policy: Annotated[float, Field(ge=0.0, le=1.0)] | OnPolicyPart = Field(
+        0.0, description="share of the batches that the student writes itself; or keys of its own"
+    )
     format: Format = Field("q8_0", description="of the GGUF file")
+    recompute: bool = Field(
+        False,
+        description="layers compute their inside again in the backward pass: a third slower, far "
+        "less memory",
+    )
     prompts: list[Text] | None = Field(
         None, description="what teacher and student answer side by side; held-out ones when unset"
     )
     answer: Annotated[int, Field(ge=1, le=2048)] = Field(
         64, description="longest answer shown, in tokens"
     )
+
+    @property
+    def own(self) -> OnPolicyPart | None:
+        """What is asked of batches that the student writes; None where there are none."""
+        if isinstance(self.on_policy, OnPolicyPart):
+            return self.on_policy
+        return OnPolicyPart.model_validate({"share": self.on_policy}) if self.on_policy else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from tutelage.errors import RecipeError
 
@@ -22,6 +23,7 @@ _PREFIX = {
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 _PATTERN = re.compile(r"^\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z\u00b5\u03bc]*)\s*$")
 _EXAMPLE = {"B": "100 kB", "s": "2 ms", "J": "5 mJ", "W": "40 mW"}
+_RATE = re.compile(r"\s*(?:tokens?\s*/\s*s)?\s*$")
 
 
 def parse_quantity(text: str | int | float, unit: str) -> float:
@@ -39,6 +41,21 @@ def parse_quantity(text: str | int | float, unit: str) -> float:
         value = math.inf
     if not math.isfinite(value) or value <= 0:
         raise RecipeError(f"'{_shown(text)}' must be a positive, finite quantity; {want}")
+    return value
+
+
+def parse_rate(text: str | int | float) -> float:
+    """Turn `20 token/s`, `20 tokens/s` or a bare number into tokens a second.
+
+    Raises `RecipeError` naming the form that is wanted.
+    """
+    bare = _RATE.sub("", text) if isinstance(text, str) else text
+    try:
+        value = math.nan if isinstance(bare, bool) else float(bare)
+    except (ValueError, OverflowError, TypeError):
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise RecipeError(f"'{_shown(text)}' is not a rate; write it like '20 token/s'")
     return value
 
 
@@ -87,3 +104,15 @@ def _three(value: float) -> str:
     digits = max(0, 2 - int(math.floor(math.log10(abs(value)))))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def parse_share(raw: Any) -> float:
+    """Return a share written as 0.95 or 95 %; raises `RecipeError` unless it is in (0, 1]."""
+    text = str(raw).strip()
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise RecipeError(f"'{text[:40]}' must lie between 0 and 1; write it like '0.95' or '95 %'")
+    return value

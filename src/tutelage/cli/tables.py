@@ -110,7 +110,13 @@ def show_plan(answer: dict[str, Any]) -> None:
         unit = _UNITS.get(row["metric"], "1")
         limit = format_quantity(row["limit"], unit)
         out.print(f"limit: {_NAMES[row['metric']]} {limit} ({row['source']})", markup=False)
-    if tried:
+    if tried and answer["task"] == "causal_lm":
+        out.print(
+            "validation: perplexity after a short lesson or (*) of the file after a whole one; KL: "
+            "a token from the teacher, untaught",
+            markup=False,
+        )
+    elif tried:
         out.print(
             "validation was measured, after a short distillation or (*) a whole one; students from "
             "earlier budgets of this run. tutelage run also looks for others",
@@ -134,5 +140,9 @@ def _trial(figure: dict[str, Any] | None, estimate: dict[str, Any] | None) -> st
         return f"~{100 * estimate['value']:.1f} ±{50 * (high - low):.1f} %"
     if figure is None:
         return "not tried"
+    if figure["name"] == "kl_untaught":
+        return f"KL {figure['value']:.3f}"
+    if figure["name"].startswith("perplexity"):
+        return f"{figure['value']:.2f}" + ("" if figure["where"].startswith("after") else " *")
     text = f"{figure['value']:.4f}" if figure["name"].startswith("r2") else f"{figure['value']:.2%}"
     return text if figure["where"].startswith("after") else f"{text} *"

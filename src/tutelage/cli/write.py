@@ -15,22 +15,34 @@ from tutelage.errors import RecipeError
     epilog="Examples: [bold]tutelage init fit photos/[/bold]; "
     "[bold]tutelage init teacher.onnx photos/ --device raspberry-pi-4[/bold]; "
     "[bold]tutelage init fit windows.npz --task series[/bold]; "
-    "[bold]tutelage init net.py:build data.npz --weights net.safetensors --trust-code[/bold]"
+    "[bold]tutelage init net.py:build data.npz --weights net.safetensors --trust-code[/bold]; "
+    "[bold]tutelage init smollm2.gguf chats.jsonl[/bold]"
 )
 def init(
     teacher: Annotated[
         str,
         typer.Argument(
-            help="fit (train one), file.py:function, timm:NAME, torchvision:NAME, an ONNX file, or "
-            "a folder with spec.json."
+            help="fit (train one), file.py:function, timm:NAME, torchvision:NAME, an ONNX file, a "
+            "folder with spec.json, or a language model: a Hugging Face folder or a GGUF file."
         ),
     ],
     data: Annotated[
-        str, typer.Argument(help="Images (folder, IDX, .npz, .parquet, .csv, digits) or series.")
+        str,
+        typer.Argument(
+            help="Images (folder, IDX, .npz, .parquet, .csv, digits), series, or texts and chats "
+            "(.jsonl, .txt, a folder)."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path("recipe.yaml"),
     device: Annotated[str, typer.Option("--device", help="See: tutelage devices.")] = "host",
-    task: Annotated[str, typer.Option("--task", help="vision, series or text.")] = "vision",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="vision, series, text or causal_lm; unset, a language model is told from its "
+            "files, and all else is vision.",
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option("--target", help="Of series, what a label is: auto, classes or values.")
     ] = "auto",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.errors import ExportError
 from tutelage.export.graph_file import corrupt, load_graph
 from tutelage.export.shapes import infer
+from tutelage.export.unroll import way
 from tutelage.records import OpCost
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ def graph_costs(source: str | Path | ModelProto) -> GraphCosts:
     """Count what an ONNX graph costs at batch 1.
 
     `source` is a file or a model in memory. A graph of Q/DQ pairs is counted as the 8-bit operators
-    it fuses to. Raises `CorruptFileError` for a truncated or altered file, `ExportError` for a
-    missing file, a dynamic shape other than the batch, or an operator that cannot be counted.
+    it fuses to, one that stops early (`export.exits`) as the way to its end. Raises
+    `CorruptFileError` for a truncated or altered file, `ExportError` for a missing file, a dynamic
+    shape other than the batch, or an operator that cannot be counted.
     """
     model, file_bytes, where = load_graph(source)
     try:
-        walk = _Walk(model, where)
+        walk = _Walk(way(model), where)
         ops, peak = walk.costs(), walk.peak_activation_bytes()
     except (KeyError, IndexError) as error:  # the file names a type or tensor that is not there
         raise corrupt(where, error) from error

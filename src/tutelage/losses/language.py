@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.errors import TeacherError
+from tutelage.losses.language_rows import with_slopes
 from tutelage.losses.language_terms import LanguageTerms, check_teacher, language_terms
 from tutelage.losses.sparse import SparseDecision
 
@@ -128,15 +129,18 @@ def _blocks(
     for first in range(0, len(logits), rows):
         last = min(first + rows, len(logits))
         said = None if teacher is None else teacher.rows(first, last)
-        block = logits[first:last].detach().requires_grad_(learns)
-        with torch.set_grad_enabled(learns):
-            total, parts = terms.value(block, said, targets[first:last].long())
-            total = total / count
-        if learns:
-            (slope,) = torch.autograd.grad(total, block)
-            logits[first:last] = slope
-        found += torch.stack([total.detach(), *(part / count for part in parts)])
+        find = with_slopes if learns else _valued
+        total, parts = find(logits[first:last], said, targets[first:last].long(), terms)
+        found += torch.stack([total, *parts]) / count
+    if learns:
+        logits /= count
     return found
+
+
+def _valued(
+    logits: Tensor, teacher: SparseDecision | None, targets: Tensor, terms: LanguageTerms
+) -> tuple[Tensor, list[Tensor]]:
+    return terms.value(logits, teacher, targets)
 
 
 def _product(left: Tensor, right: Tensor, place: Tensor) -> None:

@@ -22,6 +22,7 @@ from tutelage.losses.sparse import NOTHING, SparseDecision, exact
 from tutelage.registry import Registry
 
 LANGUAGE_LOSSES: Registry[Loss] = Registry("loss of language models")
+INSIDE = ("states", "relations")  # what losses inside the networks read (`language_inside`)
 
 
 def _on_outcomes(function: Callable[..., Tensor]) -> Loss:
@@ -156,6 +157,48 @@ class LanguageTerms:
             parts.append(part.detach())
         return total, parts
 
+    def of_few(
+        self,
+        listed: Float[Tensor, "tokens kept"],
+        said: Float[Tensor, "tokens 1"],
+        rest: Float[Tensor, "tokens 1"],
+        teacher: SparseDecision | None,
+    ) -> tuple[Float[Tensor, ""], list[Tensor]]:
+        """Return what `value` does, of a few numbers a token in the place of all logits.
+
+        `listed` are the logits that the teacher names, `said` that of the token that came, `rest`
+        the log of the sum of exp over those not listed; of drawn tokens over all.
+        """
+        whole = rest
+        if teacher is None or not teacher.drawn:
+            whole = torch.cat([listed, rest], dim=1).logsumexp(dim=1, keepdim=True)
+        compared: tuple[Tensor, Tensor] | None = None
+        total, parts = listed.new_zeros(()), []
+        for loss, weight, options in zip(self.losses, self.weights, self.options, strict=True):
+            if loss.tempered:
+                assert teacher is not None
+                compared = compared or _among(listed, rest, teacher, self.temperature)
+                each = _drawn(*compared) if teacher.drawn else loss.function(*compared, **options)
+                part = each.sum() * self.temperature**2
+            else:
+                part = (whole - said).sum()
+            total = total + weight * part
+            parts.append(part.detach())
+        return total, parts
+
+
+def _among(
+    listed: Tensor, rest: Tensor, teacher: SparseDecision, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return `outcomes` of the listed logits and of all the others as one."""
+    told = exact(teacher.log_probs).to(listed.dtype).clamp(min=NOTHING)
+    if teacher.drawn:
+        return listed - rest, told
+    if not bool(rest.isneginf().all()):  # else every token is listed
+        tail = exact(teacher.tail).to(listed.dtype).clamp(min=NOTHING)
+        listed, told = torch.cat([listed, rest], dim=1), torch.cat([told, tail[:, None]], dim=1)
+    return (listed / temperature).log_softmax(dim=1), (told / temperature).log_softmax(dim=1)
+
 
 def language_terms(
     losses: Mapping[str, float],
@@ -184,6 +227,8 @@ def language_terms(
 def check_teacher(terms: LanguageTerms, teacher: SparseDecision | None) -> None:
     """Refuse losses that cannot be had from these signals; raises `RecipeError`."""
     for loss in terms.losses:
+        if loss.reads in INSIDE:
+            raise RecipeError(f"loss '{loss.name}' reads layers; teach by it with pairs of layers")
         if not loss.tempered:
             continue
         if teacher is None:

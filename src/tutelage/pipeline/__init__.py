@@ -80,6 +80,11 @@ def try_recipe(
 
     `run_recipe` goes on from there; raises as it does.
     """
+    if recipe.task == LANGUAGE:
+        from tutelage.pipeline.language import try_language
+
+        try_language(recipe, folder, progress=progress)
+        return
     with _ready(recipe, folder, progress, trust_code) as r:
         plan(r.recipe, r.material, r.taught, r.device, r.limits, r.run, r.progress, own=r.own)
 
@@ -114,14 +119,14 @@ def _ready(
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
         recipe = with_losses(recipe, material.decides)
         check_recipe(recipe, material)
-        found = material.to_json(recipe.data.train)
+        found = material.to_json(recipe.data.source)
         run.stage("data", hash_json(found), lambda: (found, []))
         for note in material.notes:
             progress.say(f"data: {note}")
         own = student if student is not None else load_own_student(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
-        planned = own is None and recipe.student.space != "sliced"
+        planned = own is None and recipe.student.space in ("auto", "compact")
         if recipe.teacher.fit is True and teacher is None and planned:
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)

@@ -8,6 +8,7 @@ from tutelage.devices import load_device
 from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import check_terms
+from tutelage.pipeline.exiting import check_exits
 from tutelage.pipeline.lessons import inside, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.recipe import Recipe
@@ -25,6 +26,8 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
             f"budget.accuracy cannot be judged, since {recipe.data.train} has no labels: remove "
             "it, or add labels"
         )
+    if recipe.budget.speed is not None:
+        raise RecipeError("budget.speed is for language models: give budget.latency instead")
     try:
         check_terms(terms_of(recipe.distill), material.decides, labelled=labelled)
     except RecipeError as error:
@@ -43,6 +46,7 @@ def check_recipe(recipe: Recipe, material: Material) -> None:
             "ones must become float32 in RAM first: take int8 or float32"
         )
     shrinks_of(recipe, material)
+    check_exits(recipe, material)
     if recipe.student.spec is not None:
         spec = fixed_spec(recipe.student.spec, material)
         _check_tokens(recipe, spec)

@@ -14,6 +14,7 @@ from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import read_json
 from tutelage.pipeline.checking import check_recipe, fixed_spec, shrinks_of
 from tutelage.pipeline.class_names import with_classes
+from tutelage.pipeline.elastic import elastic_specs
 from tutelage.pipeline.fitting import built_in_parameters, built_in_spec, encoder_to_fit
 from tutelage.pipeline.frontiers import frontiers
 from tutelage.pipeline.inheriting import own_module, own_network
@@ -28,6 +29,7 @@ from tutelage.pipeline.trials import scores_of
 from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
 from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
+from tutelage.plan.elastic import widest_cut
 from tutelage.plan.estimates import estimator
 from tutelage.plan.refusal import advice, amount, name_of, shortfall
 from tutelage.plan.scores import Score
@@ -55,7 +57,7 @@ def plan_recipe(
     if recipe.task == LANGUAGE:
         from tutelage.pipeline.language.feasible import plan_language
 
-        return plan_language(recipe, folder, progress=progress)
+        return plan_language(recipe, folder, progress=progress, frontier=frontier)
     started = time.monotonic()
     progress = progress or Silent()
     read = read_material(recipe, progress)
@@ -75,9 +77,11 @@ def plan_recipe(
     trials = [score.figure for score, _ in stored]
     fresh: list[tuple[str, Candidate]] = []
     if all(c.missed for _, c in stored):
-        if not (free and recipe.student.space == "sliced"):
+        if free and recipe.student.space == "elastic":
+            fresh = [_cut(material, _teacher(recipe, material, trust_code)[1], costing)]
+        elif not (free and recipe.student.space == "sliced"):
             fresh = _rows(recipe, material, costing, parameters, own, progress)
-        if free and recipe.student.space != "compact":
+        if free and recipe.student.space in ("auto", "sliced"):
             whole = _teacher(recipe, material, trust_code)[1]
             why = not_sliced(recipe, material, whole)
             if why and recipe.student.space == "sliced":
@@ -170,6 +174,15 @@ def _slices(
         candidate = narrowest if best is None else best
         rows.append((f"{name_spec(candidate.spec)}, sliced", candidate))
     return rows
+
+
+def _cut(
+    material: Material, teacher: StudentSpec | None, costing: Costing
+) -> tuple[str, Candidate]:
+    """Return the widest cut of the elastic student that fits, or the narrowest."""
+    whole, least, _ = elastic_specs(material, teacher)
+    candidate = widest_cut(whole, least, costing)
+    return f"{name_spec(candidate.spec)}, cut", candidate
 
 
 def _in_order(rows: list[tuple[str, Candidate]]) -> list[tuple[str, Candidate]]:

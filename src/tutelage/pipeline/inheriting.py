@@ -24,6 +24,7 @@ from tutelage.pipeline.naming import name_spec
 from tutelage.plan import Candidate
 from tutelage.progress import Progress
 from tutelage.run import Run
+from tutelage.students import exits
 from tutelage.students import spec as students
 from tutelage.students.convnet import ConvNet
 from tutelage.students.convnet1d import ConvNet1d
@@ -34,7 +35,7 @@ from tutelage.teach.starting import as_encoder
 from tutelage.teach.teachers import Teacher
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 
-_FILES = ("spec.json", "model.safetensors")
+_FILES = ("spec.json", "model.safetensors", *exits.FILES)
 _KINDS = {"convnet": ConvNet, "convnet1d": ConvNet1d, "encoder": Encoder}
 
 
@@ -188,6 +189,10 @@ def restore(run: Run, inputs: str) -> tuple[Any, list[Path]] | None:
 
 
 def _copy(source: Path, to: Path) -> list[Path]:
-    for name in _FILES:
+    """Copy a student's files, and take away what another one left there."""
+    names = [name for name in _FILES if (source / name).is_file()]
+    for name in names:
         write_atomically(to / name, (source / name).read_bytes())
-    return [to / name for name in _FILES]
+    for name in set(_FILES).difference(names):
+        (to / name).unlink(missing_ok=True)
+    return [to / name for name in names]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tutelage.devices import load_device
 from tutelage.devices.profile import device_limits
 from tutelage.pipeline.class_names import with_classes
+from tutelage.pipeline.language.initial import initial_language, writes_texts
 from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.paths import full_path, path_from
 from tutelage.pipeline.teaching import open_teacher
 from tutelage.recipe import Recipe
+from tutelage.recipe_language import LANGUAGE
 from tutelage.units import format_quantity
 
 _OWN_MEAN = [
@@ -41,18 +42,23 @@ _AUGMENT = {
 
 def initial_recipe(
     teacher: str, data: str, *, folder: Path, device: str, weights: str | None, trust_code: bool,
-    task: str = "vision", target: str = "auto",
+    task: str | None = None, target: str = "auto",
 ) -> str:  # fmt: skip
     """Read the data, load the teacher once, and return a commented recipe for both.
 
-    `folder` is where the recipe will lie; paths in it are written relative to that. Raises the
+    `folder` is where the recipe will lie; paths in it are written relative to that. Without a
+    `task` a teacher that writes texts is told from its files, and all else is vision. Raises the
     errors of reading either.
     """
+    if task is None:
+        task = LANGUAGE if writes_texts(teacher) else "vision"
+    if task == LANGUAGE:
+        return initial_language(teacher, data, folder=folder, device=device)
     fit = teacher == "fit"
-    part: dict[str, Any] = {"fit": True} if fit else {"source": _full(teacher)}
+    part: dict[str, Any] = {"fit": True} if fit else {"source": full_path(teacher)}
     if weights is not None:
-        part["weights"] = _full(weights)
-    read = {"train": _full(data)} | ({} if target == "auto" else {"target": target})
+        part["weights"] = full_path(weights)
+    read = {"train": full_path(data)} | ({} if target == "auto" else {"target": target})
     given = {"task": task, "data": read, "teacher": part, "device": device}
     recipe = Recipe.parse(given)
     profile = load_device(device)
@@ -68,7 +74,7 @@ def initial_recipe(
         f"task: {task}",
         "seed: 0",
         "data:",
-        f"  train: {_near(data, folder)}",
+        f"  train: {path_from(data, folder)}",
         *([] if target == "auto" else [f"  target: {target}         # what a label is"]),
         "  validation: 0.1        # share of the training examples to choose by",
         "  # test: path           # unset: a fifth is set aside, and read once at the end",
@@ -76,8 +82,8 @@ def initial_recipe(
         f"teacher:                 # {said}",
     ]
     lines += (
-        ["  fit: true"] if fit else [f"  source: {_near(teacher, folder)}"]
-        + ([f"  weights: {_near(weights, folder)}"] if weights else [])
+        ["  fit: true"] if fit else [f"  source: {path_from(teacher, folder)}"]
+        + ([f"  weights: {path_from(weights, folder)}"] if weights else [])
         + (_OWN_MEAN if task == "vision" else [])
     )  # fmt: skip
     lines += [f"device: {device}", "budget:                  # what the device itself allows:"]
@@ -118,15 +124,3 @@ _KIND = {
     "series": lambda shape: f"{shape[0]} channels x {shape[1]} steps",
     "text": lambda shape: f"up to {shape[0]} tokens",
 }
-
-
-def _full(path: str) -> str:
-    if path == "digits" or path.startswith(("timm:", "torchvision:")):
-        return path
-    return str(Path(path).expanduser().resolve())
-
-
-def _near(path: str, folder: Path) -> str:
-    full = _full(path)
-    text = os.path.relpath(full, folder) if full != path or os.path.isabs(full) else full
-    return json.dumps(text) if any(c in text for c in ": #{}[]&*!|>'\"%@`") else text

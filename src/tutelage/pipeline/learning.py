@@ -15,6 +15,7 @@ from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
+from tutelage.pipeline.exiting import check_pads, exits_of
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
@@ -22,6 +23,7 @@ from tutelage.pipeline.lessons import (
     bounded_by,
     distill_inputs,
     epochs_for,
+    further_of,
     objective_of,
     schedule_of,
     terms_of,
@@ -36,11 +38,12 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
+from tutelage.students.exits import Exits, load_exits, save_exits
 from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
 from tutelage.train.distill import Distillation, decisions
-from tutelage.train.loop import Trainer
+from tutelage.train.loop import History, Trainer
 from tutelage.train.qat import quantization_aware
 from tutelage.train.trackers import open_tracker
 from tutelage.types import Tap, pooled
@@ -50,10 +53,11 @@ _PAIRING_EXAMPLES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """The taught student, and the lesson with which it can be taught further."""
+    """The taught student, its exits where it has some, and what became of its lesson."""
 
     network: nn.Module
     result: dict[str, Any]
+    exits: Exits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +137,7 @@ def distill(
     progress: Progress,
 ) -> Learned:  # fmt: skip
     """Teach the chosen student (once a run) and write `student/`."""
-    epochs = epochs_for(recipe, material.train.count, chosen.macs)
+    epochs, changes = further_of(recipe, epochs_for(recipe, material.train.count, chosen.macs))
     bound = bounded_by(recipe, material.train.count, chosen.macs)
     torch.manual_seed(recipe.seed)
     network, started = chosen.network, ()
@@ -147,6 +151,7 @@ def distill(
         progress.say(f"student: starts with {taken}")
     if bound:
         progress.say(f"student: {bound}")
+    check_pads(recipe, material, network)
     folder = run.file("student")
 
     def work() -> tuple[Any, list[Path]]:
@@ -163,13 +168,13 @@ def distill(
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
-            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed, **changes),
             checkpoint=run.file("checkpoints/student.safetensors"),
             progress=progress,
             label="Teaching the student",
             tracker=tracker.log if tracker else None,
         )
-        history = dataclasses.asdict(trainer.train())
+        history = dataclasses.asdict(trainer.train() if epochs else History())
         if tracker:
             tracker.close()
         result = {
@@ -186,7 +191,10 @@ def distill(
             **({"start": started} if started else {}),
         }
         unit = material.target and {"target": dataclasses.asdict(material.target)}
-        return result, _save(folder, chosen, network, unit)
+        paths = _save(folder, chosen, network, unit)
+        if recipe.student.exits is not None:
+            paths += save_exits(folder, exits_of(lesson, taught), material.outputs)
+        return result, paths
 
     own_pass = [] if chosen.forward is call else [source_of(chosen.forward)]
     inputs = hash_json(
@@ -215,7 +223,7 @@ def distill(
 
         network.load_state_dict(read_tensors(folder / "model.safetensors")[0])
         network.eval()
-    return Learned(network=network, result=record.result)
+    return Learned(network=network, result=record.result, exits=load_exits(folder))
 
 
 def distill_for_int8(

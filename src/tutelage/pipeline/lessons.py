@@ -20,14 +20,27 @@ _MOST_MACS, _FEWEST_BOUNDED_EPOCHS = 3e13, 4
 _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
+_BRANCHED = ("trajectory", "branch_labels", "branch_decision")
+_BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
 def with_losses(recipe: Recipe, decides: Decides) -> Recipe:
-    """Return the recipe with the losses that suit its data, where it names none itself."""
-    if decides == "classes" or "losses" in recipe.distill.model_fields_set:
+    """Return the recipe with the losses that suit its data, where it names none itself.
+
+    Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
+    which was not seen to cost the final decision (benchmarks/RESULTS.md), or the final decision
+    where the teacher is a file that shows no more.
+    """
+    losses = dict(recipe.distill.losses)
+    if decides == "values" and "losses" not in recipe.distill.model_fields_set:
+        losses = dict(_LOSSES_OF_VALUES)
+    if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):
+        whole = (recipe.teacher.source or "").endswith(".onnx")
+        losses |= {"decision_everywhere": _BY_KL} if whole else {"trajectory": 1.0}
+    if losses == recipe.distill.losses:
         return recipe
-    part = recipe.distill.model_copy(update={"losses": dict(_LOSSES_OF_VALUES)})
+    part = recipe.distill.model_copy(update={"losses": losses})
     return recipe.model_copy(update={"distill": part})
 
 
@@ -49,7 +62,8 @@ def distill_inputs(recipe: Recipe) -> list[Any]:
     """
     part = recipe.distill
     left_out = {"checkpoint"} | (set() if part.balance_classes else {"balance_classes"})
-    return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe)]
+    exits = ["exits"] if recipe.student.exits is not None else []
+    return [part.model_dump(mode="json", exclude=left_out), *metric_inputs(recipe), *exits]
 
 
 def teacher_inputs(recipe: Recipe) -> dict[str, Any]:
@@ -119,6 +133,19 @@ def epochs_for(recipe: Recipe, examples: int, macs: float | None = None) -> int:
         return usual
     bound = int(_MOST_MACS / (_PASSES * macs * examples))
     return min(usual, max(_FEWEST_BOUNDED_EPOCHS, bound))
+
+
+def further_of(recipe: Recipe, epochs: int) -> tuple[int, dict[str, float]]:
+    """Return how long a student that starts as it is chosen is taught, and what of the schedule.
+
+    A cut of the elastic student, which learned for `epochs`, is taught further: unless the recipe
+    says otherwise for a tenth of them, at a third of the rate. Every other starts its lesson here.
+    """
+    if recipe.student.space != "elastic":
+        return epochs, {}
+    further = recipe.student.further
+    epochs = max(1, epochs // 10) if further is None else further
+    return epochs, {"rate": recipe.distill.rate / 3}
 
 
 def bounded_by(recipe: Recipe, examples: int, macs: float | None) -> str:

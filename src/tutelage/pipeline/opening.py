@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tutelage.errors import RecipeError
 from tutelage.pipeline.timekeeping import Timekeeper
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
@@ -23,6 +25,11 @@ def opened(
     recipe: Recipe, folder: Path, progress: Progress | None
 ) -> Iterator[tuple[Run, Progress]]:
     """Hold the run directory, and have its time written down while stages work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(
+            "a run holds its directory alone: start it in one process (docs/cluster.md says what "
+            "several can do)"
+        )
     with Run(folder, command=" ".join(sys.argv)) as run:
         interval = parse_quantity(recipe.distill.checkpoint, "s")
         yield run, Timekeeper(progress or Silent(), run, max(interval, _SHORTEST_S))

@@ -18,6 +18,7 @@ from tutelage.files import hash_json, read_tensors, write_json
 from tutelage.measure.energy import POWERCAP, read_rapl
 from tutelage.passes import Forward, call
 from tutelage.pipeline.checking import fixed_spec, shrinks_of
+from tutelage.pipeline.elastic import judged_cuts
 from tutelage.pipeline.inheriting import from_nearest, from_teacher
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.slicing import of_all_spaces
@@ -116,7 +117,12 @@ def plan(
         progress=progress, macs=bounding_macs(material, *found),
     )  # fmt: skip
     earlier = () if recipe.student.spec is not None else search.earlier(found)
-    if len(found) + len(earlier) > 1:
+    elastic = recipe.student.space == "elastic"
+    if elastic:
+        search.trials = judged_cuts(recipe, material, taught, found)
+        search.steps_taken = dict.fromkeys(search.trials, 0)
+        why = "best validation figure of the cuts of the elastic student, untaught"
+    elif len(found) + len(earlier) > 1:
         search.halve(found, earlier)
         why = "best validation figure after a short distillation of each candidate"
         if earlier:
@@ -129,8 +135,8 @@ def plan(
     )  # fmt: skip
     write_json(run.file("plan.json"), rows)
     best = found[chosen]
-    warm = run.file(trial_file(best)) if search.trials else None
-    weights, of = best.weights, "the teacher"
+    warm = run.file(trial_file(best)) if search.trials and not elastic else None
+    weights, of = best.weights, "the elastic student" if elastic else "the teacher"
     if weights is None and recipe.student.start == "nearest":
         lesson = scores_of(recipe, material, run.path).lesson
         nearest = from_nearest(run, lesson, best.spec, material, progress)
@@ -158,7 +164,7 @@ def costing_of(
     precision: Precision = "int8" if wanted == "auto" else wanted  # auto: the smallest of them
     return Costing(
         device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
-        beside=material.beside,
+        beside=material.beside, exits=recipe.student.exits is not None,
     )  # fmt: skip
 
 
@@ -203,6 +209,7 @@ def find_candidates(
             teacher_parameters,
             "counted",
             *([recipe.seed] if recipe.student.candidates > 4 else []),
+            *(["exits"] if costing.exits else []),
             *([shrinks] if shrinks != (1,) else []),
             *([families] if families != material.task.families else []),
             *(dataclasses.asdict(file) for file in costing.beside),

@@ -25,12 +25,14 @@ from tutelage.export.onnx_float import export_onnx
 from tutelage.files import hash_json, read_json, sha256_file, write_json
 from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
-from tutelage.measure.latency import measure_latency
+from tutelage.measure.latency import Call, measure_latency
 from tutelage.measure.memory import measure_memory
 from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
+from tutelage.pipeline.proving_exits import Stopped, exit_part, timed, went_through
+from tutelage.pipeline.proving_exits import on_device as means_on
 from tutelage.pipeline.proving_values import compared_values
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
 from tutelage.pipeline.teaching import Taught, signals_of_test
@@ -51,6 +53,7 @@ class Weighed:
     figures: tuple[Measurement, ...]
     verdicts: tuple[Verdict, ...]
     logits_test: np.ndarray
+    stopped: Stopped | None = None
 
     @property
     def misses(self) -> int:
@@ -88,6 +91,7 @@ def prove(
             recipe.export.precision,
             *metric_inputs(recipe),
             _meter_hash(recipe),
+            *shipped.exits,
         ]
     )
     run.stage("prove", inputs, work)
@@ -141,12 +145,25 @@ def _proof(
             if w.artifact is not chosen.artifact
         ],
         **_compared(material, chosen.logits_test, teacher_test, where, recipe.seed),
+        **_exits(chosen, shipped, material, teacher_test),
         "parity": shipped.parity,
         "artifacts": [a.to_json() for a in shipped.artifacts],
         "beside": [dataclasses.asdict(file) for file in material.beside],
         "recipe": recipe.to_yaml(),
         "notes": [*shipped.notes, *_unjudged(limits, chosen)],
     }
+
+
+def _exits(
+    chosen: Weighed, shipped: Shipped, material: Material, teacher: np.ndarray
+) -> dict[str, Any]:
+    """Return the proof's part about exits, also where none was worth keeping."""
+    for row in shipped.exits:
+        if chosen.artifact.path.endswith(f"/{row['artifact']}"):
+            if chosen.stopped is None:
+                return {"exits": row}
+            return {"exits": exit_part(chosen.stopped, row, material, teacher)}
+    return {}
 
 
 def _would_do(
@@ -195,13 +212,20 @@ def _weigh(
     path = run.file(artifact.path)
     figures: list[Measurement] = []
     logits = {}
+    stopped = went_through(path, material.test)
     for name in ("validation", "test"):
         examples = getattr(material, name)
-        logits[name] = artifact_decisions(path, examples)
+        passed = stopped.logits if stopped is not None and name == "test" else None
+        logits[name] = artifact_decisions(path, examples) if passed is None else passed
         where = f"{artifact.path}, {name} split"
         figures += split_figures(material, name, logits[name], where, teacher=said[name])
-    on_host = _host_figures(path)
-    on_device = graph_figures(path, device, beside=material.beside)
+    on_device = list(graph_figures(path, device, beside=material.beside))
+    if stopped is None:
+        on_host = _host_figures(path)
+    else:
+        call, more = timed(stopped, material.test)
+        on_host = [*more, *_host_figures(path, call)]
+        on_device = means_on(on_device, stopped, device)
     # On the machine itself the measured figures are the ones that count, so they come first.
     figures += [*on_host, *on_device] if device.name == HOST else [*on_device, *on_host]
     figures += _stream_figures(figures, material)
@@ -210,6 +234,7 @@ def _weigh(
         figures=tuple(figures),
         verdicts=verdicts(limits, tuple(figures)),
         logits_test=logits["test"],
+        stopped=stopped,
     )
 
 
@@ -236,8 +261,9 @@ def _stream_figures(figures: list[Measurement], material: Material) -> list[Meas
     return made
 
 
-def _host_figures(path: Path) -> list[Measurement]:
-    latency = measure_latency(path, threads=1)
+def _host_figures(path: Path, call: Call | None = None) -> list[Measurement]:
+    """Measure a file here; by `call` where time and energy hang on the input."""
+    latency = measure_latency(call or path, threads=1)
     figures = [
         dataclasses.replace(latency.p50, name="latency_p50_s"),
         dataclasses.replace(latency.p95, name="latency_p95_s"),
@@ -245,7 +271,7 @@ def _host_figures(path: Path) -> list[Measurement]:
         dataclasses.replace(measure_memory(path), name="ram_bytes"),
     ]
     try:
-        figures.append(dataclasses.replace(measure_energy(path), name="energy_j"))
+        figures.append(dataclasses.replace(measure_energy(call or path), name="energy_j"))
     except DeviceError:  # no counter here: the device's estimate, if it has one, stands alone
         pass
     return figures

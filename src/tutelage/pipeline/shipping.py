@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from tutelage.files import (
     write_atomically,
     write_tensors,
 )
+from tutelage.pipeline.exiting import stop_early
 from tutelage.pipeline.learning import Learned, distill_for_int8
 from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
@@ -36,6 +38,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit
 from tutelage.run import Run
+from tutelage.students.exits import ExitingNetwork
 from tutelage.tasks.values import score
 from tutelage.teach.signals import Split
 from tutelage.train.distill import decisions
@@ -56,6 +59,7 @@ class Shipped:
     parameters: int
     parity: list[dict[str, Any]]
     notes: list[str]
+    exits: tuple[dict[str, Any], ...] = ()
 
 
 def ship(
@@ -80,6 +84,7 @@ def ship(
             str(most),
             *metric_inputs(recipe),
             *(["float16"] if "float16" in others else []),
+            *_exits_key(recipe, run),
         ]
     )
     record = run.stage("export", inputs, work)
@@ -88,7 +93,15 @@ def ship(
         parameters=learned.result["parameters"],
         parity=record.result["parity"],
         notes=record.result["notes"],
+        exits=tuple(record.result.get("exits", ())),
     )
+
+
+def _exits_key(recipe: Recipe, run: Run) -> list[Any]:
+    if recipe.student.may_lose is None:
+        return []
+    weights = sha256_file(run.file("student/exits.safetensors"))
+    return [weights, recipe.student.may_lose, load_device(recipe.device).model_dump(mode="json")]
 
 
 def beside_float32(recipe: Recipe) -> tuple[str, ...]:
@@ -121,11 +134,11 @@ def _export_all(
     recipe: Recipe, material: Material, taught: Taught, learned: Learned, run: Run,
     progress: Progress, most: float, others: tuple[str, ...],
 ) -> tuple[Any, list[Path]]:  # fmt: skip
-    network = learned.network
+    network, exits = with_decisions(learned), []
     examples = _parity_examples(material, network)
     float_path, close = _float32(recipe, material, network, run, progress, examples)
     rows = [_parity_row(material, float_path, close)]
-    artifacts = [_artifact(run, float_path, "float32", ())]
+    remarks: list[tuple[Path, str, tuple[str, ...]]] = [(float_path, "float32", ())]
     notes: list[str] = []
     for name in _BESIDE.values():  # an earlier student's must not lie beside this one
         run.file(name).unlink(missing_ok=True)
@@ -138,8 +151,13 @@ def _export_all(
         for precision in others:
             made = _beside(work, precision, examples, notes)
             if made is not None:
-                artifacts.append(made[0])
+                remarks.append(made[0])
                 rows.append(made[1])
+    if learned.exits is not None:
+        for path, _, _ in remarks:
+            said = artifact_decisions(path, material.validation)
+            exits.append(stop_early(path, recipe, material, taught, learned.exits, said))
+    artifacts = [_artifact(run, *remark) for remark in remarks]
     paths = [run.file(artifact.path) for artifact in artifacts]
     for name, content in material.task.beside(material.data).items():
         paths.append(run.file(f"artifacts/{name}"))
@@ -148,8 +166,16 @@ def _export_all(
         "artifacts": [artifact.to_json() for artifact in artifacts],
         "parity": rows,
         "notes": notes,
+        **({"exits": exits} if exits else {}),
     }
     return result, paths
+
+
+def with_decisions(learned: Learned) -> nn.Module:
+    """Return the network to export: with all its decisions side by side, where it has exits."""
+    if learned.exits is None:
+        return learned.network
+    return ExitingNetwork(learned.network, learned.exits).eval()
 
 
 def _float32(
@@ -172,7 +198,7 @@ def _float32(
 
 def _beside(
     work: _Work, precision: str, examples: tuple[np.ndarray, np.ndarray], notes: list[str]
-) -> tuple[Artifact, dict[str, Any]] | None:
+) -> tuple[tuple[Path, str, tuple[str, ...]], dict[str, Any]] | None:
     """Make and check one more file; refused, it is noted where nobody asked for it by name."""
     path, (inputs, reference) = work.run.file(_BESIDE[precision]), examples
     work.progress.say(f"export: {precision} ONNX")
@@ -190,7 +216,7 @@ def _beside(
     if precision == "float16":
         remarks = [_HALF, *remarks]
     row = _parity_row(work.material, path, found)
-    return _artifact(work.run, path, precision, tuple(remarks)), row
+    return (path, precision, tuple(remarks)), row
 
 
 def _float16(work: _Work, path: Path) -> list[str]:
@@ -231,7 +257,8 @@ def _int8(work: _Work, path: Path) -> list[str]:
         f"export: int8 loses {outcome.loss:.3f} of {check.what}; teaching on with rounding"
     )
     again = work.run.file("artifacts/.retaught-float32.onnx")
-    export_onnx(_retaught(work), material.shape, again, meta=meta_of(work.recipe, material))
+    network = with_decisions(dataclasses.replace(work.learned, network=_retaught(work)))
+    export_onnx(network, material.shape, again, meta=meta_of(work.recipe, material))
     second = quantized(again)
     again.unlink()
     if second.loss > most_loss:
@@ -291,7 +318,8 @@ class _Check:
         return self.base - self._score(path)
 
     def _score(self, path: Path) -> float:
-        said = self.material.said(artifact_decisions(path, self.split))
+        said = artifact_decisions(path, self.split)[:, : self.material.outputs]  # the final ones
+        said = self.material.said(said)
         if self.material.decides == "values":
             return score(said, self.wanted, "values")
         return class_score(self.metric, said, self.wanted)

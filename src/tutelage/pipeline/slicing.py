@@ -14,6 +14,7 @@ from typing import Any
 
 from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import hash_json
+from tutelage.pipeline.elastic import elastic_cuts
 from tutelage.pipeline.inheriting import from_teacher, own_network
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.narrowing import scores_of_stages
@@ -38,6 +39,8 @@ def of_all_spaces(
     space, places = recipe.student.space, recipe.student.candidates
     if recipe.student.spec is not None or space == "compact":
         return compact()
+    if space == "elastic":
+        return elastic_cuts(recipe, costing, material, taught, run, progress)
     alone = space == "sliced"
     own = own_network(taught.teacher, material.shape)
     why = not_sliced(recipe, material, None if own is None else own[1])
@@ -104,6 +107,7 @@ def _slices(
             taught.train.key,
             recipe.threads,
             "by scores",
+            *(["exits"] if costing.exits else []),
         ]
     )
     found = tuple(map(Candidate.from_json, run.stage("slices", inputs, search).result))

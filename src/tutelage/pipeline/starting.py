@@ -57,6 +57,8 @@ def refuse_start(recipe: Recipe) -> None:
 
 def start_key(recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> list[Any]:
     """Return what the hash of a stage that trains must hold of the start; nothing for a fresh."""
+    if recipe.student.space == "elastic":
+        return [["start", "elastic", None if weights is None else tensors_hash(weights)]]
     if weights is not None:
         return [["start", "sliced", tensors_hash(weights)]]
     return [["start", "teacher"]] if recipe.student.start == "teacher" else []

@@ -11,12 +11,14 @@ from typing import Any
 
 from tutelage.plan.candidate import Candidate
 from tutelage.plan.compact import candidates
+from tutelage.plan.elastic import cuts
 from tutelage.plan.sliced import sliced
 from tutelage.registry import Registry
 
 SPACES: Registry[Callable[..., tuple[Candidate, ...]]] = Registry("student space")
 SPACES.add("compact", candidates)
 SPACES.add("sliced", sliced)
+SPACES.add("elastic", cuts)
 
 __all__ = ["SPACES", "Candidate", "plan_json"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.export.graph import GraphCosts
-from tutelage.plan.costs import Costing, cost_of, figures_on, missed_limits, needs_timing
+from tutelage.plan.costs import Costing, cost_of, figures_on, missed_limits, needs_timing, shake
 from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
 
@@ -21,7 +21,8 @@ class Candidate:
 
     `counted` is what its exported graph counts, whatever the device. `weights` are those that it
     takes over from the teacher; None starts fresh, or as the recipe says. `by_scores`: each stage's
-    width was chosen by what narrowing it does; otherwise all go by one rule.
+    width was chosen by what narrowing it does; otherwise all go by one rule. `elastic`: it was cut
+    from the elastic student, not from the teacher.
     """
 
     spec: StudentSpec
@@ -31,10 +32,13 @@ class Candidate:
     counted: GraphCosts | None = None
     weights: dict[str, Tensor] | None = None
     by_scores: bool = False
+    elastic: bool = False
 
     @property
     def space(self) -> str:
-        """The space that it comes from: only slices bring weights along."""
+        """The space that it comes from: only slices and cuts bring weights along."""
+        if self.elastic:
+            return "elastic"
         return "compact" if self.weights is None else "sliced"
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +73,7 @@ _counted: dict[str, tuple[int, GraphCosts]] = {}  # budgets change, what a graph
 
 def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
     """Cost one spec; a second time, on another device or within other limits, takes no export."""
-    key = repr((spec, costing.precision, costing.meta))
+    key = repr((spec, costing.precision, costing.meta, costing.exits))
     if key in _counted and not needs_timing(costing):
         parameters, counted = _counted[key]
         return _judged(spec, parameters, counted, figures_on(counted, costing), costing)
@@ -103,14 +107,5 @@ def stand_in(spec: StudentSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = spec.build()
-        _shake(network)
+        shake(network)
     return network
-
-
-def _shake(network: nn.Module) -> None:
-    """Give norms values as after training: equal constants would merge, and shrink the file."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.normal_()
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)

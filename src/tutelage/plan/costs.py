@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from tutelage.devices import HOST, Device
@@ -21,6 +22,8 @@ from tutelage.export.quantize import quantize_int8
 from tutelage.measure.costs import figures_of
 from tutelage.measure.latency import measure_latency
 from tutelage.records import Limit, Measurement, SideFile
+from tutelage.students.exits import ExitingNetwork, fresh_exits
+from tutelage.students.taps import find_taps
 
 _TIMING_S = 0.5
 Precision = Literal["int8", "float16", "float32"]
@@ -28,13 +31,14 @@ Precision = Literal["int8", "float16", "float32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costing:
-    """What is asked of every candidate alike."""
+    """What is asked of every candidate alike; with `exits`, early decisions ship as well."""
 
     device: Device
     limits: tuple[Limit, ...]
     precision: Precision
     meta: ArtifactMeta
     beside: tuple[SideFile, ...] = ()
+    exits: bool = False
 
 
 def cost_of(network: nn.Module, costing: Costing) -> tuple[GraphCosts, tuple[Measurement, ...]]:
@@ -67,6 +71,8 @@ def needs_timing(costing: Costing) -> bool:
 def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
     """Export the untrained network as it would ship, to a file that is gone afterwards."""
     shape = costing.meta.shape
+    if costing.exits:
+        network = _with_exits(network, costing.meta)
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         path = Path(folder) / "float.onnx"
         export_onnx(network, shape, path, meta=costing.meta)
@@ -79,6 +85,27 @@ def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
         elif costing.precision == "float16":
             write_float16(path, path)
         yield path
+
+
+def _with_exits(network: nn.Module, meta: ArtifactMeta) -> nn.Module:
+    """Put untrained exits behind the network's taps; a network with fewer than two has none."""
+    dtype = torch.int64 if meta.dtype == "int64" else torch.float32
+    taps = find_taps(network, torch.zeros(2, *meta.shape, dtype=dtype))
+    exits = fresh_exits(taps, len(meta.classes))
+    if not exits.taps:
+        return network
+    for branch in exits.branches:
+        shake(branch)
+    return ExitingNetwork(network, exits).eval()
+
+
+def shake(network: nn.Module) -> None:
+    """Give norms values as after training: equal constants would merge, and shrink the file."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_()
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
 
 
 def _latency_here(path: Path) -> Measurement:

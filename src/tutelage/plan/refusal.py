@@ -82,12 +82,12 @@ def what_would_do(
         elsewhere = next(
             (
                 other.name
-                for other in _others(device)
+                for other in others(device)
                 if other.runs(precision) and _fits_one(paths, beside, other, asked)
             ),
             None,
         )
-    return WouldDo(device=elsewhere, limits=_looser(missed, device))
+    return WouldDo(device=elsewhere, limits=looser(missed, device))
 
 
 def advice(found: WouldDo) -> str:
@@ -125,7 +125,8 @@ def _own(limit: Limit, device: Device) -> bool:
     return limit.source == f"device {device.name}"
 
 
-def _others(device: Device) -> list[Device]:
+def others(device: Device) -> list[Device]:
+    """Return the shipped devices but for this one, that with the smallest memory first."""
     known = [load_device(name) for name in list_devices() if name not in (HOST, device.name)]
     return sorted(known, key=lambda d: (d.limits.free("ram_bytes"), d.limits.free("storage_bytes")))
 
@@ -142,7 +143,7 @@ def _fits_one(
     return False
 
 
-def _looser(missed: Sequence[Verdict], device: Device) -> tuple[Limit, ...]:
+def looser(missed: Sequence[Verdict], device: Device) -> tuple[Limit, ...]:
     """Return the recipe's limits as they would do here; none where the device itself is short."""
     most = {x.metric: x.value for x in device_limits(device)}
     found = []

@@ -13,11 +13,12 @@ from tutelage.records import SideFile
 from tutelage.report.budget import BudgetRow, budget
 from tutelage.report.candidates import Candidates, candidates
 from tutelage.report.comparison import CompareRow, comparison
+from tutelage.report.exits import Exits, exits
 from tutelage.report.fidelity import Fidelity, fidelity
 from tutelage.report.overview import Overview, came_out, overview, went_in
 from tutelage.report.possible import Possible, planned_figures, possible
 from tutelage.report.provenance import Provenance, provenance
-from tutelage.report.samples import Samples, samples
+from tutelage.report.samples import Samples, samples, written
 from tutelage.report.shipped import Shipped, shipped
 from tutelage.report.source import Sources, load, reading
 from tutelage.report.training import Training, training
@@ -36,6 +37,7 @@ class Page:
     comparison: tuple[CompareRow, ...]
     candidates: Candidates | None
     possible: Possible | None
+    exits: Exits | None
     fidelity: Fidelity
     samples: Samples | None
     training: Training | None
@@ -62,6 +64,7 @@ def page(sources: Sources) -> Page:
     distilled = sources.stage("distill")
     with reading(sources.folder / "run.json"):
         given, made = went_in(data, teacher), came_out(distilled)
+        texts = written(data)
         taught = training(distilled, teacher)
         origin = provenance(run, proof)
     with reading(sources.folder / "plan.json"):
@@ -76,8 +79,9 @@ def page(sources: Sources) -> Page:
             comparison=comparison(proof),
             candidates=planned,
             possible=others,
+            exits=exits(proof),
             fidelity=fidelity(proof),
-            samples=samples(proof),
+            samples=samples(proof, texts),
             training=taught,
             shipped=shipped(proof),
             provenance=origin,

@@ -101,6 +101,8 @@ def _row(
     if candidate.get("space") == "sliced":
         how = ", widths chosen by scores" if candidate.get("by_scores") else ""
         detail = f"{detail}, sliced from the teacher{how}"
+    elif candidate.get("space") == "elastic":
+        detail = f"{detail}, cut from the elastic student"
     return CandidateRow(
         what=what,
         detail=detail,

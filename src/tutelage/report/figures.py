@@ -29,6 +29,8 @@ _LABELS = {
     "ram_bytes": "Memory",
     "peak_activation_bytes": "Peak activations",
     "macs": "Multiply-accumulates",
+    "macs_mean": "Multiply-accumulates, mean over test",
+    "latency_mean_s": "Latency, mean over test",
     "energy_j": "Energy per inference",
     "energy_an_hour_j": "Energy an hour, while it decides",
     "decisions_an_hour": "Decisions an hour",

@@ -233,11 +233,21 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
         else:
             shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
             rows.append(("Examples", (f"{counts}; each {shape}, {_labels(data)}",)))
+        rows += [("Generated", (_generated(data["generated"]),))] if "generated" in data else []
     if teacher:
         rows.append(("Teacher", (str(teacher["source"]),)))
         if teacher.get("parameters") is not None:
             rows.append(("", (made("parameters", teacher["parameters"]), " parameters")))
     return tuple(rows)
+
+
+def _generated(made: dict[str, Any]) -> str:
+    """Say what became of the answers that the teacher was asked for, and of its prompts."""
+    counts = [f"{int(n):,} {why}" for why, n in made["left_out"].items()]
+    for key, words in (("doubled", "prompts were given twice"), ("long", "prompts were too long")):
+        counts += [f"{int(made[key]):,} {words}"] if made[key] else []
+    kept = f"{int(made['kept']):,} of {int(made['answers']):,} answers to {int(made['prompts']):,}"
+    return "; ".join([f"{kept} prompts are kept", *counts])
 
 
 def _labels(data: dict[str, Any]) -> str:

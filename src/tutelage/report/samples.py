@@ -1,4 +1,4 @@
-"""What teacher and student of a language model answer, and where in a text they part."""
+"""What a language model's teacher wrote to learn from, what both answer, where they part."""
 
 from __future__ import annotations
 
@@ -28,17 +28,32 @@ class Parting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """Side-by-side answers and the places of the largest departures."""
+class Lesson:
+    """A prompt and the answer to it that the teacher wrote before the student was taught."""
 
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Texts that were generated, side-by-side answers, the places of the largest departures."""
+
+    written: tuple[Lesson, ...]
     answers: tuple[Answers, ...]
     partings: tuple[Parting, ...]
 
 
-def samples(proof: dict[str, Any]) -> Samples | None:
-    """Return the section, or None where the proof is of no language model."""
+def written(data: dict[str, Any]) -> tuple[Lesson, ...]:
+    """Return some of what the teacher wrote, from the result of the stage `data`."""
+    shown = data.get("generated", {}).get("shown", [])
+    return tuple(Lesson(prompt=str(s["prompt"]), answer=str(s["answer"])) for s in shown)
+
+
+def samples(proof: dict[str, Any], texts: tuple[Lesson, ...] = ()) -> Samples | None:
+    """Return the section, or None where there is nothing of a language model to show."""
     if proof.get("decides") != "tokens":
-        return None
+        proof = {}
     answers = tuple(
         Answers(prompt=str(a["prompt"]), teacher=str(a["teacher"]), student=str(a["student"]))
         for a in proof.get("answers") or []
@@ -52,4 +67,5 @@ def samples(proof: dict[str, Any]) -> Samples | None:
         )
         for p in proof.get("partings") or []
     )
-    return Samples(answers=answers, partings=partings) if answers or partings else None
+    found = Samples(written=texts, answers=answers, partings=partings)
+    return found if texts or answers or partings else None

@@ -108,6 +108,8 @@ def _facts(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[str, ...
     for key, words in (("skipped", "steps skipped for NaN"), ("rolled_back", "roll-backs")):
         if history.get(key) is not None:
             facts.append(f"{int(history[key])} {words}")
+    if own := distilled.get("own_batches"):
+        facts.append(f"{int(own['own']):,} of {int(own['all']):,} batches in its own words")
     facts += [f"started with {taken}" for taken in distilled.get("start") or []]
     if history.get("stopped_early"):
         facts.append("stopped early")

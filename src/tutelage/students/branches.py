@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from tutelage.types import pooled, weights
 
+_CELLS = 7  # a side
+
 
 class Branch(nn.Module):
     """Turns one tap's output into an early decision.
 
-    Maps are pooled to at most 7 x 7 and pass a depthwise-separable convolution before the linear
-    layer, so that early features need not be linearly decodable; vectors and tokens get one linear
-    layer. Positions that do not count (`keep`) are left out of every mean.
+    Maps are pooled to some 7 x 7 cells (13 at the most, a rest at the edge is left out) and pass a
+    depthwise-separable convolution before the linear layer, so that early features need not be
+    linearly decodable; vectors and tokens get one linear layer. Positions that do not count
+    (`keep`) are left out of every mean.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, hidden: int | None = None) -> None:
@@ -24,10 +27,12 @@ class Branch(nn.Module):
         self.body: nn.Module = nn.Identity()
         if len(shape) == 3:
             hidden = hidden or max(16, min(64, 2 * channels))
-            side = (min(7, shape[1]), min(7, shape[2]))
+            height, width = cell = (max(1, shape[1] // _CELLS), max(1, shape[2] // _CELLS))
+            kernel = (3 if shape[1] > 1 else 1, 3 if shape[2] > 1 else 1)
+            edge = (kernel[0] // 2, kernel[1] // 2)
             self.body = nn.Sequential(
-                nn.AdaptiveAvgPool2d(side) if side != tuple(shape[1:]) else nn.Identity(),
-                nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+                nn.AvgPool2d(cell) if height * width > 1 else nn.Identity(),
+                nn.Conv2d(channels, channels, kernel, padding=edge, groups=channels, bias=False),
                 nn.BatchNorm2d(channels),
                 nn.Conv2d(channels, hidden, 1, bias=False),
                 nn.BatchNorm2d(hidden),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,21 @@ class DecoderSpec:
         return bool(self.config.get("tie_word_embeddings"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which layers of the first network a slice's layers were, and which numbers of a token."""
+
+    layers: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+    def at(self, layers: Sequence[int], numbers: Sequence[int]) -> Origin:
+        """Return the origin of a slice that keeps these of the slice's own."""
+        return Origin(
+            layers=tuple(self.layers[i] for i in layers),
+            numbers=tuple(self.numbers[i] for i in numbers),
+        )
+
+
 def unlike(kind: str) -> str:
     """Say that a network of this kind is not covered, and what is."""
     return f"a network of type '{kind}' is not covered: use one of {', '.join(KINDS)}"
@@ -149,12 +164,14 @@ class Decoder(nn.Module):
     """A causal language model of transformers, `network`, built from a spec or given ready.
 
     A given network is taken as it is, not copied. Of a tied network the state holds the embedding
-    once. Raises `StudentError` where transformers cannot build it.
+    once. `origin` is the network itself unless it was sliced. Raises `StudentError` where
+    transformers cannot build it.
     """
 
     def __init__(self, spec: DecoderSpec, network: PreTrainedModel | None = None) -> None:
         super().__init__()
         self.spec = spec
+        self.origin = Origin(layers=tuple(range(spec.layers)), numbers=tuple(range(spec.hidden)))
         self.network: Any = _built(spec) if network is None else network
         self.register_state_dict_post_hook(_once)
         self.register_load_state_dict_pre_hook(_twice)
@@ -196,6 +213,14 @@ class Decoder(nn.Module):
 def decoder_of(network: PreTrainedModel) -> Decoder:
     """Return a network of transformers as a decoder, in evaluation mode; raises `StudentError`."""
     return Decoder(spec_of(network.config), network).eval()
+
+
+def filled(spec: DecoderSpec, state: dict[str, Tensor]) -> Decoder:
+    """Return a decoder of these weights, of their type and where they are, in evaluation mode."""
+    made = Decoder(spec)
+    made.load_state_dict(state)
+    first = next(iter(state.values()))
+    return made.to(device=first.device, dtype=first.dtype).eval()
 
 
 def save_folder(decoder: Decoder, folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[Path]:

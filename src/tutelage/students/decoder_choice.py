@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from tutelage.errors import StudentError
 from tutelage.students.decoder import Decoder
+from tutelage.students.decoder_stack import Stack
+from tutelage.students.depth_search import DepthSearch
 
 _TOKENS = 1_024  # passed at once: their logits over a whole vocabulary are in memory twice
 
@@ -37,9 +38,8 @@ def depths_by_kl(
     """Yield the best depths found as they are, with a layer fewer each, down to `least`.
 
     The first is the whole network; a search that stopped goes on from the layers `kept`. Each time
-    the layer goes without which the next tokens of `batches` change least; of equals the first.
-    With n layers to start with, a step costs about n / 2 passes: what comes before a layer is
-    computed once. Nothing is trained, and the decoder stays as it is.
+    the layer goes without which the next tokens of `batches` change least; of equals the first
+    (see `DepthSearch`). Nothing is trained, and the decoder stays as it is.
     """
     count = len(decoder.layers)
     if not 1 <= least <= count:
@@ -52,11 +52,11 @@ def _depths(
 ) -> Iterator[Depth]:
     if len(kept) == len(decoder.layers):
         yield Depth(kept=kept, kl=0.0)
-    while len(kept) > least:
-        changes = changes_without(decoder, batches, kept)
-        gone = changes.index(min(changes))
+    search = DepthSearch(decoder, batches) if len(kept) > least else None
+    while search is not None and len(kept) > least:
+        gone, kl = search.least_missed(kept)
         kept = kept[:gone] + kept[gone + 1 :]
-        yield Depth(kept=kept, kl=changes[gone])
+        yield Depth(kept=kept, kl=kl)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def changes_without(
     """Return, for each layer of `kept`, the mean KL of a token, in nats, where it goes too."""
     sums = [0.0] * len(kept)
     for ids in in_parts(batches):
-        stack = _Stack(decoder, ids)
+        stack = Stack(decoder, ids)
         own = decoder.decision(decoder.states(ids)).log_softmax(-1)
         state = stack.start
         for place, layer in enumerate(kept):
@@ -80,34 +80,6 @@ def changes_without(
 def in_parts(batches: Int[Tensor, "b t"]) -> Iterator[Int[Tensor, "c t"]]:
     """Yield the sequences, about as many at once as hold a thousand tokens."""
     yield from batches.split(max(1, _TOKENS // batches.shape[1]))
-
-
-class _Stack:
-    """The layers of a network with all they are given beside the state, for one batch.
-
-    Masks and positions are the network's own: they are noted as a pass goes by.
-    """
-
-    def __init__(self, decoder: Decoder, ids: Int[Tensor, "b t"]) -> None:
-        self.layers: list[Any] = list(decoder.layers)
-        self.given: list[dict[str, Any]] = []
-        states: list[Tensor] = []
-
-        def note(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-            states.append(args[0] if args else options["hidden_states"])
-            self.given.append({k: v for k, v in options.items() if k != "hidden_states"})
-
-        with ExitStack() as hooks:
-            for layer in self.layers:
-                hooks.enter_context(layer.register_forward_pre_hook(note, with_kwargs=True))
-            decoder.states(ids)
-        self.start = states[0]
-
-    def through(self, numbers: Sequence[int], state: Tensor) -> Tensor:
-        for number in numbers:
-            given = self.layers[number](state, **self.given[number])
-            state = given[0] if isinstance(given, tuple) else given
-        return state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

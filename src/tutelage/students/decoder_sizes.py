@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -15,14 +16,17 @@ from tutelage.errors import InfeasibleError, StudentError
 from tutelage.students.decoder import ENDS, SIZES, Decoder, DecoderSpec
 
 _BLOCK = 32  # weights that share a scale in a quantized file: rows of the down projection are whole
-_CUT = ("layers", "groups", "inner", "vocabulary")
+_CUT = ("layers", "groups", "inner", "hidden", "vocabulary")
+_LLAMA = ("attention_bias", "mlp_bias", "pretraining_tp")  # keys that a Mistral has not
 _FIRST = re.compile(r"(.*\.layers\.)0(\..*)")
 
 
 def with_sizes(spec: DecoderSpec, **sizes: int) -> DecoderSpec:
-    """Return the spec with other `layers`, `inner`, `groups` or `vocabulary`.
+    """Return the spec with other `layers`, `inner`, `groups`, `hidden` or `vocabulary`.
 
-    Query heads follow their groups. Kinds of layers are those of the first so many.
+    Query heads follow their groups, sizes of heads stay. Kinds of layers are those of the first so
+    many. A Llama whose heads do not divide the numbers of a token becomes a Mistral without a
+    window, which computes the same: transformers opens no such Llama.
     """
     config = copy.deepcopy(spec.config)
     config |= {SIZES[name]: value for name, value in sizes.items()}
@@ -30,10 +34,20 @@ def with_sizes(spec: DecoderSpec, **sizes: int) -> DecoderSpec:
         config[SIZES["heads"]] = spec.heads // spec.groups * sizes["groups"]
     if config.get("layer_types") is not None:
         config["layer_types"] = config["layer_types"][: config[SIZES["layers"]]]
+    if config[SIZES["hidden"]] % config[SIZES["heads"]] and _plain(config):
+        config = {k: v for k, v in config.items() if k not in _LLAMA}
+        config |= {"model_type": "mistral", "sliding_window": None}
     try:
         return DecoderSpec(config=config)
     except ValueError as error:
         raise StudentError(f"the language model cannot have these sizes: {error}") from None
+
+
+def _plain(config: dict[str, Any]) -> bool:
+    """Say whether this is a Llama without biases or a Mistral without a window."""
+    unlike = {"llama": ("attention_bias", "mlp_bias"), "mistral": ("sliding_window",)}
+    kind = config["model_type"]
+    return kind in unlike and not any(config.get(key) for key in unlike[kind])
 
 
 def why_no_part(spec: DecoderSpec, whole: DecoderSpec) -> str:
@@ -47,6 +61,8 @@ def why_no_part(spec: DecoderSpec, whole: DecoderSpec) -> str:
     if spec.heads * whole.groups != whole.heads * spec.groups:
         return f"{spec.groups} groups of it have {whole.heads // whole.groups} query heads each"
     free = {"layer_types", SIZES["heads"], *ENDS, *(SIZES[name] for name in _CUT)}
+    if _plain(spec.config) and _plain(whole.config):  # the same by two names: see `with_sizes`
+        free |= {"model_type", "sliding_window", *_LLAMA}
     for key in sorted((spec.config.keys() | whole.config.keys()) - free):
         if spec.config.get(key) != whole.config.get(key):
             return f"its {key} is {whole.config.get(key)!r} and {spec.config.get(key)!r} is wanted"
@@ -106,13 +122,13 @@ def plan_slices(
     top = with_sizes(spec, vocabulary=vocabulary or spec.vocabulary, groups=groups or spec.groups)
     found: list[DecoderSpec] = []
     for layers in range(top.layers, 0, -1):
-        widest = _widest(with_sizes(top, layers=layers), most_bytes, bytes_of)
-        if widest is not None:
-            found.append(widest)
-        if widest is not None and widest.inner == top.inner:
+        fits = widest(with_sizes(top, layers=layers), most_bytes, bytes_of)
+        if fits is not None:
+            found.append(fits)
+        if fits is not None and fits.inner == top.inner:
             break
     if not found:
-        least = bytes_of(with_sizes(top, layers=1, inner=_widths(top.inner)[0]))
+        least = bytes_of(with_sizes(top, layers=1, inner=widths_of(top.inner)[0]))
         raise InfeasibleError(
             f"no slice of the language model keeps within {most_bytes:,} bytes: one layer of the "
             f"fewest units takes {least:,}. Raise the budget, or keep fewer tokens"
@@ -123,11 +139,11 @@ def plan_slices(
     return [wide[i] for i in sorted(chosen)]
 
 
-def _widest(
+def widest(
     spec: DecoderSpec, most_bytes: int, bytes_of: Callable[[DecoderSpec], int]
 ) -> DecoderSpec | None:
     """Return the spec with as many units as fit, by bisection; None where the fewest do not."""
-    widths = _widths(spec.inner)
+    widths = widths_of(spec.inner)
     low, high = -1, len(widths) - 1  # of these, `low` fits and all above `high` do not
     while low < high:
         middle = (low + high + 1) // 2
@@ -138,18 +154,18 @@ def _widest(
     return None if low < 0 else with_sizes(spec, inner=widths[low])
 
 
-def _widths(inner: int) -> list[int]:
+def widths_of(whole: int) -> list[int]:
     """Return the widths to consider, rising; a file's blocks divide them where they can."""
-    step = _BLOCK if inner >= 2 * _BLOCK else 2
-    return [*range(step, inner, step), inner]
+    step = _BLOCK if whole >= 2 * _BLOCK else 2
+    return [*range(step, whole, step), whole]
 
 
 def steps_to(spec: DecoderSpec, wanted: DecoderSpec, *, most: float = 1 / 3) -> list[DecoderSpec]:
     """Return the specs on the way to `wanted`, that one last: each has lost about `most` at most.
 
-    That is the share of the weights in layers; layers, units and groups shrink together. Tokens
-    all go at once, since the data has none of them. Raises `StudentError` where `wanted` is no
-    part of `spec`, or `most` no share.
+    That is the share of the weights in layers; layers, units, groups and numbers shrink together.
+    Tokens all go at once, since the data has none of them. Raises `StudentError` where `wanted` is
+    no part of `spec`, or `most` no share.
     """
     why = why_no_part(wanted, spec)
     if why or not 0 < most < 1:
@@ -173,13 +189,16 @@ def _between(spec: DecoderSpec, wanted: DecoderSpec, share: float) -> DecoderSpe
         start, end = getattr(spec, name), getattr(wanted, name)
         return start * (end / start) ** share
 
-    inner = min(
-        (w for w in _widths(spec.inner) if w >= wanted.inner), key=lambda w: abs(w - at("inner"))
-    )
+    inner, hidden = (
+        min((w for w in widths_of(getattr(spec, name)) if w >= getattr(wanted, name)),
+            key=lambda w, name=name: abs(w - at(name)))
+        for name in ("inner", "hidden")
+    )  # fmt: skip
     sizes = {"layers": round(at("layers")), "inner": inner, "vocabulary": wanted.vocabulary}
-    for groups in range(math.ceil(at("groups") - 1e-6), spec.groups):
-        try:
-            return with_sizes(spec, groups=groups, **sizes)
-        except StudentError:
-            continue  # heads that do not divide the hidden size: the next count up
+    for numbers in sorted({hidden, wanted.hidden, spec.hidden}, key=lambda n: abs(n - hidden)):
+        for groups in range(math.ceil(at("groups") - 1e-6), spec.groups + 1):
+            try:
+                return with_sizes(spec, groups=groups, hidden=numbers, **sizes)
+            except StudentError:
+                continue  # heads that do not divide the numbers of a token: other sizes
     return with_sizes(spec, **sizes)

@@ -9,7 +9,7 @@ attention, other norms, or grouped convolutions that are not depthwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -146,6 +146,31 @@ def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> None:
                 stay = torch.ones(gates[module].shape[1], dtype=torch.bool)
                 stay[idxs] = False
                 gates[module] = gates[module][:, stay]
+
+
+def channel_groups(
+    network: nn.Module, examples: Float[Tensor, "b ..."]
+) -> Iterator[tuple[Float[Tensor, " c"], list[tuple[nn.Module, int]]]]:
+    """Yield channels that go together: their importance, and the layers and norms they are of.
+
+    Beside each member stands the axis of its tensors: 0 where they are its outputs, 1 inputs.
+    Covers what `cut` does.
+    """
+    from torch_pruning import DependencyGraph
+
+    gates = importance(network, examples)
+    head = _last_layer(network, examples[:2])
+    graph = DependencyGraph().build_dependency(network, example_inputs=examples[:2])
+    for group in graph.get_all_groups(ignored_layers=[head], root_module_types=list(_LAYERS)):
+        out, into = [], []
+        for item in group:
+            module = item.dep.target.module
+            if graph.is_out_channel_pruning_fn(item.dep.handler):
+                out.append((module, item.idxs, item.root_idxs))
+            elif isinstance(module, _LAYERS):
+                into.append((module, 1))
+        scores = _weigh(out, gates, len(out[0][1]))
+        yield scores, list(dict.fromkeys([*((module, 0) for module, *_ in out), *into]))
 
 
 def importance(network: nn.Module, examples: Tensor) -> dict[nn.Module, Float[Tensor, "b c"]]:

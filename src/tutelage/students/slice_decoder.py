@@ -1,8 +1,8 @@
-"""A language model with fewer layers, units, groups of query heads and tokens, all its own.
+"""A language model with less of what it has: layers, units, groups of query heads, numbers, tokens.
 
-What stays is copied as it is. Layers go first (see `decoder_choice.depths_by_kl`), then groups and
-units of what is left. A key/value head goes with all the query heads that it serves. The numbers of
-a token between layers all stay: norms read them together.
+What stays is copied as it is, but for the scale of norms where numbers of a token go. Layers go
+first (see `decoder_choice.depths_by_kl`), then groups and units of what is left, then numbers (see
+`decoder_width`), then tokens. A key/value head goes with all the query heads that it serves.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.errors import StudentError
-from tutelage.students.decoder import ENDS, Decoder, DecoderSpec
+from tutelage.students.decoder import ENDS, Decoder, DecoderSpec, filled
 from tutelage.students.decoder_choice import Parts, depths_by_kl, energies
 from tutelage.students.decoder_sizes import why_no_part, with_sizes
+from tutelage.students.decoder_width import number_energies, with_numbers
 
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
 
@@ -44,18 +44,23 @@ def slice_decoder(
     if why:
         raise StudentError(f"the language model cannot be sliced: {why}")
     rows = _rows(decoder.spec, wanted, vocabulary)
-    small = decoder
+    small, layers, numbers = decoder, range(decoder.spec.layers), range(decoder.spec.hidden)
     if wanted.layers < decoder.spec.layers:
         if kept is None:
             *_, depth = depths_by_kl(decoder, batches, least=wanted.layers)
             kept = depth.kept
-        small = with_layers(small, kept, wanted.layers)
+        layers, small = kept, with_layers(small, kept, wanted.layers)
     if (wanted.groups, wanted.inner) != (small.spec.groups, small.spec.inner):
         parts = energies(small, batches)
         small = with_parts(small, parts, groups=wanted.groups, inner=wanted.inner)
+    if wanted.hidden < small.spec.hidden:
+        most = most_of(number_energies(small, batches), wanted.hidden)
+        numbers, small = most.tolist(), with_numbers(small, most, batches)
     if rows is not None:
         small = with_tokens(small, rows)
-    return copy.deepcopy(small).eval() if small is decoder else small
+    small = copy.deepcopy(small).eval() if small is decoder else small
+    small.origin = decoder.origin.at(layers, numbers)
+    return small
 
 
 def with_layers(decoder: Decoder, kept: Sequence[int], count: int | None = None) -> Decoder:
@@ -81,7 +86,7 @@ def with_layers(decoder: Decoder, kept: Sequence[int], count: int | None = None)
     spec = with_sizes(decoder.spec, layers=len(kept))
     if spec.config.get("layer_types") is not None:
         spec.config["layer_types"] = [decoder.spec.config["layer_types"][i] for i in kept]
-    return _filled(spec, state)
+    return filled(spec, state)
 
 
 def with_tokens(decoder: Decoder, kept: Int[Tensor, " v"]) -> Decoder:
@@ -96,7 +101,7 @@ def with_tokens(decoder: Decoder, kept: Int[Tensor, " v"]) -> Decoder:
         ends = decoder.spec.config.get(key)
         if ends is not None:
             spec.config[key] = [new[i] for i in ends] if isinstance(ends, list) else new[ends]
-    return _filled(spec, state)
+    return filled(spec, state)
 
 
 def _rows(
@@ -132,7 +137,7 @@ def with_parts(decoder: Decoder, parts: Parts, *, groups: int, inner: int) -> De
     a_group = spec.heads // spec.groups
     state: dict[str, Tensor] = decoder.state_dict()
     for number in range(spec.layers):
-        heads, units = _most(parts.groups[number], groups), _most(parts.units[number], inner)
+        heads, units = most_of(parts.groups[number], groups), most_of(parts.units[number], inner)
         shared, asked = (_spread(heads, spec.head_size * n) for n in (1, a_group))
         for part, axis, rows in (
             ("self_attn.q_proj", 0, asked), ("self_attn.k_proj", 0, shared),
@@ -143,19 +148,13 @@ def with_parts(decoder: Decoder, parts: Parts, *, groups: int, inner: int) -> De
                 name = f"network.model.layers.{number}.{part}.{what}"
                 if name in state:
                     state[name] = state[name].index_select(axis, rows.to(state[name].device))
-    return _filled(with_sizes(spec, groups=groups, inner=inner), state)
+    return filled(with_sizes(spec, groups=groups, inner=inner), state)
 
 
-def _most(counts: Tensor, number: int) -> Int[Tensor, " k"]:
+def most_of(counts: Float[Tensor, " n"], number: int) -> Int[Tensor, " k"]:
+    """Return which count most, rising; of equals the first."""
     return counts.argsort(descending=True, stable=True)[:number].sort().values
 
 
 def _spread(numbers: Int[Tensor, " k"], size: int) -> Int[Tensor, " n"]:
     return (numbers[:, None] * size + torch.arange(size)).flatten()
-
-
-def _filled(spec: DecoderSpec, state: dict[str, Any]) -> Decoder:
-    small = Decoder(spec)
-    small.load_state_dict(state)
-    first = next(iter(state.values()))
-    return small.to(device=first.device, dtype=first.dtype).eval()

@@ -48,24 +48,28 @@ class LanguageData:
 
 @dataclass(slots=True, kw_only=True)
 class _Held:
-    """What reading one part leaves: tokens, two hashes a document, and the prompts to keep.
+    """What reading one part leaves: tokens, hashes of each document, and the prompts to keep.
 
-    `keys` hash the normalised text, `exact` the tokens. `order` names the documents that are left,
-    sorted by their keys, without copies.
+    `keys` hash the normalised text, `exact` the tokens, `asked` the prompt. Documents of equal
+    `groups` stay together in a split. `order` names the documents that are left, sorted by their
+    keys, without copies.
     """
 
     name: str
     written: Written
     keys: UInt64[np.ndarray, "n 2"]
     exact: UInt64[np.ndarray, " n"]
+    asked: UInt64[np.ndarray, " n"]
+    groups: UInt64[np.ndarray, " n"]
     prompts: tuple[Document, ...]
     order: Int[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def load_language(
-    train: str | Path,
+    train: str | Path | None,
     test: str | Path | None = None,
     *,
+    generated: Path | None = None,
     tokenizer: Any,
     length: int,
     answers_only: bool = True,
@@ -79,20 +83,32 @@ def load_language(
     folder names are kept, and a `test` path wins over its test part; without either, a fifth of the
     documents (at most 2,000) is the test, and of the rest the share `validation` (at most 2,000) is
     to choose by. Equal texts count once, and those of held-out parts leave the training part.
+    `generated` are chats that a teacher wrote: they join the training part, but for those whose
+    prompt is held out, or where `train` is None are split by their prompts.
     `context_length` is the most that the model can read; the tokenizer's own word when None. Raises
     `DataError` for data that cannot be learned from, `RecipeError` for a bad option.
     """
     _check(tokenizer, length, validation, context_length)
-    files = find_files(train)
+    files = {} if train is None else find_files(train)
     if test is not None:
         found = find_files(test)
         files["test"] = found.get("test") or found["train"]
     writer, notes = Writer(tokenizer, answers_only=answers_only), []
     held = {part: _read(own, writer, seed, notes) for part, own in files.items()}
-    for part in held.values():
+    written = _read((generated,), writer, seed, notes, by_prompt=True) if generated else None
+    if written is not None:
+        held.setdefault("train", written)
+    for part in {id(part): part for part in (*held.values(), written) if part}.values():
         part.order = _without_copies(part, notes)
     prompts = held.get("test", held["train"]).prompts
+    if written is not None:
+        _drop_asked(written, held, notes)
     _split(held, validation, seed, notes)
+    if written is not None:
+        _drop_asked(written, held, notes)
+        if held["train"] is not written:
+            _drop_shared(written, held["train"], notes)
+            held["train"] = _joined(held["train"], written)
     if writer.unclear:
         notes.append(
             f"in {writer.unclear} of {writer.chats} chats it is unclear which tokens are the "
@@ -103,7 +119,8 @@ def load_language(
         name: pack(part.written, part.order, length, writer.end) for name, part in held.items()
     }
     _check_packed(packed, held, notes)
-    prompts = prompts[: packed["test"].documents]
+    test_groups = len(np.unique(held["test"].groups[held["test"].order]))
+    prompts = prompts[: min(packed["test"].documents, test_groups)]
     return LanguageData(**packed, prompts=prompts, notes=tuple(notes))
 
 
@@ -123,28 +140,33 @@ def _check(tokenizer: Any, length: int, validation: float, context_length: int |
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _read(files: tuple[Path, ...], writer: Writer, seed: int, notes: list[str]) -> _Held:
+def _read(
+    files: tuple[Path, ...], writer: Writer, seed: int, notes: list[str], *, by_prompt: bool = False
+) -> _Held:
     name = str(files[0]) + (f" (and {len(files) - 1} more)" if len(files) > 1 else "")
     findings, kept = Findings(), _Prompts(seed)
     ids, learned, offsets = array("i"), bytearray(), array("q", [0])
-    keys, exact = bytearray(), bytearray()
+    keys, exact, asked = bytearray(), bytearray(), bytearray()
 
     for document, own, targets in writer.write(documents(files, findings)):
-        key = _key(document)
+        key, prompt = _key(document), _prompt_key(document)
         ids.frombytes(own.tobytes())
         learned += targets.tobytes()
         offsets.append(len(ids))
         keys += key
+        asked += prompt
         exact += blake2b(own.tobytes() + targets.tobytes(), digest_size=8).digest()
-        kept.offer(key, document)
+        kept.offer(prompt if by_prompt else key[:8], document)
     notes += findings.notes(name)
     written = Written(
         ids=np.frombuffer(ids, np.int32), learned=np.frombuffer(learned, np.bool_),
         offsets=np.frombuffer(offsets, np.int64),
     )  # fmt: skip
+    hashes = np.frombuffer(keys, np.uint64).reshape(-1, 2)
+    prompts = np.frombuffer(asked, np.uint64)
     return _Held(
-        name=name, written=written, keys=np.frombuffer(keys, np.uint64).reshape(-1, 2),
-        exact=np.frombuffer(exact, np.uint64), prompts=kept.lowest(),
+        name=name, written=written, keys=hashes, exact=np.frombuffer(exact, np.uint64),
+        asked=prompts, groups=prompts if by_prompt else hashes[:, 0], prompts=kept.lowest(),
     )  # fmt: skip
 
 
@@ -152,6 +174,12 @@ def _key(document: Document) -> bytes:
     """Hash a document's text: letter case, white space and forms of Unicode do not matter."""
     parts = [m.role + "\0" + _normal(m.content) for m in document.messages]
     return blake2b("\0".join(parts or [_normal(document.text)]).encode(), digest_size=16).digest()
+
+
+def _prompt_key(document: Document) -> bytes:
+    """Hash what a chat asks first, whatever the system says; of a text the whole."""
+    first = next((m.content for m in document.messages if m.role == "user"), document.text)
+    return blake2b(_normal(first).encode(), digest_size=8).digest()
 
 
 def _normal(text: str) -> str:
@@ -167,8 +195,8 @@ class _Prompts:
         self.waiting: list[tuple[bytes, Document]] = []
 
     def offer(self, key: bytes, document: Document) -> None:
-        """Consider a document; they are ranked some at a time."""
-        self.waiting.append((key[:8], document))
+        """Consider a document with the key of its group; they are ranked some at a time."""
+        self.waiting.append((key, document))
         if len(self.waiting) >= _RANKED:
             self._rank()
 
@@ -223,18 +251,21 @@ def _split(held: dict[str, _Held], share: float, seed: int, notes: list[str]) ->
             for other in [train, *(others if name == "test" else ())]:
                 _drop_shared(other, held[name], notes)
     least = 1 + sum(name not in held for name in ("test", "validation"))
-    if len(train.order) < least:
+    count = len(np.unique(train.groups[train.order]))
+    if count < least:
+        what = "documents" if train.groups is not train.asked else "prompts with answers"
         raise DataError(
-            f"{train.name} has {len(train.order)} different documents where {least} are needed: "
-            "add some"
+            f"{train.name} has {count} different {what} where {least} are needed: add some"
         )
     for name, wanted in (("test", _TEST_SHARE), ("validation", share)):
         if name in held:
             continue
-        ranks = hash_keys(train.keys[train.order, 0], seed, _SALT[name])
+        groups, member = np.unique(train.groups[train.order], return_inverse=True)
+        ranks = hash_keys(groups, seed, _SALT[name])
         count = min(max(1, round(wanted * len(ranks))), _MOST_HELD_OUT, len(ranks) - 1)
-        chosen = np.zeros(len(ranks), np.bool_)
-        chosen[np.argsort(ranks, kind="stable")[:count]] = True
+        held_out = np.zeros(len(ranks), np.bool_)
+        held_out[np.argsort(ranks, kind="stable")[:count]] = True
+        chosen = held_out[member]
         held[name] = replace(train, order=train.order[chosen])
         train.order = train.order[~chosen]
 
@@ -248,6 +279,37 @@ def _drop_shared(part: _Held, other: _Held, notes: list[str]) -> None:
             f"{other.name} and left out of the former"
         )
         part.order = part.order[~shared]
+
+
+def _drop_asked(written: _Held, held: dict[str, _Held], notes: list[str]) -> None:
+    """Leave out the chats that a teacher wrote to prompts that are held out."""
+    parts = [held[name] for name in ("test", "validation") if name in held]
+    if not parts:
+        return
+    asked = np.concatenate([part.asked[part.order] for part in parts])
+    shared = np.isin(written.asked[written.order], asked)
+    if shared.any():
+        notes.append(
+            f"{int(shared.sum())} of {len(shared)} generated chats answer prompts that are held "
+            "out, and are left out"
+        )
+        written.order = written.order[~shared]
+
+
+def _joined(one: _Held, other: _Held) -> _Held:
+    """Return the documents of both as one part."""
+    a, b = one.written, other.written
+    return replace(
+        one, name=f"{one.name} and {other.name}",
+        written=Written(
+            ids=np.concatenate([a.ids, b.ids]), learned=np.concatenate([a.learned, b.learned]),
+            offsets=np.concatenate([a.offsets, a.offsets[-1] + b.offsets[1:]]),
+        ),
+        keys=np.concatenate([one.keys, other.keys]), exact=np.concatenate([one.exact, other.exact]),
+        asked=np.concatenate([one.asked, other.asked]),
+        groups=np.concatenate([one.groups, other.groups]),
+        order=np.concatenate([one.order, len(one.keys) + other.order]),
+    )  # fmt: skip
 
 
 # --- after packing -----------------------------------------------------------------------------

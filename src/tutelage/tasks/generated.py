@@ -24,12 +24,19 @@ from tutelage.tasks.text_files import sound
 _N = 4  # words: an n-gram that comes back marks a text that goes round in circles
 _MOST_REPEATED = 0.3  # the share of n-grams that are repeated, above which an answer is refused
 _LONG = 40  # characters: an answer as long as this that came before is refused
+_SHOWN = 5  # pairs that are shown of all that are kept
 KEPT = ""
 REASONS = {
     "empty": "are empty",
     "cut": "were cut before their end",
     "repeating": "repeat themselves",
     "copy": "were given before",
+}
+_ADVICE = {
+    "empty": "give prompts that the teacher was tuned to answer",
+    "cut": "raise data.generate.longest, or ask for short answers in the prompts",
+    "repeating": "change data.generate.temperature, or take a better teacher",
+    "copy": "give prompts that differ, or raise data.generate.temperature",
 }
 
 
@@ -42,26 +49,29 @@ class Reply:
     tokens: tuple[int, ...] = ()
 
 
-Answer = Callable[[list[str]], Sequence[str | Reply]]
+Answer = Callable[[list[str], int], Sequence[str | Reply]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What was made: where, of how many prompts, how many were asked now, and what became of all.
+    """What was made: where, of how many prompts, how many answers, and what became of them.
 
-    `refused` counts answers by reason. `doubled` prompts were given more than once.
+    `answers` were wanted in all, `asked` of them now. `refused` counts answers by reason. `doubled`
+    prompts were given more than once. `shown` are a few of the pairs that are kept.
     """
 
     path: Path
     prompts: int
     doubled: int
+    answers: int
     asked: int
     kept: int
     refused: dict[str, int]
+    shown: tuple[tuple[str, str], ...]
 
     def notes(self) -> tuple[str, ...]:
         """Return the counts in words."""
-        found = [f"{self.kept:,} of {self.prompts:,} answers are kept in {self.path}"]
+        found = [f"{self.kept:,} of {self.answers:,} answers are kept in {self.path}"]
         if self.doubled:
             found.append(f"{self.doubled:,} prompts were given twice and asked once")
         found += [f"{n:,} answers {REASONS[why]} and are left out" for why, n in
@@ -99,40 +109,58 @@ def fill_templates(topics: Sequence[str], templates: Sequence[str]) -> list[str]
 
 
 def generate(
-    prompts: Sequence[str], answer: Answer, into: Path, *, key: str = "", batch: int = 16,
-    progress: Progress | None = None,
+    prompts: Sequence[str], answer: Answer, into: Path, *, answers: int | None = None,
+    key: str = "", batch: int = 16, progress: Progress | None = None,
 ) -> Generated:  # fmt: skip
-    """Ask for an answer to each prompt, and write those worth learning to `into`, as `messages`.
+    """Ask for answers to the prompts, and write those worth learning to `into`, as `messages`.
 
-    `key` names all that answers depend on (teacher, settings, seed). Batches are always made of the
-    same prompts, so that a run that was interrupted ends as any other. Raises `DataError` where
-    the file was begun with another `key`, where `answer` does not answer each prompt, or where
-    nothing is left.
+    `answers` are wanted in all: one a prompt when None; beyond that each prompt is asked again.
+    `answer` is given some prompts and which draw of theirs it is, from 0. `key` names all that
+    answers depend on (teacher, settings, seed). Batches are always made of the same prompts, so
+    that a run that was interrupted ends as any other. Raises `DataError` where the file was begun
+    with another `key`, where `answer` does not answer each prompt, or where nothing is left.
     """
     progress = progress or Silent()
     distinct = _distinct(prompts)
     if not distinct:
         raise DataError(f"there are no prompts to answer for {into}: give some")
-    journal = _Journal(into.with_name(f".{into.name}.asked"), hash_json([key, batch, distinct]))
-    blocks = [distinct[i : i + batch] for i in range(0, len(distinct), batch)]
-    done = len(journal)
-    progress.start("Asking the teacher", len(distinct), done=min(done * batch, len(distinct)))
-    for block in blocks[done:]:
-        replies = [_as_reply(found) for found in answer(block)]
+    wanted = answers or len(distinct)
+    blocks = list(_blocks(distinct, wanted, batch))
+    journal = _Journal(
+        into.with_name(f".{into.name}.asked"), hash_json([key, batch, wanted, distinct])
+    )
+    behind = sum(len(block) for _, block in blocks[: len(journal)])
+    progress.start("Asking the teacher", wanted, done=behind)
+    for draw, block in blocks[len(journal) :]:
+        replies = [_as_reply(found) for found in answer(block, draw)]
         if len(replies) != len(block):
             raise DataError(f"the teacher gave {len(replies)} answers to {len(block)} prompts")
         journal.append([[r.text, r.ended] for r in replies])
         progress.advance(len(block))
     progress.finish()
-    kept, refused = _sorted_out(zip(distinct, journal.replies(), strict=True))
+    asked = (prompt for _, block in blocks for prompt in block)
+    kept, refused = _sorted_out(zip(asked, journal.replies(), strict=True))
     result = Generated(
-        path=into, prompts=len(distinct), doubled=sum(map(bool, map(str.strip, prompts)))
-        - len(distinct), asked=len(distinct[done * batch :]), kept=len(kept), refused=refused,
+        path=into, prompts=len(distinct), answers=wanted, asked=wanted - behind, kept=len(kept),
+        doubled=sum(map(bool, map(str.strip, prompts))) - len(distinct), refused=refused,
+        shown=tuple(kept[:_SHOWN]),
     )  # fmt: skip
     if not kept:
-        raise DataError(f"no answer is worth learning: {'; '.join(result.notes()[1:])}")
+        most = max(refused, key=lambda why: refused[why])
+        raise DataError(
+            f"no answer is worth learning: {'; '.join(result.notes()[1:])}: {_ADVICE[most]}"
+        )
     write_atomically(into, "".join(map(_line, kept)))
     return result
+
+
+def _blocks(prompts: Sequence[str], wanted: int, batch: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield prompts by batch, all of them again and again, with the number of the draw."""
+    draw = 0
+    while wanted > 0:
+        some = prompts[:wanted]
+        yield from ((draw, list(some[i : i + batch])) for i in range(0, len(some), batch))
+        draw, wanted = draw + 1, wanted - len(some)
 
 
 def _distinct(prompts: Sequence[str]) -> list[str]:
@@ -167,16 +195,17 @@ def _sorted_out(
     pairs: Iterator[tuple[str, Reply]],
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     kept: list[tuple[str, str]] = []
-    refused, seen = Counter({why: 0 for why in REASONS}), set()
+    refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+    seen: set[Any] = set()
     for prompt, reply in pairs:
         why, normal = why_refused(reply), _normal(reply.text)
-        if not why and normal in seen:
+        pair = (_normal(prompt), normal)
+        if not why and (normal in seen or pair in seen):
             why = "copy"
         if why:
             refused[why] += 1
             continue
-        if len(normal) >= _LONG:
-            seen.add(normal)
+        seen.add(normal if len(normal) >= _LONG else pair)
         kept.append((prompt, reply.text.strip()))
     return kept, dict(refused)
 

@@ -90,6 +90,15 @@ def pack(written: Written, order: Int[np.ndarray, " m"], length: int, end: int) 
     )  # fmt: skip
 
 
+def pack_nothing(length: int) -> Tokens:
+    """Return no sequences of `length`."""
+    nothing = np.zeros(0, np.int64)
+    written = Written(
+        ids=nothing.astype(np.int32), learned=nothing.astype(np.bool_), offsets=nothing
+    )
+    return pack(written, nothing, length, 0)
+
+
 def windows(
     written: Written, order: Int[np.ndarray, " m"], length: int
 ) -> Int[np.ndarray, "pieces 4"]:

@@ -7,7 +7,7 @@ its neighbours nor their order decide what is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from tutelage.progress import Progress, Silent
 from tutelage.tasks.chat_reading import Document, Message
 from tutelage.tasks.chat_tokens import Writer
 from tutelage.tasks.generated import Reply
+
+_BETWEEN_DRAWS = 2**31  # seeds of recipes are smaller, so no draw shares another's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,39 +83,49 @@ def write_answers(
 
 def answering(
     network: Any, tokenizer: Any, sampling: Sampling, *, system: str | None = None
-) -> Callable[[list[str]], list[Reply]]:
-    """Return the function that `tasks.generated.generate` asks: prompts in, answers out."""
+) -> Callable[[list[str], int], list[Reply]]:
+    """Return the function that `tasks.generated.generate` asks: prompts in, answers out.
+
+    Each draw of a prompt has a seed of its own.
+    """
     first = (Message(role="system", content=system),) if system else ()
 
-    def answer(prompts: list[str]) -> list[Reply]:
+    def answer(prompts: list[str], draw: int) -> list[Reply]:
         asked = [Document(messages=(*first, Message(role="user", content=p))) for p in prompts]
-        return write_answers(network, tokenizer, asked, sampling)
+        seed = sampling.seed + draw * _BETWEEN_DRAWS
+        return write_answers(network, tokenizer, asked, replace(sampling, seed=seed))
 
     return answer
 
 
 @torch.no_grad()
 def write_tokens(
-    network: Any, prompts: Sequence[Sequence[int]], ends: set[int], sampling: Sampling
-) -> list[tuple[list[int], bool]]:
+    network: Any, prompts: Sequence[Sequence[int]], ends: set[int], sampling: Sampling, *,
+    numbers: Sequence[int] | None = None,
+) -> list[tuple[list[int], bool]]:  # fmt: skip
     """Return what follows each prompt, without its end, and whether it ended.
 
-    Shorter prompts are padded on the left, where no one attends to them.
+    Shorter prompts are padded on the left, where no one attends to them. `numbers` part the draws
+    of prompts that are equal, one a prompt.
     """
+    draws = [
+        np.random.default_rng([sampling.seed, *(() if numbers is None else numbers[i : i + 1]), *p])
+        for i, p in enumerate(prompts)
+    ]
     was_training = network.training
     network.eval()
     try:
-        return _written(network, prompts, ends, sampling)
+        return _written(network, prompts, ends, sampling, draws)
     finally:
         network.train(was_training)
 
 
 def _written(
-    network: Any, prompts: Sequence[Sequence[int]], ends: set[int], sampling: Sampling
-) -> list[tuple[list[int], bool]]:
+    network: Any, prompts: Sequence[Sequence[int]], ends: set[int], sampling: Sampling,
+    draws: list[np.random.Generator],
+) -> list[tuple[list[int], bool]]:  # fmt: skip
     device, count = network.device, len(prompts)
     ids, mask = _padded(prompts, device)
-    draws = [np.random.default_rng([sampling.seed, *prompt]) for prompt in prompts]
     written: list[list[int]] = [[] for _ in prompts]
     ended, memory, stop = [False] * count, None, torch.tensor(sorted(ends))
     for _ in range(sampling.longest):

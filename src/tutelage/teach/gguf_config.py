@@ -18,6 +18,9 @@ _SIZES = {
 }
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 _LLAMA3 = (1.0, 4.0, 8192.0)  # low, high, first context: of every Llama 3.1 to 3.3
+_MISTRAL = {
+    "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None,
+}  # fmt: skip
 _CLOSE = 1e-3
 _LARGEST = 1 << 24
 
@@ -60,6 +63,8 @@ def config_in(header: GgufHeader) -> dict[str, Any]:
     config["attention_bias"] = "blk.0.attn_output.bias" in tensors
     if arch.name == "llama":
         config["mlp_bias"] = "blk.0.ffn_down.bias" in tensors
+        if config["hidden_size"] % heads and not config["attention_bias"] | config["mlp_bias"]:
+            config |= _MISTRAL  # transformers opens no such Llama
     config["vocab_size"] = _rows(header)
     config |= {name: keys.token(key, config["vocab_size"]) for name, key in _IDS.items()}
     _check_shapes(header, arch, config)

@@ -46,7 +46,8 @@ def open_gguf(path: Path, *, chat: bool = False) -> tuple[PreTrainedModel, PreTr
     with quiet(transformers), torch.random.fork_rng(devices=[]):
         tokenizer = tokenizer_in(header, config["vocab_size"], config["max_position_embeddings"])
         state = _state(header, arch, config)
-        kind, known = getattr(transformers, arch.network), _config(transformers, path, config)
+        kind = getattr(transformers, config["architectures"][0])
+        known = _config(transformers, path, config)
         model, info = checked(
             path,
             lambda: kind.from_pretrained(

@@ -138,15 +138,20 @@ class Distillation:
 
     def loss(self, batch: tuple[Batch, Reading | None]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective's total and its parts."""
-        examples, teacher = batch
+        inputs, keep, said = self.asked(*batch)
+        value = self.objective(self.read(inputs, keep), said, batch[0].labels)
+        return value.total, value.parts
+
+    def asked(
+        self, examples: Batch, teacher: Reading | None
+    ) -> tuple[Inputs, Tensor | None, Reading | None]:
+        """Return a batch's inputs, which positions count, and what the teacher says of it."""
         device = next(self.student.parameters()).device
         inputs = _to(examples.inputs, device)
         keep = None if examples.keep is None else examples.keep.to(device)
         if isinstance(self.signals, LiveSignals):
             teacher = self.signals.read(inputs, keep)
-        said = _reading_to(teacher, device)
-        value = self.objective(self.read(inputs, keep), said, examples.labels)
-        return value.total, value.parts
+        return inputs, keep, _reading_to(teacher, device)
 
     def read(self, inputs: Inputs, keep: Tensor | None = None) -> Reading:
         """Return the student's own reading of a batch, with what the losses need."""
@@ -223,6 +228,22 @@ def decisions(network: nn.Module, split: Split, forward: Forward = call) -> Tens
             inputs = _to(split.batch(index, 0).inputs, device)
             found.append(_single(forward(network, inputs)).float().cpu())
     return torch.cat(found)
+
+
+def early_decisions(lesson: Distillation, split: Split) -> tuple[Tensor, ...]:
+    """Return what each branch decides about every untouched example of a split, on the CPU."""
+    device = next(lesson.student.parameters()).device
+    for module in lesson.modules:
+        module.eval()
+    found: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, split.count, _EVALUATION_BATCH):
+            index = torch.arange(start, min(start + _EVALUATION_BATCH, split.count))
+            batch = split.batch(index, 0)
+            keep = None if batch.keep is None else batch.keep.to(device)
+            said = lesson.read(_to(batch.inputs, device), keep).trajectory
+            found.append(tuple(x.float().cpu() for x in said))
+    return tuple(torch.cat(each) for each in zip(*found, strict=True))
 
 
 def _map(tap: Tap, output: Tensor) -> Tensor:

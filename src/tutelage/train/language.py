@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from tutelage.losses.language import language_loss
 from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
+from tutelage.train import together
+from tutelage.train.inside import InsideLesson
+from tutelage.train.on_policy import Beginnings, OnPolicy
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -45,7 +48,8 @@ class LanguageLesson:
     of their learned tokens. Epoch `e` takes the sequences in an order that hangs on `seed` and `e`
     alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
     forget what they computed and do it again in the backward pass, for a third more time and far
-    less memory. Validation is minus its loss, over the same losses where the teacher's signals are
+    less memory. Where there are several processes (see `together`), each takes a share of the
+    micro-batches. Validation is minus its loss, over the same losses where signals are
     given for it, else the cross entropy of its tokens.
     """
 
@@ -66,12 +70,15 @@ class LanguageLesson:
         examples: int | None = None,
         recompute: bool = False,
         chunk: int | None = None,
+        inside: InsideLesson | None = None,
     ) -> None:
         self.student, self.train, self.validation = student, train, validation
-        self.modules: tuple[nn.Module, ...] = (student,)
+        self.inside = inside
+        self.modules: tuple[nn.Module, ...] = (student, *(inside.modules if inside else ()))
         self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
         self.signals, self.validation_signals = signals, validation_signals
         self.seed, self.recompute, self.chunk = seed, recompute, chunk
+        self.own: OnPolicy | None = None
         self._check()
         able = _with_targets(train, "training")
         self.validated = _with_targets(validation, "validation")
@@ -81,53 +88,127 @@ class LanguageLesson:
         self.micro_batch = min(micro_batch or self.batch, self.batch)
         self.key = self._key()
 
+    def write_own(self, own: OnPolicy | None) -> None:
+        """Let the student write some batches itself, from prompts of the training texts."""
+        if own is not None and together.place()[1] > 1:
+            raise RecipeError(
+                "language.own lets the student write its texts in one process; run in one, or "
+                "remove the key"
+            )
+        self.own, self.key = own, self._key()
+        if own is not None:
+            self.key = hash_json([self.key, own.key])
+
     def steps(self) -> int:
         """Return the steps of one epoch; a last, smaller batch is left out."""
         return len(self.chosen) // self.batch
 
-    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch]]:
+    def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch] | Beginnings]:
         """Yield the epoch's batches from step `first` on, each in micro-batches."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
         for step in range(first, self.steps()):
             index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
-            yield [_micro(self.train, self.signals, part) for part in index.split(self.micro_batch)]
+            overall = epoch * self.steps() + step
+            if self.own is not None and self.own.mixing.takes(overall):
+                yield self.own.beginnings(index.numpy(), overall)
+                continue
+            mine = together.share(index.split(self.micro_batch))
+            yield [_micro(self.train, self.signals, part) for part in mine]
 
-    def loss(self, batch: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: list[MicroBatch] | Beginnings) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; gradients are found here, one micro-batch at a time.
 
         What the student's parameters held of gradients before is dropped.
         """
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        self.student.zero_grad(set_to_none=True)
-        count = sum(part.count for part in batch)
-        total, parts = torch.zeros((), device=_device(self.student)), {}
+        if not isinstance(batch, Beginnings):
+            return self._learned(batch)
+        assert self.own is not None
+        parts = [
+            MicroBatch(ids=ids, learned=learned, teacher=None)
+            for ids, learned in self.own.written(self.student, batch)
+        ]
+        total, found = self._learned(parts, self.own)
+        return total, {f"own_{name}": value for name, value in found.items()}
+
+    def _learned(
+        self, batch: list[MicroBatch], own: OnPolicy | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        parameters = [p for m in self.modules for p in m.parameters() if p.requires_grad]
+        self._forget()
+        count = together.total(sum(part.count for part in batch), _device(self.student))
+        total = torch.zeros((), device=_device(self.student))
+        names = (*self.losses, *(self.inside.losses if self.inside is not None else ()))
+        parts: dict[str, Tensor] = {
+            name: torch.zeros_like(total) for name in (own.losses if own is not None else names)
+        }
         for part in batch:
             with _recomputing(self.student) if self.recompute else nullcontext():
-                value, found = self._value(self.student, part, self.losses)
-            share = part.count / count
+                value, found = self._taught(part) if own is None else self._judged(part, own)
+            weight = part.count / count
             with torch.autocast(value.device.type, enabled=False):
-                (value * share).backward()
-            total = total + value.detach() * share
+                (value * weight).backward()
+            total = total + value.detach() * weight
             for name, each in found.items():
-                parts[name] = parts.get(name, 0.0) + each * share
+                parts[name] = parts[name] + each.detach() * weight
         grads = [p.grad for p in parameters]
-        self.student.zero_grad(set_to_none=True)
+        if together.place()[1] > 1:
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            together.add_up([total, *parts.values(), *grads])
+        self._forget()
         return _Handed.apply(total, grads, *parameters), parts
 
+    def _judged(self, part: MicroBatch, own: OnPolicy) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of what the student wrote itself, by the teacher's live answer."""
+        part = replace(part, teacher=own.judged(part.ids, part.learned))
+        return self._value(self.student, part, own.losses, own.options)
+
+    def _forget(self) -> None:
+        for module in self.modules:
+            module.zero_grad(set_to_none=True)
+
+    def _taught(self, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a micro-batch, its layers' lessons included, and its parts."""
+        if self.inside is None:
+            return self._value(self.student, part, self.losses, self.options)
+        device, network = _device(self.student), cast(Any, self.student)
+        with self.inside.listening(network) as heard:
+            value, found = self._value(self.student, part, self.losses, self.options)
+        ids, learned = part.ids[:, :-1].to(device), part.learned[:, 1:].to(device)
+        more, others = self.inside.value(heard, ids, learned)
+        return value + more, {**found, **others}
+
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
-        """Return minus the mean loss over the learned tokens of validation."""
+        """Return minus the mean loss over the learned tokens of validation.
+
+        Where the student learns from its own words, they weigh as their share of the steps.
+        """
         told = self.validation_signals
         losses = {"token_cross_entropy": 1.0} if told is None else self.losses
-        total, count = 0.0, 0
-        for index in torch.from_numpy(self.validated).split(self.micro_batch):
+        total, count, device = 0.0, 0, _device(self.student)
+        for index in together.share(torch.from_numpy(self.validated).split(self.micro_batch)):
             part = _micro(self.validation, told, index)
-            total += float(self._value(modules[0], part, losses)[0]) * part.count
+            value, _ = self._value(modules[0], part, losses, self.options)
+            total += float(value.detach()) * part.count
             count += part.count
-        return -total / count
+        mean = together.total(total, device) / together.total(count, device)
+        if self.own is None:
+            return -mean
+        share = self.own.mixing.share
+        return -(1 - share) * mean - share * self._in_own_words(self.own, modules[0])
+
+    def _in_own_words(self, own: OnPolicy, student: nn.Module) -> float:
+        """Return the mean loss over what the student writes to prompts of validation."""
+        total, count = 0.0, 0
+        for ids, learned in own.written(student, own.held_out(self.validated)):
+            part = MicroBatch(ids=ids, learned=learned, teacher=own.judged(ids, learned))
+            value, _ = self._value(student, part, own.losses, own.options)
+            total, count = total + float(value.detach()) * part.count, count + part.count
+        return total / count
 
     def _value(
-        self, student: Any, part: MicroBatch, losses: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, student: Any, part: MicroBatch, losses: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]],
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         device = _device(student)
         ids, learned = part.ids.to(device), part.learned[:, 1:].to(device)
         states = student.states(ids[:, :-1])[learned]
@@ -138,7 +219,7 @@ class LanguageLesson:
             ids[:, 1:][learned],
             losses=losses,
             temperature=self.temperature,
-            options={name: given for name, given in self.options.items() if name in losses},
+            options={name: given for name, given in options.items() if name in losses},
             cap=getattr(student, "cap", None),
             chunk=self.chunk,
         )
@@ -176,7 +257,8 @@ class LanguageLesson:
         sources = [None if s is None else s.key for s in (self.signals, self.validation_signals)]
         data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
-        return hash_json(["language", sources, data, how, self.seed, self.recompute, self.chunk])
+        said = ["language", sources, data, how, self.seed, self.recompute, self.chunk]
+        return hash_json(said if self.inside is None else [*said, self.inside.key])
 
 
 class _Handed(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
 from tutelage.students.strided import sliced_strides
+from tutelage.train import together
 from tutelage.train.checkpoint import digest, load_state, save_state
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
 
@@ -118,6 +119,7 @@ class Trainer:
         self.checkpoint, self.tracker = checkpoint, tracker
         self.progress = progress or Silent()
         self.accelerator = Accelerator(mixed_precision="no")
+        together.refuse_shared_out(self.accelerator)
         self.device = self.accelerator.device
         self._came_from = [_device_of(module) for module in lesson.modules]
         for module in lesson.modules:
@@ -134,6 +136,7 @@ class Trainer:
         self.history = History(precision=str(self.dtype).removeprefix("torch."))
         self.step, self.rate_scale, self.skips_in_a_row = 0, 1.0, 0
         self.running: dict[str, Tensor] = {}
+        self.met: dict[str, int] = {}  # in how many steps each came: not all have every loss
         self.counted = 0
         self.best: list[dict[str, Tensor]] = []
         self.key = self._identity()
@@ -151,6 +154,8 @@ class Trainer:
         total = steps * self.schedule.epochs
         if self.checkpoint is not None and self.checkpoint.exists():
             self._restore(self.checkpoint)
+        start = {"weights or data": int(self.key[:12], 16), "checkpoints": self.step}
+        together.check_alike(start, self.device)
         for module in self.lesson.modules:
             module.train()
         self.progress.start(self.label, total, self.step)
@@ -158,6 +163,7 @@ class Trainer:
             self._run(steps, total)
         self.progress.finish()
         self._save()
+        self.accelerator.wait_for_everyone()
         for module, best in zip(self.lesson.modules, self.best, strict=True):
             module.load_state_dict(best)
             module.eval()
@@ -237,7 +243,7 @@ class Trainer:
         )
         history.rolled_back += 1
         self.rate_scale, self.skips_in_a_row = self.rate_scale * 0.5, 0
-        self.running, self.counted = {}, 0
+        self.running, self.met, self.counted = {}, {}, 0
         self._move_to(self._epoch_start)
         self.progress.start(self.label, total, self.step)
 
@@ -245,11 +251,12 @@ class Trainer:
         for name, value in {"loss": loss, **parts}.items():
             value = value.detach().float()
             self.running[name] = self.running[name] + value if name in self.running else value
+            self.met[name] = self.met.get(name, 0) + 1
         self.counted += 1
 
     def _end_epoch(self) -> None:
-        means = {name: float(value) / max(1, self.counted) for name, value in self.running.items()}
-        self.running, self.counted = {}, 0
+        means = {name: float(value) / self.met[name] for name, value in self.running.items()}
+        self.running, self.met, self.counted = {}, {}, 0
         for average in self.average:
             average.eval()
         with torch.inference_mode():
@@ -306,6 +313,7 @@ class Trainer:
             "epoch_start": self._epoch_start,
             "best": self.best,
             "running": self.running,
+            "met": self.met,
             "counted": self.counted,
             "rate_scale": self.rate_scale,
             "skips": self.skips_in_a_row,
@@ -324,6 +332,7 @@ class Trainer:
         self._move_to(state["now"])
         self._epoch_start, self.best = state["epoch_start"], state["best"]
         self.running, self.counted = state["running"], state["counted"]
+        self.met = state.get("met", dict.fromkeys(self.running, self.counted))
         self.rate_scale, self.skips_in_a_row = state["rate_scale"], state["skips"]
         self.history = History(**state["history"])
 

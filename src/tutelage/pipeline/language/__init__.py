@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tutelage.devices import load_device
 from tutelage.files import hash_json, write_atomically
+from tutelage.pipeline.language.costs import terms_of
+from tutelage.pipeline.language.generating import write_texts
 from tutelage.pipeline.language.material import read_language, record_data
-from tutelage.pipeline.language.planning import choose, limits_of
-from tutelage.pipeline.language.proving import prove
-from tutelage.pipeline.language.shipping import ship
+from tutelage.pipeline.language.own_words import longest_of
+from tutelage.pipeline.language.pace import pace_of
+from tutelage.pipeline.language.planning import candidates, compare, limits_of
+from tutelage.pipeline.language.rounds import Job, proven
+from tutelage.pipeline.language.scores import SliceScores
 from tutelage.pipeline.language.source import open_source
-from tutelage.pipeline.language.teaching import ask, teach, with_language_defaults
+from tutelage.pipeline.language.teaching import ask, with_language_defaults
+from tutelage.pipeline.language.trials import try_slices
 from tutelage.pipeline.opening import opened, with_threads
 from tutelage.pipeline.result import Result
 from tutelage.progress import Progress
@@ -23,13 +30,41 @@ from tutelage.students.decoder_sizes import parameters
 
 def run_language(recipe: Recipe, folder: Path, *, progress: Progress | None = None) -> Result:
     """Do every stage that is not done yet and return the result; raises as `run_recipe` does."""
+    with _job(recipe, folder, progress) as (job, started):
+        proof, taught = proven(job)
+        job.run.save()
+        build_report(job.run.path)
+        spent = time.monotonic() - started
+        return Result(run=job.run.path, proof=proof, seconds=spent, student=taught.student)
+
+
+def try_language(recipe: Recipe, folder: Path, *, progress: Progress | None = None) -> None:
+    """Compare the slices that fit, ask the teacher and teach each of them briefly.
+
+    `run_language` goes on from there, with the slice that learned best; raises as it does.
+    """
+    with _job(recipe, folder, progress) as (job, _):
+        found = candidates(job.material, job.terms, job.limits, job.device, job.pace)
+        compared = compare(
+            found, job.material, job.scores, job.run, job.progress, threads=job.recipe.threads
+        )
+        signals = ask(job.recipe, job.material, job.run, job.progress)
+        try_slices(job.recipe, job.material, compared, signals, job.scores, job.run, job.progress)
+        job.run.save()
+
+
+@contextmanager
+def _job(recipe: Recipe, folder: Path, progress: Progress | None) -> Iterator[tuple[Job, float]]:
+    """Open the run, read the texts, prune the vocabulary and note both; yield when that began."""
     recipe = with_language_defaults(with_threads(recipe))
     device = load_device(recipe.device)
     with opened(recipe, folder, progress) as (run, said):
         started = time.monotonic()
         source = open_source(recipe)
-        material = read_language(recipe, source, said)
-        record_data(recipe, material, run)
+        written = write_texts(recipe, source, run, said)
+        material = read_language(recipe, source, said, written and written.path)
+        longest_of(recipe, material.length)  # refused before the teacher is asked
+        record_data(recipe, material, run, written and written.figures)
         record = {
             "source": source.name,
             "fingerprint": source.key,
@@ -39,13 +74,12 @@ def run_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
         run.stage("teacher", hash_json(record), lambda: (record, []))
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
         limits = limits_of(recipe, device, source.decoder.spec)
-        chosen = choose(recipe, device, material, limits, run, said)
-        signals = ask(recipe, material, run, said)
-        taught = teach(recipe, material, chosen, signals, run, said)
-        run.stage("distill", hash_json(taught.result), lambda: (taught.result, []))
-        shipped = ship(recipe, material, taught, run, said)
-        proof = prove(recipe, material, taught, shipped, device, limits, run, said)
-        run.save()
-        build_report(run.path)
-        spent = time.monotonic() - started
-        return Result(run=run.path, proof=proof, seconds=spent, student=taught.student)
+        terms = terms_of(recipe, material)
+        yield (
+            Job(
+                recipe=recipe, material=material, device=device, limits=limits, terms=terms,
+                pace=pace_of(recipe, material, device, limits, said, run),
+                scores=SliceScores.open(recipe, material, terms, folder), run=run, progress=said,
+            ),
+            started,
+        )  # fmt: skip

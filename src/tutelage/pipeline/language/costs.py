@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.devices import Device
@@ -13,47 +13,65 @@ from tutelage.devices.gguf_sizes import bytes_a_token, gguf_bytes
 from tutelage.devices.llama_cpp import DecoderSize, predict_memory, predict_tokens_per_s
 from tutelage.export.gguf import gguf_file_bytes
 from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.pace import Pace
 from tutelage.recipe import Recipe
+from tutelage.recipe_language import Format
 from tutelage.records import Measurement
 from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import shapes_of
 
 Figures = tuple[Measurement, ...]
+Price = Callable[[DecoderSpec], Figures]
 
 
-def pricing(
-    recipe: Recipe, material: LanguageMaterial, device: Device
-) -> Callable[[DecoderSpec], Figures]:
-    """Return the function that predicts what a slice costs; it builds nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the cost of every slice hangs on beside its sizes: the file's form and header, texts.
 
-    Storage, memory for texts of the run's length, and where the device has a memory bandwidth
-    tokens a second, seconds a token and energy a token. The header (tokenizer, names) is written
-    once, for the whole network: no slice has a longer one.
+    `header_bytes` (tokenizer, names) are the whole network's: no slice has a longer one. `length`
+    is the tokens of the texts that memory is for.
     """
+
+    form: Format
+    header_bytes: int
+    length: int
+
+
+def terms_of(recipe: Recipe, material: LanguageMaterial) -> Terms:
+    """Return the terms of a run; the header is written once, nothing else."""
     whole, form = material.decoder.spec, recipe.language.format
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         material.tokenizer.save_pretrained(folder)
         shapes = shapes_of(whole)
         file = gguf_file_bytes(whole.config, shapes, Path(folder), quantization=form)
-        header = file - gguf_bytes(shapes, form, tied=whole.tied)
+    header = file - gguf_bytes(shapes, form, tied=whole.tied)
+    return Terms(form=form, header_bytes=header, length=material.length)
 
-    def price(spec: DecoderSpec) -> Figures:
-        shapes, size = shapes_of(spec), DecoderSize.of(spec.config)
-        weights = gguf_bytes(shapes, form, tied=spec.tied)
-        stored = Measurement(
-            name="storage_bytes", value=float(header + weights), unit="B", kind="predicted",
-            where=f"{form}: tensors counted, header as the teacher's",
-        )  # fmt: skip
-        memory = predict_memory(size, weights, material.length).total
-        read = bytes_a_token(shapes, form, tied=spec.tied)
-        rate = predict_tokens_per_s(size, read, device, filled=material.length // 2)
-        return (stored, replace(memory, name="ram_bytes"), *_timed(rate, device))
 
-    return price
+def figures_on(
+    spec: DecoderSpec, terms: Terms, device: Device, pace: Pace | None = None
+) -> Figures:
+    """Predict storage, memory for texts of the run's length, and where it can be told the speed.
+
+    That is tokens a second, seconds a token and energy a token: by the device's memory bandwidth,
+    or by the pace of another file on the same machine.
+    """
+    shapes, size = shapes_of(spec), DecoderSize.of(spec.config)
+    weights = gguf_bytes(shapes, terms.form, tied=spec.tied)
+    stored = Measurement(
+        name="storage_bytes", value=float(terms.header_bytes + weights), unit="B",
+        kind="predicted", where=f"{terms.form}: tensors counted, header as the teacher's",
+    )  # fmt: skip
+    memory = predict_memory(size, weights, terms.length).total
+    read = bytes_a_token(shapes, terms.form, tied=spec.tied)
+    rate = predict_tokens_per_s(size, read, device, filled=terms.length // 2)
+    if rate is None and pace is not None:
+        rate = pace.rate(read)
+    return (stored, replace(memory, name="ram_bytes"), *_timed(rate, device))
 
 
 def _timed(rate: Measurement | None, device: Device) -> Figures:
-    """Return the rate, the time a token and its energy; nothing without a bandwidth."""
+    """Return the rate, the time a token and its energy; nothing where no rate is known."""
     if rate is None:
         return ()
     low, high = rate.spread or (rate.value, rate.value)

@@ -7,53 +7,83 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.devices import load_device
-from tutelage.pipeline.language.material import read_language
-from tutelage.pipeline.language.planning import candidates, limits_of, spec_json
+from tutelage.errors import InfeasibleError
+from tutelage.pipeline.language.costs import figures_on, terms_of
+from tutelage.pipeline.language.fitting import smallest
+from tutelage.pipeline.language.frontiers import language_frontiers
+from tutelage.pipeline.language.generating import material_to_plan
+from tutelage.pipeline.language.pace import pace_of
+from tutelage.pipeline.language.planning import (
+    Slice,
+    candidates,
+    limits_of,
+    name_of_slice,
+    spec_json,
+)
+from tutelage.pipeline.language.scores import SliceScores
 from tutelage.pipeline.language.source import open_source
 from tutelage.pipeline.language.teaching import with_language_defaults
 from tutelage.pipeline.proving import verdicts
+from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
+from tutelage.records import WouldDo
+from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import parameters
 
 
 def plan_language(
-    recipe: Recipe, folder: Path, *, progress: Progress | None = None
+    recipe: Recipe, folder: Path, *, progress: Progress | None = None, frontier: bool = False
 ) -> dict[str, Any]:
     """Return the feasibility table in the shape of a run's answer; nothing is written.
 
-    Raises `InfeasibleError` where no slice fits.
+    Figures of slices that were compared in `folder` before are beside them; with `frontier`, what
+    `language_frontiers` returns is added.
     """
-    started = time.monotonic()
+    started, said = time.monotonic(), progress or Silent()
     recipe, device = with_language_defaults(recipe), load_device(recipe.device)
     source = open_source(recipe)
-    material = read_language(recipe, source, progress or Silent())
+    material = material_to_plan(recipe, source, folder, said)
     limits = limits_of(recipe, device, source.decoder.spec)
-    found = candidates(recipe, device, material, limits)
-    rows = [
-        {
-            "name": f"{c.spec.layers} layers, {c.spec.inner} units",
-            "spec": spec_json(c.spec),
-            "parameters": parameters(c.spec),
-            "figures": [f.to_json() for f in c.figures],
-            "missed": list(c.missed),
-            "fits": True,
-            "trial": None,
-            "estimate": None,
-        }
-        for c in found
-    ]
+    terms = terms_of(recipe, material)
+    pace = pace_of(recipe, material, device, limits, said)
+    scores = SliceScores.open(recipe, material, terms, folder)
+    drawn = language_frontiers(scores, device, pace) if frontier else {}
+    would_do: WouldDo | None = None
+    try:
+        found = candidates(material, terms, limits, device, pace)
+    except InfeasibleError as error:
+        assert error.shortfall is not None
+        would_do, least = error.shortfall.would_do, smallest(material.decoder.spec)
+        figures = figures_on(least, terms, device, pace)
+        found = [Slice(spec=least, figures=figures, missed=missed_limits(figures, limits))]
     return {
-        "status": "feasible",
+        "status": "feasible" if would_do is None else "infeasible",
         "run": str(folder),
         "task": recipe.task,
         "device": device.name,
         "teacher": {"metric": "parameters", "value": parameters(source.decoder.spec)},
-        "student": {"metric": "parameters", "value": rows[0]["parameters"]},
+        "student": {"metric": "parameters", "value": parameters(found[0].spec)},
         "budget": [v.to_json() for v in verdicts(limits, found[0].figures)],
         "artifacts": [],
-        "candidates": rows,
-        "from_scores": False,
-        "would_do": None,
+        "candidates": [_row(c, scores, source.decoder.spec) for c in found],
+        "from_scores": bool(scores.rows),
+        "would_do": None if would_do is None else would_do.to_json(),
+        **drawn,
         "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _row(found: Slice, scores: SliceScores, whole: DecoderSpec) -> dict[str, Any]:
+    score = scores.of(found.spec)
+    figure = None if score is None else score.perplexity or score.untaught
+    return {
+        "name": name_of_slice(found.spec, whole),
+        "spec": spec_json(found.spec),
+        "parameters": parameters(found.spec),
+        "figures": [f.to_json() for f in found.figures],
+        "missed": list(found.missed),
+        "fits": not found.missed,
+        "trial": None if figure is None else figure.to_json(),
+        "estimate": None,
     }

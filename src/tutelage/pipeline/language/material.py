@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,15 @@ class LanguageMaterial:
     vocabulary: dict[str, Any]
 
 
-def read_language(recipe: Recipe, source: Source, progress: Progress) -> LanguageMaterial:
-    """Read the texts, and prune tokenizer and teacher to the tokens that training texts use."""
-    context = int(source.decoder.spec.config.get("max_position_embeddings", _LENGTH))
-    length = recipe.data.length or min(_LENGTH, context)
-    data = _load(recipe, source.tokenizer, length, context)
+def read_language(
+    recipe: Recipe, source: Source, progress: Progress, generated: Path | None = None
+) -> LanguageMaterial:
+    """Read the texts, and prune tokenizer and teacher to the tokens that training texts use.
+
+    `generated` are chats that the teacher wrote.
+    """
+    context, length = _context(source), length_of(recipe, source)
+    data = _load(recipe, source.tokenizer, length, context, generated)
     decoder, tokenizer = source.decoder, source.tokenizer
     whole, before = decoder.spec.vocabulary, _learned(data.test)
     after = before
@@ -55,7 +60,7 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
         pruned = prune_tokenizer(tokenizer, data.train.ids)
         tokenizer = pruned.tokenizer
         decoder = with_tokens(decoder, torch.from_numpy(pruned.kept))
-        data = _load(recipe, tokenizer, length, context)
+        data = _load(recipe, tokenizer, length, context, generated)
     after = _learned(data.test)
     data = dataclasses.replace(
         data,
@@ -76,10 +81,22 @@ def read_language(recipe: Recipe, source: Source, progress: Progress) -> Languag
     )  # fmt: skip
 
 
-def _load(recipe: Recipe, tokenizer: Any, length: int, context: int) -> LanguageData:
+def length_of(recipe: Recipe, source: Source) -> int:
+    """Return how many tokens a sequence has."""
+    return recipe.data.length or min(_LENGTH, _context(source))
+
+
+def _context(source: Source) -> int:
+    return int(source.decoder.spec.config.get("max_position_embeddings", _LENGTH))
+
+
+def _load(
+    recipe: Recipe, tokenizer: Any, length: int, context: int, generated: Path | None
+) -> LanguageData:
     return load_language(
         recipe.data.train,
         recipe.data.test,
+        generated=generated,
         tokenizer=tokenizer,
         length=length,
         answers_only=recipe.language.answers_only,
@@ -89,12 +106,14 @@ def _load(recipe: Recipe, tokenizer: Any, length: int, context: int) -> Language
     )
 
 
-def record_data(recipe: Recipe, material: LanguageMaterial, run: Run) -> None:
-    """Write down what the report says of the data: the run's first stage."""
+def record_data(
+    recipe: Recipe, material: LanguageMaterial, run: Run, written: dict[str, Any] | None
+) -> None:
+    """Write down what the report says of the data; `written` is what the teacher wrote of it."""
     data = material.data
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     found = {
-        "source": recipe.data.train,
+        "source": recipe.data.train or "written by the teacher",
         "task": recipe.task,
         "counts": {name: _learned(part) for name, part in splits.items()},
         "sequences": {name: len(part) for name, part in splits.items()},
@@ -103,6 +122,8 @@ def record_data(recipe: Recipe, material: LanguageMaterial, run: Run) -> None:
         "vocabulary": material.vocabulary,
         "notes": list(data.notes),
     }
+    if written is not None:
+        found["generated"] = written
     run.stage("data", hash_json([found, material.content]), lambda: (found, []))
 
 

@@ -15,8 +15,11 @@ from tutelage.devices import Device
 from tutelage.devices.gguf_sizes import gguf_bytes
 from tutelage.errors import InfeasibleError
 from tutelage.files import hash_json, write_json
-from tutelage.pipeline.language.costs import pricing
+from tutelage.pipeline.language.costs import Terms, figures_on
+from tutelage.pipeline.language.fitting import fitting_slices, no_slice
 from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.pace import Pace
+from tutelage.pipeline.language.scores import SliceScores
 from tutelage.pipeline.planning import budget_of
 from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, track
@@ -25,8 +28,9 @@ from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, DecoderSpec
 from tutelage.students.decoder_choice import depths_by_kl
-from tutelage.students.decoder_sizes import parameters, plan_slices, shapes_of
+from tutelage.students.decoder_sizes import parameters, shapes_of, with_sizes
 from tutelage.students.slice_decoder import slice_decoder
+from tutelage.train.checkpoint import digest
 
 _CHOOSING_TOKENS = 512  # choose layers and units: some hundred passes over them
 _DEFAULT_SHARE = 0.6  # of the teacher's own file, where the recipe limits nothing
@@ -56,62 +60,83 @@ def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit,
 
 
 def candidates(
-    recipe: Recipe, device: Device, material: LanguageMaterial, limits: tuple[Limit, ...]
-) -> list[Slice]:
-    """Return slices inside the storage limit, from deep and narrow to shallow and wide.
+    material: LanguageMaterial, terms: Terms, limits: tuple[Limit, ...], device: Device,
+    pace: Pace | None = None, *, start: DecoderSpec | None = None,
+) -> list[Slice]:  # fmt: skip
+    """Return slices that keep every hard limit, deep and narrow, shallow and wide, other mixes.
 
-    Raises `InfeasibleError` where none keeps every hard limit.
+    They are of the teacher, or of a network with the sizes `start`. Raises `InfeasibleError` where
+    none fits.
     """
-    storage = [x.value for x in limits if x.metric == "storage_bytes" and x.hard]
-    whole, price = material.decoder.spec, pricing(recipe, material, device)
+    whole = start or material.decoder.spec
 
-    def bytes_of(spec: DecoderSpec) -> int:
-        return int(_value(price(spec), "storage_bytes"))
+    def price(spec: DecoderSpec) -> tuple[Measurement, ...]:
+        return figures_on(spec, terms, device, pace)
 
-    most = int(min(storage, default=bytes_of(whole)))
-    found = []
-    for spec in plan_slices(whole, most_bytes=most, bytes_of=bytes_of, count=4):
-        figures = price(spec)
-        found.append(Slice(spec=spec, figures=figures, missed=missed_limits(figures, limits)))
-    fitting = [c for c in found if not c.missed]
-    if not fitting:
-        metric = found[-1].missed[0]
-        limit = next(x for x in limits if x.metric == metric)
-        raise InfeasibleError(
-            f"no slice of the language model keeps {metric} within {limit.value:g}: the nearest "
-            f"needs {_value(found[-1].figures, metric):g}. Raise the limit, lower data.length, or "
-            "choose a coarser language.format"
-        )
-    return fitting
+    try:
+        specs = fitting_slices(whole, price, limits, count=4)
+    except InfeasibleError:
+        raise no_slice(whole, terms, price, limits, device) from None
+    figures = [price(spec) for spec in specs]
+    return [
+        Slice(spec=spec, figures=own, missed=missed_limits(own, limits))
+        for spec, own in zip(specs, figures, strict=True)
+    ]
 
 
 def choose(
-    recipe: Recipe, device: Device, material: LanguageMaterial, limits: tuple[Limit, ...],
-    run: Run, progress: Progress,
+    found: Sequence[Slice], device: Device, material: LanguageMaterial, limits: tuple[Limit, ...],
+    scores: SliceScores, run: Run, progress: Progress, *, start: Decoder | None = None,
+    number: int = 0, threads: int | None = None,
 ) -> Slice:  # fmt: skip
-    """Compare the candidates untaught (once a run), write plan.json and return the nearest."""
-    found = candidates(recipe, device, material, limits)
+    """Compare the candidates untaught (once a run), write plan.json and return the best.
+
+    That is the nearest to the teacher, or where all had short lessons, the one that says validation
+    best after them. `start` is the network they are slices of, where that is not the teacher, in
+    the round of that `number`.
+    """
+    compared = compare(found, material, scores, run, progress, start, number, threads)
+    tried = [scores.of(c.spec) for c in compared]
+    trials = [row.trial.value if row and row.trial else None for row in tried]
+    by_trial = all(x is not None for x in trials)
+    judged = [x or 0.0 for x in trials] if by_trial else [c.kl or 0.0 for c in compared]
+    best = min(range(len(compared)), key=lambda i: judged[i])
     path = run.file("plan.json")
+    said = _plan_json(device, limits, compared, best, trials, by_trial)
 
     def work() -> tuple[Any, list[Path]]:
-        compared = _compared(found, material, progress)
-        best = min(range(len(compared)), key=lambda i: compared[i].kl or 0.0)
-        write_json(path, _plan_json(device, limits, compared, best))
-        kept = list(compared[best].kept)
-        return {"chosen": best, "kept": kept, "kl": [c.kl for c in compared]}, [path]
+        write_json(path, said)
+        return {"chosen": best, "kept": list(compared[best].kept)}, [path]
 
-    inputs = hash_json(
-        [
-            material.content,
-            [c.spec.config for c in found],
-            [dataclasses.asdict(x) for x in limits],
-            device.model_dump(mode="json"),
-            recipe.threads,
-        ]
-    )
-    said = run.stage("plan", inputs, work).result
-    chosen = found[said["chosen"]]
-    return dataclasses.replace(chosen, kept=tuple(said["kept"]), kl=said["kl"][said["chosen"]])
+    run.stage("plan", hash_json(said), work)
+    return compared[best]
+
+
+def compare(
+    found: Sequence[Slice], material: LanguageMaterial, scores: SliceScores, run: Run,
+    progress: Progress, start: Decoder | None = None, number: int = 0, threads: int | None = None,
+) -> list[Slice]:  # fmt: skip
+    """Return the candidates with the layers they keep and their KL from the teacher, untaught."""
+    source = start or material.decoder
+
+    def work() -> tuple[Any, list[Path]]:
+        return _compared(found, material, source, progress), []
+
+    weights = "" if start is None else digest(start.state_dict())
+    inputs = [material.content, material.teacher, weights, [c.spec.config for c in found], threads]
+    name = f"compare-{number}" if number else "compare"
+    said = run.stage(name, hash_json(inputs), work).result
+    compared = [
+        dataclasses.replace(c, kept=tuple(row["kept"]), kl=row["kl"])
+        for c, row in zip(found, said["slices"], strict=True)
+    ]
+    if start is None:  # each depth is a slice, too, whose KL is known
+        for layers, kl in said["depths"]:
+            scores.add(with_sizes(source.spec, layers=layers), kl)
+    for c in compared:  # of a network that was taught, KL is no longer that of an untaught slice
+        scores.add(c.spec, c.kl if start is None else None)
+    scores.write()
+    return compared
 
 
 def choosing_tokens(material: LanguageMaterial) -> Tensor:
@@ -121,20 +146,19 @@ def choosing_tokens(material: LanguageMaterial) -> Tensor:
 
 
 def _compared(
-    found: Sequence[Slice], material: LanguageMaterial, progress: Progress
-) -> list[Slice]:
-    batches, decoder = choosing_tokens(material), material.decoder
+    found: Sequence[Slice], material: LanguageMaterial, source: Decoder, progress: Progress
+) -> dict[str, Any]:
+    batches = choosing_tokens(material)
     least = min(c.spec.layers for c in found)
-    depths = depths_by_kl(decoder, batches, least=least)
-    label, count = "Choosing layers", decoder.spec.layers - least + 1
+    depths = depths_by_kl(source, batches, least=least)
+    label, count = "Choosing layers", source.spec.layers - least + 1
     by_count = {len(depth.kept): depth for depth in track(depths, count, label, progress)}
-    compared = []
+    rows = []
     for candidate in track(found, len(found), "Comparing slices", progress):
         depth = by_count[candidate.spec.layers]
-        small = slice_decoder(decoder, candidate.spec, batches, kept=depth.kept)
-        kl = _kl(decoder, small, batches)
-        compared.append(dataclasses.replace(candidate, kept=depth.kept, kl=kl))
-    return compared
+        small = slice_decoder(source, candidate.spec, batches, kept=depth.kept)
+        rows.append({"kept": list(depth.kept), "kl": _kl(material.decoder, small, batches)})
+    return {"slices": rows, "depths": [[n, depth.kl] for n, depth in by_count.items()]}
 
 
 @torch.inference_mode()
@@ -148,8 +172,9 @@ def _kl(teacher: Decoder, student: Decoder, batches: Tensor) -> float:
 
 
 def _plan_json(
-    device: Device, limits: tuple[Limit, ...], compared: Sequence[Slice], best: int
-) -> dict[str, Any]:
+    device: Device, limits: tuple[Limit, ...], compared: Sequence[Slice], best: int,
+    trials: Sequence[float | None], by_trial: bool,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "device": device.name,
         "limits": [dataclasses.asdict(x) for x in limits],
@@ -163,12 +188,15 @@ def _plan_json(
                 "fits": not c.missed,
                 "missed": list(c.missed),
                 "trial": None,
+                "trial_perplexity": trials[i],
                 "untaught_kl": c.kl,
                 "chosen": i == best,
             }
             for i, c in enumerate(compared)
         ],
-        "why": "least KL divergence from the teacher before any lesson",
+        "why": "least validation perplexity after a short lesson"
+        if by_trial
+        else "least KL divergence from the teacher before any lesson",
     }
 
 
@@ -180,5 +208,11 @@ def spec_json(spec: DecoderSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _value(figures: Sequence[Measurement], name: str) -> float:
-    return next(f.value for f in figures if f.name == name)
+def name_of_slice(spec: DecoderSpec, whole: DecoderSpec | None = None) -> str:
+    """Return what tables call a slice; groups and numbers a token where some of `whole` go."""
+    words = [f"{spec.layers} layers, {spec.inner} units"]
+    if whole is not None and spec.groups < whole.groups:
+        words.append(f"{spec.groups} groups")
+    if whole is not None and spec.hidden < whole.hidden:
+        words.append(f"{spec.hidden} numbers a token")
+    return ", ".join(words)

@@ -13,13 +13,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tutelage.audit.language import TokenScores, joined, token_metrics
-from tutelage.devices import Device
+from tutelage.devices import HOST, Device
 from tutelage.files import hash_json, read_json, write_json
 from tutelage.losses.language_terms import capped
-from tutelage.measure.llama_cpp import measure_llama_cpp
 from tutelage.pipeline.language.answers import answer_side_by_side
-from tutelage.pipeline.language.costs import pricing
+from tutelage.pipeline.language.costs import figures_on, terms_of
+from tutelage.pipeline.language.fitting import what_would_do
 from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.pace import here
 from tutelage.pipeline.language.shipping import Shipped
 from tutelage.pipeline.language.teaching import Taught
 from tutelage.pipeline.proving import verdicts
@@ -84,7 +85,7 @@ def _proof(
         for name in ("validation", "test")
     }  # fmt: skip
     figures: dict[str, list[Measurement]] = {"teacher": [], "student": []}
-    price = pricing(recipe, material, device)
+    terms = terms_of(recipe, material)
     for name, found in said.items():
         measured = {m.name: m for m in token_metrics(found.scores, seed=recipe.seed)}
         for who, own in (("student", "perplexity"), ("teacher", "perplexity_teacher")):
@@ -94,9 +95,11 @@ def _proof(
         name="storage_bytes", value=float(shipped.artifact.bytes), unit="B", kind="measured",
         where="file size",
     )  # fmt: skip
-    figures["student"] += [size, *(f for f in price(student.spec) if f.name != "storage_bytes")]
-    figures["student"] += _in_llama_cpp(recipe, file, notes)
-    figures["teacher"] += price(material.decoder.spec)
+    own = [size, *_in_llama_cpp(recipe, file, device, material.length, notes)]
+    known = {m.name for m in own}
+    predicted = figures_on(student.spec, terms, device)
+    figures["student"] += [*own, *(f for f in predicted if f.name not in known)]
+    figures["teacher"] += figures_on(material.decoder.spec, terms, device)
     for who, spec in (("teacher", material.decoder.spec), ("student", student.spec)):
         figures[who].append(
             Measurement(name="parameters", value=float(parameters(spec)), unit="1",
@@ -112,7 +115,9 @@ def _proof(
         "device": {"name": device.name, "title": device.title},
         "chosen": shipped.artifact.path,
         "verdicts": [v.to_json() for v in judged],
-        "would_do": {"device": None, "limit": {}} if missed else None,
+        "would_do": what_would_do(student.spec, terms, judged, limits, device).to_json()
+        if missed
+        else None,
         "figures": {who: [f.to_json() for f in found] for who, found in figures.items()},
         "others": [],
         "fidelity": [m.to_json() for m in compared],
@@ -193,13 +198,22 @@ def _partings(material: LanguageMaterial, student: Decoder, test: Spoken) -> lis
     return rows
 
 
-def _in_llama_cpp(recipe: Recipe, file: Path, notes: list[str]) -> list[Measurement]:
-    """Return tokens a second and memory in llama.cpp, where it is installed."""
-    found, why = measure_llama_cpp(file, threads=recipe.threads or 1)
+def _in_llama_cpp(
+    recipe: Recipe, file: Path, device: Device, length: int, notes: list[str]
+) -> list[Measurement]:
+    """Return tokens a second and memory in llama.cpp, where it is installed.
+
+    On this machine they are what its limits are held against.
+    """
+    found, why = here(file, recipe.threads or 1, length)
     if found is None:
         notes.append(why)
         return []
-    return [found.tokens_per_s, found.prompt_tokens_per_s, found.ram]
+    shown = [found.tokens_per_s, found.prompt_tokens_per_s, found.ram]
+    if device.name != HOST:
+        return shown
+    judged = (replace(found.token_s, name="latency_s"), replace(found.ram, name="ram_bytes"))
+    return [*judged, *shown[:2]]
 
 
 def _unjudged(limits: tuple[Limit, ...], judged: Any) -> list[str]:

@@ -10,17 +10,21 @@ from typing import Any
 
 from tutelage.errors import RecipeError
 from tutelage.files import hash_json, read_tensors, write_tensors
+from tutelage.losses.language_inside import apart_inside
 from tutelage.losses.language_terms import language_terms
+from tutelage.pipeline.language.inside import check_inside, inside_of
 from tutelage.pipeline.language.material import LanguageMaterial
+from tutelage.pipeline.language.own_words import own_losses, own_record, own_words
 from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
 from tutelage.recipe import LossPart, Recipe
 from tutelage.run import Run
-from tutelage.students.decoder import Decoder, DecoderSpec
+from tutelage.students.decoder import Decoder, DecoderSpec, Origin
 from tutelage.students.decoder_sizes import parameters, steps_to
 from tutelage.students.slice_decoder import slice_decoder
 from tutelage.teach.token_signals import Speaker, TokenSignals
+from tutelage.train.inside import InsideLesson
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer
 from tutelage.train.trackers import open_tracker
@@ -35,6 +39,7 @@ class Taught:
 
     student: Decoder
     result: dict[str, Any]
+    lessons: tuple[dict[str, Any], ...] = ()
 
 
 def with_language_defaults(recipe: Recipe) -> Recipe:
@@ -51,6 +56,8 @@ def with_language_defaults(recipe: Recipe) -> Recipe:
         language_terms(weights, options, 1.0)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    check_inside(found, weights)
+    own_losses(found, weights, options)
     return found
 
 
@@ -75,9 +82,10 @@ def _refuse_others(recipe: Recipe) -> None:
     for key, given in (
         ("student.source", recipe.student.source),
         ("student.spec", recipe.student.spec),
+        ("student.exits", recipe.student.exits),
+        ("student.space: elastic", True if recipe.student.space == "elastic" else None),
         ("budget.accuracy", recipe.budget.accuracy),
         ("data.unlabelled", recipe.data.unlabelled),
-        ("distill.pairs", recipe.distill.pairs),
         ("measure.power_csv", recipe.measure.power_csv),
     ):
         if given is not None:
@@ -110,42 +118,66 @@ def _teacher_key(material: LanguageMaterial) -> str:
 
 def teach(
     recipe: Recipe, material: LanguageMaterial, chosen: Slice, signals: TokenSignals, run: Run,
-    progress: Progress,
+    progress: Progress, *, before: Taught | None = None,
 ) -> Taught:  # fmt: skip
-    """Slice and teach step by step, each step once a run; the last one's student is returned."""
-    whole = material.decoder
-    steps = steps_to(whole.spec, chosen.spec)
-    network, results = whole, []
-    for number, spec in enumerate(steps, 1):
+    """Slice and teach step by step, each step once a run; the last one's student is returned.
+
+    With `before` it goes on from that student, in further steps, else from the teacher.
+    """
+    network = material.decoder if before is None else before.student
+    results = [] if before is None else list(before.lessons)
+    steps, first = steps_to(network.spec, chosen.spec), len(results) + 1
+    for number, spec in enumerate(steps, first):
         kept = chosen.kept if len(steps) == 1 else None
+        place = (number, len(steps) if before is None else first + len(steps) - 1)
         network, result = _step(
-            recipe, material, network, spec, kept, signals, run, progress, (number, len(steps))
-        )
+            recipe, material, network, spec, kept, signals, run, progress, place,
+            epochs=_epochs(recipe, material, len(steps)),
+        )  # fmt: skip
         results.append(result)
-    return Taught(student=network, result=_joined(recipe, chosen.spec, results))
+    joined = _joined(recipe, chosen.spec, results)
+    return Taught(student=network, result=joined, lessons=tuple(results))
+
+
+def lesson_for(
+    recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: TokenSignals, *,
+    seed: int, examples: int | None = None, inside: InsideLesson | None = None,
+) -> LanguageLesson:  # fmt: skip
+    """Return what a slice is taught, as the recipe says; `inside` is what its layers are."""
+    weights, options = losses_of(recipe)
+    tokens, _ = apart_inside(weights)
+    return LanguageLesson(
+        student, material.data.train, material.data.validation, losses=tokens,
+        options={name: given for name, given in options.items() if name in tokens}, inside=inside,
+        signals=signals, batch=recipe.distill.batch,
+        micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed, examples=examples,
+        recompute=recipe.language.recompute,
+    )  # fmt: skip
 
 
 def _step(
     recipe: Recipe, material: LanguageMaterial, before: Decoder, spec: DecoderSpec,
     kept: tuple[int, ...] | None, signals: TokenSignals, run: Run, progress: Progress,
-    place: tuple[int, int],
+    place: tuple[int, int], epochs: int,
 ) -> tuple[Decoder, dict[str, Any]]:  # fmt: skip
     number, of = place
     path = run.file(f"taught/step-{number}.safetensors")
     weights, options = losses_of(recipe)
+    seed = recipe.seed + number
 
     def work() -> tuple[Any, list[Path]]:
         progress.say(f"student: slicing, step {number} of {of}")
         student = slice_decoder(before, spec, choosing_tokens(material), kept=kept)
-        lesson = LanguageLesson(
-            student, material.data.train, material.data.validation, losses=weights,
-            options=options, signals=signals, batch=recipe.distill.batch,
-            micro_batch=max(1, _MICRO_TOKENS // material.length), seed=recipe.seed + number,
-        )  # fmt: skip
+        inside = inside_of(
+            recipe, material, student, (weights, options), progress, last=number == of
+        )
+        lesson = lesson_for(recipe, material, student, signals, seed=seed, inside=inside)
+        steps = epochs * lesson.steps()
+        lesson.write_own(own_words(recipe, material, (weights, options), steps=steps, seed=seed))
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         trainer = Trainer(
             lesson,
-            schedule_of(recipe, epochs=_epochs(recipe, material, of), seed=recipe.seed),
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
             checkpoint=run.file("checkpoints/student.safetensors"),
             progress=progress,
             label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
@@ -156,7 +188,9 @@ def _step(
             tracker.close()
         config = student.spec.config
         write_tensors(path, student.state_dict())
-        return {"history": history, "config": config}, [path]
+        origin = dataclasses.asdict(student.origin)
+        result = {"history": history, "config": config, "origin": origin}
+        return {**result, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
     earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
@@ -164,12 +198,16 @@ def _step(
         [
             done, earlier, signals.key, spec.config, list(kept or ()), weights, options,
             material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
-            recipe.language.tokens, recipe.seed, recipe.threads, of,
+            recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
+            epochs,
+            *([recipe.language.own.model_dump(mode="json")] if recipe.language.own else []),
         ]
     )  # fmt: skip
     record = run.stage(f"teach-{number}", inputs, work)
     student = Decoder(DecoderSpec(config=record.result["config"]))
     student.load_state_dict(read_tensors(path)[0])
+    origin = record.result["origin"]
+    student.origin = Origin(layers=tuple(origin["layers"]), numbers=tuple(origin["numbers"]))
     return student.eval(), record.result
 
 
@@ -177,6 +215,18 @@ def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
     """Return the passes over the data that make this step's share of the tokens."""
     a_pass = int(material.data.train.learned.sum())
     return recipe.distill.epochs or max(1, math.ceil(recipe.language.tokens / steps / a_pass))
+
+
+def _own_steps(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return in how many batches the student learned from its own words, where it did."""
+    if "own_steps" not in results[0]:
+        return {}
+    return {
+        "own_batches": {
+            "own": sum(result["own_steps"] for result in results),
+            "all": sum(result["steps"] for result in results),
+        }
+    }
 
 
 def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -197,6 +247,7 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         "parameters": parameters(spec),
         "epochs": len(history["loss"]),
         "steps": len(results),
+        **_own_steps(results),
         "seed": recipe.seed,
         "metric": "loss",
         "history": history,

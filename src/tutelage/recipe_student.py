@@ -1,0 +1,90 @@
+"""The recipe's part about the student."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from tutelage.errors import RecipeError
+from tutelage.plain_yaml import check_plain
+from tutelage.recipe_data import Part, Text
+from tutelage.units import parse_share
+
+
+class StudentPart(Part):
+    """Who learns: chosen among the spaces of students, a fixed spec, or one's own function."""
+
+    source: Text | None = Field(None, description="file.py:function of your own student")
+    spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
+        None, description="a fixed spec, e.g. {family: convnet, …}"
+    )
+    space: Literal["auto", "compact", "sliced", "elastic"] = Field(
+        "compact",
+        description="sliced: the teacher with fewer channels, heads, layers; compact: a family of "
+        "the task; auto: both compete, where the teacher can be sliced; elastic: one student of "
+        "images or series, taught once for all widths, is cut to the budget",
+    )
+    further: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="for elastic: epochs that the cut is taught further; a tenth of those of the "
+        "elastic student when unset, 0: it ships as it was cut",
+    )
+    candidates: Annotated[int, Field(ge=1, le=32)] = Field(
+        4,
+        description="how many are compared by short distillations; above four by successive "
+        "halving, above the family's own structures with some drawn at random",
+    )
+    shrink: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
+        1,
+        description="of images: squares of so many pixels a side are averaged first, in the "
+        "student alone; auto: 1, 2 and 4 compete",
+    )
+    taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
+    start: Literal["fresh", "teacher", "nearest"] = Field(
+        "fresh",
+        description="teacher: begin with what fits of its embedding, layers, channels; nearest: "
+        "with a slice of the smallest student taught before in the run that holds it",
+    )
+
+    exits: float | str | None = Field(
+        None,
+        description="early decisions ship with the student, and inputs that are sure stop there; "
+        "what that may cost on validation, for instance 0.1 %",
+    )
+
+    @field_validator("exits")
+    @classmethod
+    def _small(cls, given: float | str | None) -> float | str | None:
+        if given is not None:
+            try:
+                parse_share(given)
+            except RecipeError as error:
+                raise ValueError(str(error)) from None
+        return given
+
+    @property
+    def may_lose(self) -> float | None:
+        """What stopping early may cost, as a share of decisions; None: there are no exits."""
+        return None if self.exits is None else parse_share(self.exits)
+
+    @model_validator(mode="after")
+    def _one_student(self) -> StudentPart:
+        if self.source is not None and self.start != "fresh":
+            raise ValueError(
+                f"'start: {self.start}' is for built-in students; remove it, or 'source'"
+            )
+        if self.space != "compact" and (self.source is not None or self.spec is not None):
+            raise ValueError("'space' is for students that are searched; remove it, or the student")
+        if self.space == "elastic" and self.start != "fresh":
+            raise ValueError(f"'start: {self.start}': a cut of the elastic student has a start")
+        if self.further is not None and self.space != "elastic":
+            raise ValueError("'further' is for 'space: elastic'; remove it, or set the space")
+        if self.shrink != 1 and (self.source or self.spec or self.space in ("sliced", "elastic")):
+            raise ValueError(
+                "'shrink' is for compact students that are searched; remove it, or write it into "
+                "'spec'"
+            )
+        if self.source is not None and self.spec is not None:
+            raise ValueError("give 'source' or 'spec', not both")
+        return self
