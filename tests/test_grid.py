@@ -266,7 +266,7 @@ def test_the_page_keeps_what_is_outside_the_markers(store: Store, tmp_path: Path
     target.write_text("# Results\r\n\nmine  \n")
     page.write_page(store, target)
     once = target.read_bytes()
-    assert once.startswith(b"# Results\n\nmine  \n\n<!-- grid: begin -->\n## The grid")
+    assert once.startswith(b"# Results\n\nmine  \n\n## The grid (`python -m benchmarks run`)\n\n")
     target.write_bytes(once + b"\nafter, no newline at the end")
     page.write_page(store, target)
     assert target.read_bytes() == once + b"\nafter, no newline at the end"
@@ -276,6 +276,20 @@ def test_the_page_keeps_what_is_outside_the_markers(store: Store, tmp_path: Path
             page.spliced(broken, "x", target)
 
 
+def test_rows_of_another_version_are_shown_as_such(store: Store, tmp_path: Path) -> None:
+    newer = Store(store.path, "two")
+    target = tmp_path / "RESULTS.md"
+    page.write_page(newer, target)
+    said = target.read_text()
+    assert "**All rows below are stale**: made by the code one, and the code here is two." in said
+    assert "91.00% ±2.48" in said and "Code one." in said
+    job = Job(kind="cell", method="kd", **PLACE)
+    newer.put(job, {**newer.rows[job.key], "test": 0.5})  # one row of this version: it alone counts
+    page.write_page(newer, target)
+    said = target.read_text()
+    assert "All rows below" not in said and "91.00%" not in said and "| 50.00% |" in said
+
+
 def test_the_command_line(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +297,9 @@ def test_the_command_line(
     monkeypatch.setattr(cli, "code_hash", lambda: "one")
     assert cli.main(["table", "--only", "digits/30", *out]) == 0
     assert "### digits, 1/30" in capsys.readouterr().out
+    assert cli.main(["table", "--write", "--page", str(store.path.with_suffix(".md")), *out]) == 0
+    assert "grid-digits-30-kd" in store.path.with_suffix(".md").read_text()
+    capsys.readouterr()
     assert cli.main(["list", "--only", "digits/30/kd", "digits/30/dkd", *out]) == 0
     said = capsys.readouterr().out
     assert "digits 1/30: 3 done, 5 missing, 1 failed, 1 stale of 10" in said

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.grid.domains import DOMAINS, HERE
@@ -68,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
             part.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
             part.add_argument("--again", action="store_true", help="redo stale rows, too")
             part.add_argument("--limit", type=float, default=7_200, help="seconds for one job")
+        if name == "table":
+            part.add_argument("--write", action="store_true", help="write it to the page, too")
+        if name != "list":
             part.add_argument("--page", type=Path, default=PAGE)
     return parser
 
@@ -120,9 +124,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from benchmarks.grid.page import show
+    from benchmarks.grid.page import show, write_page
 
-    show(Store(options.out, code_hash()), _wanted(options))
+    store, wanted = Store(options.out, code_hash()), _wanted(options)
+    plain = tuple(replace(job, searched=False) for job in wanted)
+    parts = [part for part in (wanted, plain) if any(job.key in store.rows for job in part)]
+    for part in dict.fromkeys(parts) or [wanted]:
+        if not part[0].searched:
+            print("Every method with its default setting (--no-search):\n")
+        show(store, part)
+    if options.write:
+        write_page(store, options.page)
     return 0
 
 
@@ -138,6 +150,11 @@ def _list(options: argparse.Namespace) -> int:
             print(f"    {job.key}: {store.rows[job.key]['reason']}")
         if len(needed) > 5:
             print(f"    and {len(needed) - 5} more failed")
+    if not options.no_search:
+        plain = [replace(job, searched=False) for job in wanted]
+        there = sum(job.key in store.rows for job in plain)
+        if there:
+            print(f"{there} more with every method's default setting: list --no-search")
     print(f"code {store.code}; rows of other code are stale (run --again redoes them)")
     return 0
 

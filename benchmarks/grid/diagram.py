@@ -101,7 +101,7 @@ def _scale(ranking: Ranking, height: float) -> list[dict[str, Any]]:
 
 
 def _title(ranking: Ranking) -> dict[str, Any]:
-    equal = "differ" if ranking.p < 0.05 else "do not differ"
+    equal = "differ" if ranking.p < 0.05 else "do not differ significantly"
     return {
         "text": f"Mean ranks over {ranking.blocks} domains and sizes",
         "subtitle": f"Friedman: methods {equal} (p = {ranking.p:.2g}). Bars join what Nemenyi's "

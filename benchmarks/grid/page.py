@@ -16,6 +16,7 @@ from tutelage.units import format_quantity
 
 BEGIN, END = "<!-- grid: begin -->", "<!-- grid: end -->"
 DIAGRAM = "grid-ranks"
+_TITLE = "## The grid (`python -m benchmarks run`)"
 _HEAD = "| method | seeds | epochs | setting | test | to no teacher | to KD | processor | wall |"
 
 
@@ -27,22 +28,15 @@ def write_page(store: Store, page: Path) -> None:
     """
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     whole = [part for searched in (True, False) for part in _section(store, page, searched)]
-    if not whole:
-        whole = ["Nothing is recorded by this version of the code yet.", ""]
-    intro = [
-        "## The grid (`python -m benchmarks run`)",
-        "",
-        "Written by that command; what stands between the markers is overwritten by the next run.",
-        "",
-    ]
-    write_atomically(page, spliced(text, "\n".join([*intro, *whole]), page))
+    own = "\n".join(whole or ["Nothing is recorded yet.", ""])
+    write_atomically(page, spliced(text, own, page))
 
 
 def spliced(text: str, own: str, where: Path) -> str:
     """Return the text with `own` between the markers, the rest byte for byte as it was."""
     if BEGIN not in text and END not in text:
         gap = "" if not text or text.endswith("\n\n") else "\n" if text.endswith("\n") else "\n\n"
-        return f"{text}{gap}{BEGIN}\n{own}{END}\n"
+        return f"{text}{gap}{_TITLE}\n\n{BEGIN}\n{own}{END}\n"
     first, last = text.find(BEGIN), text.find(END)
     if text.count(BEGIN) != 1 or text.count(END) != 1 or last < first:
         raise CorruptFileError(
@@ -52,13 +46,27 @@ def spliced(text: str, own: str, where: Path) -> str:
 
 
 def show(store: Store, wanted: Sequence[Job]) -> None:
-    """Print the tables of some cells; where all rows are stale, say so and print nothing else."""
-    print("\n".join(lines_of(store, wanted)))
+    """Print the tables of some cells; where all rows are of another version, those, and say so."""
+    print("\n".join(_versioned(store, wanted)))
+
+
+def _versioned(store: Store, wanted: Sequence[Job]) -> list[str]:
+    """Return the tables of this version's rows, else of the version that made most of them."""
+    seen = store.with_rows_of(wanted)
+    lines = lines_of(seen, wanted)
+    if seen is store:
+        return lines
+    return [
+        f"**All rows below are stale**: made by the code {seen.code}, and the code here is "
+        f"{store.code}. `python -m benchmarks run --again` makes them anew.",
+        "",
+        *lines,
+    ]
 
 
 def _section(store: Store, page: Path, searched: bool) -> list[str]:
     whole = whole_grid(searched=searched)
-    blocks = blocks_of(store, whole)
+    blocks = blocks_of(store.with_rows_of(whole), whole)
     if not blocks:
         return []
     name = DIAGRAM if searched else f"{DIAGRAM}-defaults"
@@ -69,7 +77,7 @@ def _section(store: Store, page: Path, searched: bool) -> list[str]:
 
         draw(ranking, page.parent / "results" / f"{name}.svg")
         picture = [f"![Mean ranks of the methods](results/{name}.svg)", ""]
-    return [*_how(searched), *picture, *lines_of(store, whole)]
+    return [*_how(searched), *picture, *_versioned(store, whole)]
 
 
 def _how(searched: bool) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,15 +40,31 @@ class Store:
     def put(self, job: Job, row: dict[str, Any]) -> None:
         """Keep a row, and write the file."""
         self.rows[job.key] = {
+            **{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()},
             "code": self.code,
             "definition": job.definition(),
-            **{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()},
         }
         write_json(self.path, {"rows": dict(sorted(self.rows.items()))})
 
     def done(self, jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
         """Return the rows of those jobs that are done."""
         return {job.key: self.rows[job.key] for job in jobs if self.state(job) == "done"}
+
+    def with_rows_of(self, wanted: Iterable[Job]) -> Store:
+        """Return these rows as the version of the code sees them that made most of `wanted`.
+
+        That is this version wherever it made any.
+        """
+        codes = Counter(
+            self.rows[job.key]["code"]
+            for job in wanted
+            if job.key in self.rows and self.rows[job.key]["definition"] == job.definition()
+        )
+        if self.code in codes or not codes:
+            return self
+        other = copy.copy(self)
+        other.code = codes.most_common(1)[0][0]
+        return other
 
     def count(self, jobs: Iterable[Job]) -> dict[State, int]:
         """Return how many jobs stand how."""
