@@ -92,7 +92,7 @@ class LanguageLesson:
         """Let the student write some batches itself, from prompts of the training texts."""
         if own is not None and together.place()[1] > 1:
             raise RecipeError(
-                "language.own lets the student write its texts in one process; run in one, or "
+                "language.on_policy lets the student write in one process alone; run in one, or "
                 "remove the key"
             )
         self.own, self.key = own, self._key()
