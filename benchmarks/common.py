@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from tutelage.devices.profile import cpu_name
@@ -99,6 +101,22 @@ def ratio_of_medians(
         "blocks": len(pairs),
         "readings": sum(map(len, first)),
     }
+
+
+def interval(values: Sequence[float], sign: str = "") -> str:
+    """Return the mean with its 95 % interval (Student's t); `sign` "+" shows that of the mean."""
+    if len(values) < 2:
+        return f"{values[0]:{sign}.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):{sign}.2f} ± {half:.2f}"
+
+
+def apart(mine: dict[int, float], other: dict[int, float]) -> str:
+    """Return the mean difference in points, paired by seed, with its 95 % interval."""
+    both = sorted(set(mine) & set(other))
+    if len(both) < 2 or mine == other:
+        return ""
+    return interval([100 * (mine[seed] - other[seed]) for seed in both], "+")
 
 
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -25,8 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine, print_table
-from scipy import stats
+from common import (
+    FASHION_MNIST,
+    HERE,
+    TEACHER,
+    apart,
+    command,
+    fashion_mnist,
+    interval,
+    machine,
+    print_table,
+)
 
 from tutelage.audit.exits import choose_stops, confidence, stops
 from tutelage.export.artifact import ArtifactMeta
@@ -218,7 +227,7 @@ def table(options: argparse.Namespace) -> None:
         rows.append(
             [
                 arm, len(of), f"{statistics.mean(row['taught_cpu_s'] for row in of.values()):.0f}",
-                mean([100 * row["test"] for row in of.values()]),
+                interval([100 * row["test"] for row in of.values()]),
                 *(apart(tests[arm], tests.get(other, {})) for other in ("none", "labels")),
                 " ".join(f"{100 * x:.1f}" for x in np.mean(early, axis=0)) if early else "",
             ]
@@ -231,7 +240,7 @@ def table(options: argparse.Namespace) -> None:
             [
                 arm, f"{most:.1%}",
                 *(
-                    mean([100 * r["exits"][str(most)][key] for r in rows.values()])
+                    interval([100 * r["exits"][str(most)][key] for r in rows.values()])
                     for key in ("stopped", "saved", "lost_test")
                 ),
             ]
@@ -245,22 +254,6 @@ def table(options: argparse.Namespace) -> None:
 def first(row: dict[str, Any]) -> Any:
     """Return the first entry of what thresholds come to."""
     return next(iter(row["exits"].values()))
-
-
-def mean(values: list[float]) -> str:
-    """Return the mean with its 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
-
-
-def apart(mine: dict[int, float], other: dict[int, float]) -> str:
-    """Return the mean difference in points, paired by seed, with its 95 % interval."""
-    both = sorted(set(mine) & set(other))
-    if len(both) < 2 or mine == other:
-        return ""
-    return mean([100 * (mine[seed] - other[seed]) for seed in both])
 
 
 def main() -> None:

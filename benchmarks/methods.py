@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
-from scipy import stats
+from common import FASHION_MNIST, HERE, TEACHER, apart, command, fashion_mnist, machine
 
 from tutelage.files import write_json
 from tutelage.pipeline.inheriting import own_network
@@ -186,20 +185,11 @@ def table(path: Path) -> None:
         if method in rows:
             mine = rows[method]
             epochs = {r["epochs"] for r in found["rows"] if r["method"] == method}
-            apart = [_apart(mine, rows.get(other, {})) for other in ("no teacher", "kd")]
+            differences = [apart(mine, rows.get(other, {})) for other in ("no teacher", "kd")]
             print(
                 f"| {method} | {len(mine)} | {'/'.join(map(str, sorted(epochs)))} "
-                f"| {statistics.mean(mine.values()):.2%} | {apart[0]} | {apart[1]} |"
+                f"| {statistics.mean(mine.values()):.2%} | {differences[0]} | {differences[1]} |"
             )
-
-
-def _apart(mine: dict[int, float], other: dict[int, float]) -> str:
-    both = sorted(set(mine) & set(other))
-    if len(both) < 2 or mine == other:
-        return ""
-    apart = [100 * (mine[seed] - other[seed]) for seed in both]
-    half = stats.t.ppf(0.975, len(both) - 1) * statistics.stdev(apart) / len(both) ** 0.5
-    return f"{statistics.mean(apart):+.2f} ± {half:.2f}"
 
 
 def main() -> None:

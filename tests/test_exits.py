@@ -14,6 +14,7 @@ import tiny
 import torch
 
 from tutelage.audit.exits import choose_stops, confidence, stops, tradeoff
+from tutelage.devices import load_device
 from tutelage.errors import CorruptFileError, ExportError
 from tutelage.export.artifact import ArtifactMeta, OnnxModel, load_onnx, read_meta
 from tutelage.export.exits import decisions_of, path_costs, write_exits
@@ -22,7 +23,8 @@ from tutelage.export.half import write_float16
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.export.unroll import way, ways
-from tutelage.plan.costs import shake
+from tutelage.files import hash_json
+from tutelage.plan.costs import Costing, cost_of, shake
 from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.students.exits import (
     ExitingNetwork,
@@ -231,6 +233,13 @@ def test_a_file_without_exits_side_by_side_is_refused(tmp_path):
     path = export_onnx(net, SHAPE, tmp_path / "alone.onnx", meta=META)
     with pytest.raises(ExportError, match="side by side"):
         decisions_of(load_onnx(path))
+
+
+def test_what_is_found_for_a_student_with_exits_is_not_taken_for_one_without():
+    given = {"device": load_device("nucleo-l4r5"), "limits": (), "precision": "int8", "meta": META}
+    plain, exiting = Costing(**given), Costing(**given, exits=True)
+    assert hash_json(plain.key()) != hash_json(exiting.key())
+    assert cost_of(network()[0], exiting)[0].macs > cost_of(network()[0], plain)[0].macs
 
 
 # A whole run

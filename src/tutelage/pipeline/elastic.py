@@ -146,11 +146,7 @@ def elastic_cuts(
 
     inputs = hash_json(
         [
-            costing.meta.to_json(),
-            costing.device.model_dump(mode="json"),
-            [dataclasses.asdict(limit) for limit in costing.limits],
-            costing.precision,
-            *(dataclasses.asdict(file) for file in costing.beside),
+            *costing.key(),
             recipe.student.candidates,
             run.manifest["stages"]["elastic"]["inputs"],
         ]

@@ -201,18 +201,13 @@ def find_candidates(
 
     inputs = hash_json(
         [
-            costing.meta.to_json(),
-            costing.device.model_dump(mode="json"),
-            [dataclasses.asdict(x) for x in costing.limits],
-            costing.precision,
+            *costing.key(),
             recipe.student.candidates,
             teacher_parameters,
             "counted",
             *([recipe.seed] if recipe.student.candidates > 4 else []),
-            *(["exits"] if costing.exits else []),
             *([shrinks] if shrinks != (1,) else []),
             *([families] if families != material.task.families else []),
-            *(dataclasses.asdict(file) for file in costing.beside),
         ]
     )
     record = run.stage("candidates", inputs, search)

@@ -7,7 +7,6 @@ so.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,16 +97,11 @@ def _slices(
 
     inputs = hash_json(
         [
-            costing.meta.to_json(),
-            costing.device.model_dump(mode="json"),
-            [dataclasses.asdict(limit) for limit in costing.limits],
-            costing.precision,
-            *(dataclasses.asdict(file) for file in costing.beside),
+            *costing.key(),
             count,
             taught.train.key,
             recipe.threads,
             "by scores",
-            *(["exits"] if costing.exits else []),
         ]
     )
     found = tuple(map(Candidate.from_json, run.stage("slices", inputs, search).result))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,17 @@ class Costing:
     meta: ArtifactMeta
     beside: tuple[SideFile, ...] = ()
     exits: bool = False
+
+    def key(self) -> list[Any]:
+        """Return all of it as plain JSON data, for the hash of what is found by it."""
+        return [
+            self.meta.to_json(),
+            self.device.model_dump(mode="json"),
+            [asdict(limit) for limit in self.limits],
+            self.precision,
+            *(asdict(file) for file in self.beside),
+            *(["exits"] if self.exits else []),
+        ]
 
 
 def cost_of(network: nn.Module, costing: Costing) -> tuple[GraphCosts, tuple[Measurement, ...]]:
