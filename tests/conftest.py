@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     said = tiny.cli("run", recipe, "--run", folder / "run", "--json")
     assert said.status == 0, said.err
     return Finished(folder=folder, recipe=recipe, run=folder / "run", said=said)
+
+
+@pytest.fixture(autouse=True)
+def no_slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save where a test says so, however busy the machine: a slow save puts off the next."""
+    if "tutelage.train.loop" in sys.modules:
+        monkeypatch.setattr("tutelage.train.loop.pause_after", lambda spent_s, wanted_s: wanted_s)
 
 
 @pytest.fixture

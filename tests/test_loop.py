@@ -172,6 +172,7 @@ def test_a_slow_disk_is_written_to_once_and_at_the_end(tmp_path, monkeypatch):
     now, written = [0.0], []
     trainer = Trainer(Lesson(), schedule(checkpoint_s=0.0), checkpoint=tmp_path / "state")
     monkeypatch.setattr("tutelage.train.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tutelage.train.loop.pause_after", pause_after)  # conftest.py has another
 
     def save():
         written.append(trainer.step)
