@@ -269,6 +269,8 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
     assert figures["macs_mean"]["value"] < figures["macs"]["value"]
     rest = figures["latency_mean_s"]["value"] / figures["latency_s"]["value"]
     assert "stop" in figures["macs_mean"]["where"] and 0 < rest < 1
+    teacher = {f["name"]: f for f in proof["figures"]["teacher"]}
+    assert figures["latency_p50_s"]["where"] == teacher["latency_p50_s"]["where"]
     assert "Early exits" in (folder / "report.html").read_text()
     names = {p.name for p in (folder / "student").iterdir()}
     assert {"exits.json", "exits.safetensors"} <= names

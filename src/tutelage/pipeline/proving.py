@@ -31,7 +31,7 @@ from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import meta_of
-from tutelage.pipeline.proving_exits import Stopped, exit_part, timed, went_through
+from tutelage.pipeline.proving_exits import Stopped, exit_part, named, timed, went_through
 from tutelage.pipeline.proving_exits import on_device as means_on
 from tutelage.pipeline.proving_values import compared_values
 from tutelage.pipeline.shipping import Shipped, artifact_decisions
@@ -224,7 +224,7 @@ def _weigh(
         on_host = _host_figures(path)
     else:
         call, more = timed(stopped, material.test)
-        on_host = [*more, *_host_figures(path, call)]
+        on_host = [*more, *named(_host_figures(path, call))]
         on_device = means_on(on_device, stopped, device)
     # On the machine itself the measured figures are the ones that count, so they come first.
     figures += [*on_host, *on_device] if device.name == HOST else [*on_device, *on_host]
