@@ -84,7 +84,10 @@ def test_transformers_reads_a_tokenizer_with_byte_fallback(tmp_path):
     assert own("good film").input_ids[0] == 1
 
 
-@pytest.mark.parametrize("quantization", ["f16", "q8_0", "q4_0"])
+FILE_TYPES = {"f16": 1, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}  # llama.cpp's
+
+
+@pytest.mark.parametrize("quantization", FILE_TYPES)
 def test_bytes_are_known_before(quantization, tmp_path, tokenizer):
     model = samples.network("llama", intermediate_size=100)  # 32 does not divide its rows
     shapes, config = shapes_of(model), samples.config_of(model)
@@ -97,11 +100,8 @@ def test_bytes_are_known_before(quantization, tmp_path, tokenizer):
     kinds = {t.name: t.tensor_type.name.lower() for t in reader.tensors}
     assert kinds["blk.0.ffn_down.weight"] == "f16" and kinds["blk.0.attn_norm.weight"] == "f32"
     assert kinds["blk.0.ffn_up.weight"] == quantization and "output.weight" not in kinds
-    assert kinds["token_embd.weight"] == ("q8_0" if quantization == "q4_0" else quantization)
-    assert (
-        reader.fields["general.file_type"].contents()
-        == {"f16": 1, "q8_0": 7, "q4_0": 2}[quantization]
-    )
+    assert kinds["token_embd.weight"] == (quantization if quantization == "f16" else "q8_0")
+    assert reader.fields["general.file_type"].contents() == FILE_TYPES[quantization]
 
 
 def test_bytes_by_hand():

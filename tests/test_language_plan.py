@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import types
 
 import pytest
 import tiny
@@ -21,6 +22,7 @@ from tutelage.pipeline.language import pace, proving
 from tutelage.pipeline.language.costs import Terms, figures_on
 from tutelage.pipeline.language.fitting import fitting_slices, no_slice, smallest, use_of
 from tutelage.pipeline.language.frontiers import Placed, beaten_nowhere, best_of
+from tutelage.pipeline.language.planning import candidates
 from tutelage.pipeline.language.scores import SliceScore
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
@@ -37,13 +39,13 @@ WHOLE = spec_of(
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
     )
 )  # fmt: skip
-TERMS = Terms(form="q8_0", header_bytes=1000, length=512)
+TERMS = Terms(header_bytes=1000, length=512)
 PI = load_device("raspberry-pi-4")
 FEW = {"language": {"tokens": 700, "answer": 2}, "distill": {"rate": 0.003}}
 
 
 def price(spec):
-    return figures_on(spec, TERMS, PI)
+    return figures_on(spec, "q8_0", TERMS, PI)
 
 
 def value(spec, name):
@@ -76,17 +78,37 @@ def test_use_of_a_limit_by_hand():
     assert use_of(price, [Limit(metric="energy_j", value=1.0, hard=False)])(WHOLE) == 0
 
 
+def forms_within(share, forms=("q8_0", "q5_1", "q4_1")):
+    """Return the forms and sizes of what is a candidate where storage is a share of q8_0's."""
+    material = types.SimpleNamespace(decoder=types.SimpleNamespace(spec=WHOLE))
+    limit = Limit(metric="storage_bytes", value=share * value(WHOLE, "storage_bytes"))
+    found = candidates(material, TERMS, (limit,), PI, forms=forms)
+    for one in found:
+        assert not one.missed and one.figures == figures_on(one.spec, one.form, TERMS, PI)
+    return [(one.form, one.spec == WHOLE) for one in found]
+
+
+def test_the_finest_file_that_holds_the_whole_network_is_taken_else_coarse_ones_compete():
+    assert forms_within(1.0) == [("q8_0", True)]
+    assert forms_within(0.9) == [("q5_1", True)]  # not the slices of q8_0 that would fit
+    between = forms_within(0.7)
+    assert between[-1] == ("q4_1", True) and set(between[:-1]) == {("q5_1", False)}
+    small = forms_within(0.5)
+    assert {form for form, whole in small if not whole} == {"q5_1", "q4_1"}
+    assert {form for form, _ in forms_within(0.5, ("q8_0",))} == {"q8_0"}
+
+
 def test_what_nothing_keeps_names_what_would_do():
     limit = Limit(metric="storage_bytes", value=10_000)
     with pytest.raises(InfeasibleError):
         fitting_slices(WHOLE, price, [limit], count=4)
-    error = no_slice(WHOLE, TERMS, price, (limit,), PI)
+    error = no_slice(WHOLE, "q8_0", TERMS, (limit,), PI)
     need = value(smallest(WHOLE), "storage_bytes")
     assert "storage is limited to 10 kB and the smallest student needs" in str(error)
     (looser,) = error.shortfall.would_do.limits
     assert need <= looser.value < 1.1 * need
     slow = Limit(metric="latency_s", value=value(smallest(WHOLE), "latency_s") / 1.5)
-    assert no_slice(WHOLE, TERMS, price, (slow,), PI).shortfall.would_do.device is not None
+    assert no_slice(WHOLE, "q8_0", TERMS, (slow,), PI).shortfall.would_do.device is not None
 
 
 def test_a_pace_by_hand():
@@ -103,7 +125,7 @@ def placed(kl, size, perplexity=None):
 
     taught = None if perplexity is None else figure("perplexity_validation", perplexity)
     costs = {"storage_bytes": figure("storage_bytes", size)}
-    return Placed(score=SliceScore(spec=WHOLE, kl=kl, taught=taught), costs=costs)
+    return Placed(score=SliceScore(spec=WHOLE, form="q8_0", kl=kl, taught=taught), costs=costs)
 
 
 def test_nothing_on_the_frontier_is_beaten():

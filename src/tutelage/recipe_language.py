@@ -9,7 +9,8 @@ from pydantic import Field
 from tutelage.recipe_data import Count, Part, Positive, Share, Text, Weight
 
 LANGUAGE = "causal_lm"  # the task
-Format = Literal["f16", "q8_0", "q4_0"]
+Quantization = Literal["f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Format = Literal["auto", Quantization]
 
 
 class OnPolicyPart(Part):
@@ -46,7 +47,11 @@ class LanguagePart(Part):
     on_policy: Annotated[float, Field(ge=0.0, le=1.0)] | OnPolicyPart = Field(
         0.0, description="share of the batches that the student writes itself; or keys of its own"
     )
-    format: Format = Field("q8_0", description="of the GGUF file")
+    format: Format = Field(
+        "auto",
+        description="of the GGUF file; auto: q8_0, q5_1 or q4_1, by which slice of the same bytes "
+        "says most like the teacher",
+    )
     recompute: bool = Field(
         False,
         description="layers compute their inside again in the backward pass: a third slower, far "
@@ -58,6 +63,16 @@ class LanguagePart(Part):
     answer: Annotated[int, Field(ge=1, le=2048)] = Field(
         64, description="longest answer shown, in tokens"
     )
+
+    @property
+    def usual(self) -> Quantization:
+        """The format asked for, else the one that figures of no student's file are in."""
+        return "q8_0" if self.format == "auto" else self.format
+
+    @property
+    def formats(self) -> tuple[Quantization, ...]:
+        """What may ship, the finest first; with the same bytes, two numbers a block beat one."""
+        return ("q8_0", "q5_1", "q4_1") if self.format == "auto" else (self.format,)
 
     @property
     def own(self) -> OnPolicyPart | None:

@@ -1,7 +1,7 @@
 """How many bytes a decoder's tensors take in a GGUF file: what is stored in which type.
 
 Matrices are quantized in blocks of 32 numbers of a row, as llama.cpp does; vectors (norms, biases)
-stay float32. Source: ggml's block_q4_0 and block_q8_0.
+stay float32. Source: ggml's block_q4_0, block_q4_1, block_q5_0, block_q5_1 and block_q8_0.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Quantization = Literal["f16", "q8_0", "q4_0"]
+from tutelage.recipe_language import Quantization
+
 ALIGNMENT = 32  # bytes to which every tensor is padded
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -34,20 +34,27 @@ class StoredType:
 F32 = StoredType(name="f32", number=0, block=1, block_bytes=4)
 F16 = StoredType(name="f16", number=1, block=1, block_bytes=2)
 Q4_0 = StoredType(name="q4_0", number=2, block=32, block_bytes=18)
+Q4_1 = StoredType(name="q4_1", number=3, block=32, block_bytes=20)
+Q5_0 = StoredType(name="q5_0", number=6, block=32, block_bytes=22)
+Q5_1 = StoredType(name="q5_1", number=7, block=32, block_bytes=24)
 Q8_0 = StoredType(name="q8_0", number=8, block=32, block_bytes=34)
-_TYPES: dict[Quantization, StoredType] = {"f16": F16, "q8_0": Q8_0, "q4_0": Q4_0}
+_TYPES: dict[Quantization, StoredType] = {
+    "f16": F16, "q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0,
+}  # fmt: skip
 QUANTIZATIONS = tuple(_TYPES)
+FINE: tuple[Quantization, ...] = ("f16", "q8_0")  # what they round costs next to nothing
 
 
 def stored_type(name: str, shape: tuple[int, ...], quantization: Quantization) -> StoredType:
     """Return how the tensor of that name (Hugging Face's) and shape is stored.
 
-    In a q4_0 file the embedding and the head are q8_0; rows that 32 does not divide are f16.
+    Where layers have four or five bits the embedding and the head are q8_0; rows that 32 does not
+    divide are f16.
     """
     if len(shape) < 2:
         return F32
     wanted = _TYPES[quantization]
-    if wanted is Q4_0 and name in (HEAD, EMBEDDING):
+    if quantization not in FINE and name in (HEAD, EMBEDDING):
         wanted = Q8_0
     return F16 if shape[-1] % wanted.block else wanted
 

@@ -1,7 +1,7 @@
 """Decoders as one GGUF file that llama.cpp and Ollama load, tokenizer and chat template included.
 
-Covers the architectures of `gguf_names`, in f16, q8_0 and q4_0. Does not cover experts, adapters,
-or quantization that looks at data (importance matrices).
+Covers the architectures of `gguf_names`, in f16, q8_0, q5_1, q5_0, q4_1 and q4_0. Does not cover
+experts, adapters, or quantization that looks at data (importance matrices).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from tutelage.devices.gguf_sizes import (
     F32,
     QUANTIZATIONS,
-    Quantization,
     StoredType,
     gguf_bytes,
     padded,
@@ -36,13 +35,14 @@ from tutelage.export.gguf_config import (
 from tutelage.export.gguf_names import Architecture, rotated
 from tutelage.export.gguf_tokenizer import read_tokenizer
 from tutelage.files import replace_atomically
+from tutelage.recipe_language import Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Quantization", "gguf_bytes", "gguf_file_bytes", "write_gguf"]
+__all__ = ["gguf_bytes", "gguf_file_bytes", "write_gguf"]
 
-_FILE_TYPES = {"f16": 1, "q8_0": 7, "q4_0": 2}
+_FILE_TYPES = {"f16": 1, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
 _FORMAT = 2  # version of the blocks' layout
 _ROTATED = (".self_attn.q_proj.", ".self_attn.k_proj.")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

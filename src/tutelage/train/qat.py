@@ -98,16 +98,21 @@ def quantization_aware(network: nn.Module) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
         for layer in layers:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-            bias = layer._parameters.get("bias")
-            if bias is not None:  # weight before bias, as it was
-                del layer.bias
-                layer.register_parameter("bias", bias)
+            unrounded(layer)
         for layer in convolutions:
             delattr(layer, _LOW)
             delattr(layer, _HIGH)
         for norm in norms:
             norm.train(network.training)
+
+
+def unrounded(layer: nn.Module) -> None:
+    """Let a layer compute with its own weight again, which comes before its bias as it did."""
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    bias = layer._parameters.get("bias")
+    if bias is not None:
+        del layer.bias
+        layer.register_parameter("bias", bias)
 
 
 def _freeze(norm: nn.Module, inputs: Any) -> None:

@@ -44,7 +44,10 @@ def try_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
     `run_language` goes on from there, with the slice that learned best; raises as it does.
     """
     with _job(recipe, folder, progress) as (job, _):
-        found = candidates(job.material, job.terms, job.limits, job.device, job.pace)
+        found = candidates(
+            job.material, job.terms, job.limits, job.device, job.pace,
+            forms=job.recipe.language.formats,
+        )  # fmt: skip
         compared = compare(
             found, job.material, job.scores, job.run, job.progress, threads=job.recipe.threads
         )

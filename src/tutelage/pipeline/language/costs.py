@@ -15,7 +15,7 @@ from tutelage.export.gguf import gguf_file_bytes
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.pace import Pace
 from tutelage.recipe import Recipe
-from tutelage.recipe_language import Format
+from tutelage.recipe_language import Quantization
 from tutelage.records import Measurement
 from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import shapes_of
@@ -26,30 +26,29 @@ Price = Callable[[DecoderSpec], Figures]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the cost of every slice hangs on beside its sizes: the file's form and header, texts.
+    """What the cost of every slice hangs on beside its sizes and form: the file's header, texts.
 
     `header_bytes` (tokenizer, names) are the whole network's: no slice has a longer one. `length`
     is the tokens of the texts that memory is for.
     """
 
-    form: Format
     header_bytes: int
     length: int
 
 
 def terms_of(recipe: Recipe, material: LanguageMaterial) -> Terms:
     """Return the terms of a run; the header is written once, nothing else."""
-    whole, form = material.decoder.spec, recipe.language.format
+    whole, form = material.decoder.spec, recipe.language.usual
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         material.tokenizer.save_pretrained(folder)
         shapes = shapes_of(whole)
         file = gguf_file_bytes(whole.config, shapes, Path(folder), quantization=form)
     header = file - gguf_bytes(shapes, form, tied=whole.tied)
-    return Terms(form=form, header_bytes=header, length=material.length)
+    return Terms(header_bytes=header, length=material.length)
 
 
 def figures_on(
-    spec: DecoderSpec, terms: Terms, device: Device, pace: Pace | None = None
+    spec: DecoderSpec, form: Quantization, terms: Terms, device: Device, pace: Pace | None = None
 ) -> Figures:
     """Predict storage, memory for texts of the run's length, and where it can be told the speed.
 
@@ -57,13 +56,13 @@ def figures_on(
     or by the pace of another file on the same machine.
     """
     shapes, size = shapes_of(spec), DecoderSize.of(spec.config)
-    weights = gguf_bytes(shapes, terms.form, tied=spec.tied)
+    weights = gguf_bytes(shapes, form, tied=spec.tied)
     stored = Measurement(
         name="storage_bytes", value=float(terms.header_bytes + weights), unit="B",
-        kind="predicted", where=f"{terms.form}: tensors counted, header as the teacher's",
+        kind="predicted", where=f"{form}: tensors counted, header as the teacher's",
     )  # fmt: skip
     memory = predict_memory(size, weights, terms.length).total
-    read = bytes_a_token(shapes, terms.form, tied=spec.tied)
+    read = bytes_a_token(shapes, form, tied=spec.tied)
     rate = predict_tokens_per_s(size, read, device, filled=terms.length // 2)
     if rate is None and pace is not None:
         rate = pace.rate(read)

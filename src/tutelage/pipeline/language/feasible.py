@@ -51,12 +51,14 @@ def plan_language(
     drawn = language_frontiers(scores, device, pace) if frontier else {}
     would_do: WouldDo | None = None
     try:
-        found = candidates(material, terms, limits, device, pace)
+        found = candidates(material, terms, limits, device, pace, forms=recipe.language.formats)
     except InfeasibleError as error:
         assert error.shortfall is not None
         would_do, least = error.shortfall.would_do, smallest(material.decoder.spec)
-        figures = figures_on(least, terms, device, pace)
-        found = [Slice(spec=least, figures=figures, missed=missed_limits(figures, limits))]
+        form = recipe.language.formats[-1]
+        figures = figures_on(least, form, terms, device, pace)
+        missed = missed_limits(figures, limits)
+        found = [Slice(spec=least, form=form, figures=figures, missed=missed)]
     return {
         "status": "feasible" if would_do is None else "infeasible",
         "run": str(folder),
@@ -75,10 +77,11 @@ def plan_language(
 
 
 def _row(found: Slice, scores: SliceScores, whole: DecoderSpec) -> dict[str, Any]:
-    score = scores.of(found.spec)
+    score = scores.of(found.spec, found.form)
     figure = None if score is None else score.perplexity or score.untaught
     return {
-        "name": name_of_slice(found.spec, whole),
+        "name": f"{name_of_slice(found.spec, whole)}, {found.form}",
+        "precision": found.form,
         "spec": spec_json(found.spec),
         "parameters": parameters(found.spec),
         "figures": [f.to_json() for f in found.figures],

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from tutelage.devices import Device, device_limits
 from tutelage.errors import InfeasibleError
 from tutelage.pipeline.language.costs import Figures, Price, Terms, figures_on
+from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.proving import verdicts
 from tutelage.plan.refusal import infeasible, looser, others
+from tutelage.recipe_language import Quantization
 from tutelage.records import Limit, Shortfall, Verdict, WouldDo
 from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_mixes import plan_mixes
@@ -40,14 +42,15 @@ def use_of(price: Price, limits: Sequence[Limit]) -> Callable[[DecoderSpec], int
 
 
 def no_slice(
-    whole: DecoderSpec, terms: Terms, price: Price, limits: tuple[Limit, ...], device: Device
-) -> InfeasibleError:
+    whole: DecoderSpec, form: Quantization, terms: Terms, limits: tuple[Limit, ...],
+    device: Device, pace: Pace | None = None,
+) -> InfeasibleError:  # fmt: skip
     """Return the error that names the limits which the smallest slice misses, and what would do."""
     least = smallest(whole)
-    held = verdicts(limits, price(least))
+    held = verdicts(limits, figures_on(least, form, terms, device, pace))
     found = Shortfall(
         parameters=parameters(least), verdicts=held,
-        would_do=what_would_do(least, terms, held, limits, device),
+        would_do=what_would_do(least, form, terms, held, limits, device),
     )  # fmt: skip
     return infeasible(found, device, given=False)
 
@@ -58,15 +61,15 @@ def smallest(whole: DecoderSpec) -> DecoderSpec:
 
 
 def what_would_do(
-    spec: DecoderSpec, terms: Terms, judged: Sequence[Verdict], limits: Sequence[Limit],
-    device: Device,
+    spec: DecoderSpec, form: Quantization, terms: Terms, judged: Sequence[Verdict],
+    limits: Sequence[Limit], device: Device,
 ) -> WouldDo:  # fmt: skip
     """Return the known device on which a slice would keep all that is asked, and looser limits."""
     missed = [v for v in judged if v.limit.hard and not v.met]
     asked = [x for x in limits if x.hard and x.source != f"device {device.name}"]
 
     def keeps(other: Device) -> bool:
-        return _keeps(figures_on(spec, terms, other), [*asked, *device_limits(other)])
+        return _keeps(figures_on(spec, form, terms, other), [*asked, *device_limits(other)])
 
     found = next((other.name for other in others(device) if keeps(other)), None)
     return WouldDo(device=found, limits=looser(missed, device))

@@ -52,18 +52,19 @@ def language_frontiers(scores: SliceScores, device: Device, pace: Pace | None) -
         "frontier": {
             "metric": "perplexity" if any(r.perplexity for r in rows) else "kl_untaught",
             "tried": len(rows),
-            "students": [{**_student(p, scores.terms.form), "on": on} for p, on in kept],
+            "students": [{**_student(p), "on": on} for p, on in kept],
         },
-        "devices": {d.name: _device(placed_on(scores, d), d, scores.terms.form) for d in others},
+        "devices": {d.name: _device(placed_on(scores, d), d) for d in others},
     }
 
 
 def placed_on(scores: SliceScores, device: Device, pace: Pace | None = None) -> list[Placed]:
     """Return every slice with its figures on a device."""
-    return [
-        Placed(score=r, costs={f.name: f for f in figures_on(r.spec, scores.terms, device, pace)})
-        for r in scores.rows.values()
-    ]
+    placed = []
+    for row in scores.rows.values():
+        figures = figures_on(row.spec, row.form, scores.terms, device, pace)
+        placed.append(Placed(score=row, costs={f.name: f for f in figures}))
+    return placed
 
 
 def beaten_nowhere(own: Placed, others: Sequence[Placed]) -> list[str]:
@@ -100,11 +101,11 @@ def best_of(fitting: Sequence[Placed]) -> Placed:
     return best_of(nearer) if nearer else best
 
 
-def _device(placed: Sequence[Placed], device: Device, form: str) -> dict[str, Any]:
+def _device(placed: Sequence[Placed], device: Device) -> dict[str, Any]:
     limits = device_limits(device)
     fitting = [p for p in placed if all(x.met_by(p.costs[x.metric].value) for x in limits)]
     if fitting:
-        best = _student(best_of(fitting), form)
+        best = _student(best_of(fitting))
         return {"title": device.title, "student": best, "reason": ""}
     short = [x for x in limits if not any(x.met_by(p.costs[x.metric].value) for p in placed)]
     words = " and ".join(_WORDS[x.metric] for x in short)
@@ -112,7 +113,7 @@ def _device(placed: Sequence[Placed], device: Device, form: str) -> dict[str, An
     return {"title": device.title, "student": None, "reason": reason}
 
 
-def _student(placed: Placed, form: str) -> dict[str, Any]:
+def _student(placed: Placed) -> dict[str, Any]:
     score, shown = placed.score, (*AXES, "tokens_per_s", "energy_j")
     figure = score.perplexity or score.untaught
     kind = "taught" if score.taught else "trial" if score.trial else "untaught"
@@ -120,7 +121,7 @@ def _student(placed: Placed, form: str) -> dict[str, Any]:
         "name": name_of_slice(score.spec),
         "spec": spec_json(score.spec),
         "parameters": parameters(score.spec),
-        "precision": form,
+        "precision": score.form,
         "figure": None if figure is None else figure.to_json(),
         "untaught_kl": score.kl,
         "from": kind,

@@ -181,8 +181,7 @@ def _lesson_lines(looked: Looked) -> list[str]:
         "language:",
         f"  tokens: {_beside(tokens)}# to teach on: {tokens / max(1, looked.learned):.2g} times "
         "what the data holds",
-        f"  format: {_FORMAT}           # of the GGUF file; q4_0 halves it and costs small models "
-        "much",
+        "  format: auto           # of the GGUF file: q8_0, q5_1 or q4_1, by what is said best",
         *([answers] if looked.chats else []),
         "  # recompute: true      # where memory is short: a third slower to teach",
         '  # prompts: ["What can you do?"]   # what both answer in the report',

@@ -68,7 +68,7 @@ def pace_of(
         found = work()[0]
     else:
         inputs = hash_json([material.teacher, material.vocabulary, material.length,
-                            recipe.language.format, recipe.threads])  # fmt: skip
+                            recipe.language.usual, recipe.threads])  # fmt: skip
         found = run.stage("pace", inputs, work).result
     if "why" not in found:
         low, high = found["spread"]
@@ -81,7 +81,7 @@ def pace_of(
 
 
 def _measured(recipe: Recipe, material: LanguageMaterial) -> dict[str, Any]:
-    decoder, form = material.decoder, recipe.language.format
+    decoder, form = material.decoder, recipe.language.usual
     with tempfile.TemporaryDirectory(prefix="tutelage-pace-") as folder:
         material.tokenizer.save_pretrained(folder)
         state = {k.removeprefix("network."): x for k, x in decoder.state_dict().items()}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tutelage.devices import Device
-from tutelage.devices.gguf_sizes import gguf_bytes
+from tutelage.devices.gguf_sizes import FINE, gguf_bytes
 from tutelage.errors import InfeasibleError
 from tutelage.files import hash_json, write_json
-from tutelage.pipeline.language.costs import Terms, figures_on
+from tutelage.pipeline.language.costs import Figures, Terms, figures_on
 from tutelage.pipeline.language.fitting import fitting_slices, no_slice
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.pace import Pace
@@ -24,12 +24,14 @@ from tutelage.pipeline.planning import budget_of
 from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, track
 from tutelage.recipe import Recipe
+from tutelage.recipe_language import Quantization
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, DecoderSpec
 from tutelage.students.decoder_choice import depths_by_kl
 from tutelage.students.decoder_sizes import parameters, shapes_of, with_sizes
 from tutelage.students.slice_decoder import slice_decoder
+from tutelage.train.block_rounding import block_rounded
 from tutelage.train.checkpoint import digest
 
 _CHOOSING_TOKENS = 512  # choose layers and units: some hundred passes over them
@@ -38,9 +40,10 @@ _DEFAULT_SHARE = 0.6  # of the teacher's own file, where the recipe limits nothi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """One candidate: its spec, what it would cost, and how far it is from the teacher untaught."""
+    """One candidate: its spec, its file's form, costs, and distance from the teacher untaught."""
 
     spec: DecoderSpec
+    form: Quantization
     figures: tuple[Measurement, ...]
     missed: tuple[str, ...]
     kept: tuple[int, ...] = ()
@@ -48,8 +51,11 @@ class Slice:
 
 
 def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit, ...]:
-    """Return the recipe's limits and the device's; with none, 0.6 of the teacher's own bytes."""
-    whole = gguf_bytes(shapes_of(spec), recipe.language.format, tied=spec.tied)
+    """Return the recipe's limits and the device's; with none, 0.6 of the teacher's own bytes.
+
+    Those are in the format asked for, else in q8_0.
+    """
+    whole = gguf_bytes(shapes_of(spec), recipe.language.usual, tied=spec.tied)
     limits = budget_of(recipe, device, whole)
     return tuple(
         dataclasses.replace(x, value=_DEFAULT_SHARE * whole, source="default: 0.6 of the teacher")
@@ -61,27 +67,36 @@ def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit,
 
 def candidates(
     material: LanguageMaterial, terms: Terms, limits: tuple[Limit, ...], device: Device,
-    pace: Pace | None = None, *, start: DecoderSpec | None = None,
+    pace: Pace | None = None, *, forms: Sequence[Quantization], start: DecoderSpec | None = None,
 ) -> list[Slice]:  # fmt: skip
     """Return slices that keep every hard limit, deep and narrow, shallow and wide, other mixes.
 
-    They are of the teacher, or of a network with the sizes `start`. Raises `InfeasibleError` where
-    none fits.
+    They are of the teacher, or of a network with the sizes `start`. `forms` are tried from the
+    finest on: a file that rounds next to nothing is only taken whole where others may be, since the
+    same bytes hold far more weights in those; and where the network fits whole, coarser ones lose
+    more. Raises `InfeasibleError` where none fits.
     """
-    whole = start or material.decoder.spec
+    whole, found = start or material.decoder.spec, list[Slice]()
+    for form in forms:
 
-    def price(spec: DecoderSpec) -> tuple[Measurement, ...]:
-        return figures_on(spec, terms, device, pace)
+        def price(spec: DecoderSpec, form: Quantization = form) -> Figures:
+            return figures_on(spec, form, terms, device, pace)
 
-    try:
-        specs = fitting_slices(whole, price, limits, count=4)
-    except InfeasibleError:
-        raise no_slice(whole, terms, price, limits, device) from None
-    figures = [price(spec) for spec in specs]
-    return [
-        Slice(spec=spec, figures=own, missed=missed_limits(own, limits))
-        for spec, own in zip(specs, figures, strict=True)
-    ]
+        try:
+            specs = fitting_slices(whole, price, limits, count=4)
+        except InfeasibleError:
+            continue
+        if form in FINE and len(forms) > 1 and specs != [whole]:
+            continue
+        for spec in specs:
+            own = price(spec)
+            missed = missed_limits(own, limits)
+            found.append(Slice(spec=spec, form=form, figures=own, missed=missed))
+        if specs == [whole]:
+            return found
+    if not found:
+        raise no_slice(whole, forms[-1], terms, limits, device, pace)
+    return found
 
 
 def choose(
@@ -96,7 +111,7 @@ def choose(
     the round of that `number`.
     """
     compared = compare(found, material, scores, run, progress, start, number, threads)
-    tried = [scores.of(c.spec) for c in compared]
+    tried = [scores.of(c.spec, c.form) for c in compared]
     trials = [row.trial.value if row and row.trial else None for row in tried]
     by_trial = all(x is not None for x in trials)
     judged = [x or 0.0 for x in trials] if by_trial else [c.kl or 0.0 for c in compared]
@@ -123,18 +138,20 @@ def compare(
         return _compared(found, material, source, progress), []
 
     weights = "" if start is None else digest(start.state_dict())
-    inputs = [material.content, material.teacher, weights, [c.spec.config for c in found], threads]
+    sliced = [[c.spec.config, c.form] for c in found]
+    inputs = [material.content, material.teacher, weights, sliced, threads]
     name = f"compare-{number}" if number else "compare"
     said = run.stage(name, hash_json(inputs), work).result
     compared = [
         dataclasses.replace(c, kept=tuple(row["kept"]), kl=row["kl"])
         for c, row in zip(found, said["slices"], strict=True)
     ]
-    if start is None:  # each depth is a slice, too, whose KL is known
+    form = compared[0].form
+    if start is None and form in FINE:  # each depth is a slice, too, whose KL is known
         for layers, kl in said["depths"]:
-            scores.add(with_sizes(source.spec, layers=layers), kl)
+            scores.add(with_sizes(source.spec, layers=layers), form, kl)
     for c in compared:  # of a network that was taught, KL is no longer that of an untaught slice
-        scores.add(c.spec, c.kl if start is None else None)
+        scores.add(c.spec, c.form, c.kl if start is None else None)
     scores.write()
     return compared
 
@@ -157,7 +174,9 @@ def _compared(
     for candidate in track(found, len(found), "Comparing slices", progress):
         depth = by_count[candidate.spec.layers]
         small = slice_decoder(source, candidate.spec, batches, kept=depth.kept)
-        rows.append({"kept": list(depth.kept), "kl": _kl(material.decoder, small, batches)})
+        with block_rounded(small, candidate.form):
+            kl = _kl(material.decoder, small, batches)
+        rows.append({"kept": list(depth.kept), "kl": kl})
     return {"slices": rows, "depths": [[n, depth.kl] for n, depth in by_count.items()]}
 
 
@@ -183,6 +202,7 @@ def _plan_json(
             {
                 "spec": spec_json(c.spec),
                 "space": "sliced",
+                "precision": c.form,
                 "parameters": parameters(c.spec),
                 "figures": [f.to_json() for f in c.figures],
                 "fits": not c.missed,

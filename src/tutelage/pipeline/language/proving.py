@@ -97,9 +97,9 @@ def _proof(
     )  # fmt: skip
     own = [size, *_in_llama_cpp(recipe, file, device, material.length, notes)]
     known = {m.name for m in own}
-    predicted = figures_on(student.spec, terms, device)
+    predicted = figures_on(student.spec, taught.form, terms, device)
     figures["student"] += [*own, *(f for f in predicted if f.name not in known)]
-    figures["teacher"] += figures_on(material.decoder.spec, terms, device)
+    figures["teacher"] += figures_on(material.decoder.spec, recipe.language.usual, terms, device)
     for who, spec in (("teacher", material.decoder.spec), ("student", student.spec)):
         figures[who].append(
             Measurement(name="parameters", value=float(parameters(spec)), unit="1",
@@ -115,7 +115,9 @@ def _proof(
         "device": {"name": device.name, "title": device.title},
         "chosen": shipped.artifact.path,
         "verdicts": [v.to_json() for v in judged],
-        "would_do": what_would_do(student.spec, terms, judged, limits, device).to_json()
+        "would_do": what_would_do(
+            student.spec, taught.form, terms, judged, limits, device
+        ).to_json()
         if missed
         else None,
         "figures": {who: [f.to_json() for f in found] for who, found in figures.items()},

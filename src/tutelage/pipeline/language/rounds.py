@@ -75,7 +75,7 @@ def _as_planned(job: Job, taught: Taught, internal: tuple[Limit, ...]) -> tuple[
 
     What was missed is a ratio to that figure, so the next slice is smaller than this one.
     """
-    figures = figures_on(taught.student.spec, job.terms, job.device, job.pace)
+    figures = figures_on(taught.student.spec, taught.form, job.terms, job.device, job.pace)
     values = {figure.name: figure.value for figure in figures}
     return tuple(replace(x, value=min(x.value, values.get(x.metric, x.value))) for x in internal)
 
@@ -84,10 +84,11 @@ def _next_slice(job: Job, taught: Taught | None, number: int, lesson: str) -> Sl
     """Return the slice of round `number`; None where no smaller one keeps the tightened limits."""
     _, internal = tightening.recorded(job.run, job.limits, lesson, most=number)
     start = None if taught is None else taught.student
+    forms = job.recipe.language.formats if taught is None else (taught.form,)
     try:
         found = candidates(
             job.material, job.terms, internal, job.device, job.pace,
-            start=None if start is None else start.spec,
+            forms=forms, start=None if start is None else start.spec,
         )  # fmt: skip
     except InfeasibleError:
         if taught is None:
@@ -108,5 +109,5 @@ def _shipped(job: Job, taught: Taught) -> dict[str, Any]:
     proof = prove(job.recipe, job.material, taught, shipped, job.device, job.limits, run, said)
     rows = {row["name"]: row for row in proof["figures"]["student"]}
     figure = Measurement.from_json(rows["perplexity_validation"])
-    job.scores.note(taught.student.spec, "taught", figure)
+    job.scores.note(taught.student.spec, taught.form, "taught", figure)
     return proof

@@ -1,10 +1,10 @@
 """What is known of every slice of a language model that was compared in a run.
 
-A row holds the slice's config, the KL divergence of a token from what the teacher says, untaught,
-and the validation perplexity after a short lesson and after a whole one, where there was one. What
-a slice costs follows from its config on any device (see `costs.figures_on`), so another device or
-budget is answered from here without the teacher. Rows hold for one teacher, data and seed: under
-others they are dropped.
+A row holds the slice's config, its file's form, the KL divergence of a token from what the teacher
+says, untaught, and the validation perplexity after a short lesson and after a whole one, where
+there was one. What a slice costs follows from config and form on any device (see
+`costs.figures_on`), so another device or budget is answered from here without the teacher. Rows
+hold for one teacher, data and seed: under others they are dropped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from tutelage.files import hash_json, read_json, write_json
 from tutelage.pipeline.language.costs import Terms
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.recipe import Recipe
+from tutelage.recipe_language import Quantization
 from tutelage.records import Measurement
 from tutelage.students.decoder import DecoderSpec
 
 FILE = "slices.json"
-_FORMAT = 1
+_FORMAT = 2
 _SIZES = ("layers", "hidden", "inner", "groups", "heads", "vocabulary")
 
 
@@ -35,6 +36,7 @@ class SliceScore:
     """
 
     spec: DecoderSpec
+    form: Quantization
     kl: float | None
     trial: Measurement | None = None
     taught: Measurement | None = None
@@ -56,7 +58,7 @@ class SliceScore:
         """Return plain JSON data."""
         figures = {name: getattr(self, name) for name in ("trial", "taught")}
         said = {name: None if x is None else x.to_json() for name, x in figures.items()}
-        return {"config": self.spec.config, "kl": self.kl, **said}
+        return {"config": self.spec.config, "form": self.form, "kl": self.kl, **said}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SliceScore:
@@ -69,7 +71,7 @@ class SliceScore:
             for name in ("trial", "taught")
         )
         spec = DecoderSpec(config=data["config"])
-        return cls(spec=spec, kl=kl, trial=trial, taught=taught)
+        return cls(spec=spec, form=data["form"], kl=kl, trial=trial, taught=taught)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +81,7 @@ class SliceScores:
     path: Path
     lesson: str
     terms: Terms
-    rows: dict[tuple[int, ...], SliceScore] = field(default_factory=dict)
+    rows: dict[tuple[int | str, ...], SliceScore] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -96,24 +98,25 @@ class SliceScores:
         try:
             if data["format"] == _FORMAT and data["lesson"] == found.lesson:
                 for row in map(SliceScore.from_json, data["rows"]):
-                    found.rows[sizes_of(row.spec)] = row
+                    found.rows[name_of(row.spec, row.form)] = row
         except Exception as error:  # damage takes any shape; what it says is what is wrong
             raise CorruptFileError(
                 f"{found.path} was altered ({error!r}); delete it: the next run compares anew"
             ) from error
         return found
 
-    def of(self, spec: DecoderSpec) -> SliceScore | None:
-        """Return the row of a slice of these sizes."""
-        return self.rows.get(sizes_of(spec))
+    def of(self, spec: DecoderSpec, form: Quantization) -> SliceScore | None:
+        """Return the row of a slice of these sizes in a file of that form."""
+        return self.rows.get(name_of(spec, form))
 
-    def add(self, spec: DecoderSpec, kl: float | None) -> None:
+    def add(self, spec: DecoderSpec, form: Quantization, kl: float | None) -> None:
         """Note how far an untaught slice is from the teacher; one that is known stays as it is."""
-        self.rows.setdefault(sizes_of(spec), SliceScore(spec=spec, kl=kl))
+        row = SliceScore(spec=spec, form=form, kl=kl)
+        self.rows.setdefault(name_of(spec, form), row)
 
-    def note(self, spec: DecoderSpec, which: str, figure: Measurement) -> None:
+    def note(self, spec: DecoderSpec, form: Quantization, which: str, figure: Measurement) -> None:
         """Note a figure after a short lesson (`trial`) or a whole one (`taught`), and write all."""
-        row = self.of(spec)
+        row = self.of(spec, form)
         if row is not None:
             setattr(row, which, figure)
             self.write()
@@ -132,6 +135,6 @@ def lesson_of(recipe: Recipe, material: LanguageMaterial) -> str:
     return hash_json([*data, distill, recipe.language.tokens, recipe.seed])
 
 
-def sizes_of(spec: DecoderSpec) -> tuple[int, ...]:
-    """Return what tells two slices of one network apart."""
-    return tuple(getattr(spec, name) for name in _SIZES)
+def name_of(spec: DecoderSpec, form: Quantization) -> tuple[int | str, ...]:
+    """Return what tells two slices of one network apart: their file's form, and sizes."""
+    return (form, *(getattr(spec, name) for name in _SIZES))

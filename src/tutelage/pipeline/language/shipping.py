@@ -30,7 +30,7 @@ def ship(
     recipe: Recipe, material: LanguageMaterial, taught: Taught, run: Run, progress: Progress
 ) -> Shipped:
     """Write `student/` and the GGUF file, once a run."""
-    form, folder = recipe.language.format, run.file("student")
+    form, folder = taught.form, run.file("student")
     path = run.file(f"artifacts/student-{form}.gguf")
     steps = [run.manifest["stages"][f"teach-{taught.result['steps']}"]["files"]]
 

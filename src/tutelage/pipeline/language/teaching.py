@@ -19,11 +19,13 @@ from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_jso
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
 from tutelage.recipe import LossPart, Recipe
+from tutelage.recipe_language import Quantization
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, DecoderSpec, Origin
 from tutelage.students.decoder_sizes import parameters, steps_to
 from tutelage.students.slice_decoder import slice_decoder
 from tutelage.teach.token_signals import Speaker, TokenSignals
+from tutelage.train.block_rounding import block_rounded
 from tutelage.train.inside import InsideLesson
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer
@@ -35,9 +37,10 @@ _RATE, _BATCH, _MICRO_TOKENS, _CHECKPOINT = 5e-4, 8, 2_048, "300 s"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taught:
-    """The student, and what run.json and the report say of the lessons."""
+    """The student, its file's form, and what run.json and the report say of the lessons."""
 
     student: Decoder
+    form: Quantization
     result: dict[str, Any]
     lessons: tuple[dict[str, Any], ...] = ()
 
@@ -132,11 +135,12 @@ def teach(
         place = (number, len(steps) if before is None else first + len(steps) - 1)
         network, result = _step(
             recipe, material, network, spec, kept, signals, run, progress, place,
+            form=chosen.form if number == place[1] else "f16",
             epochs=_epochs(recipe, material, len(steps)),
         )  # fmt: skip
         results.append(result)
     joined = _joined(recipe, chosen.spec, results)
-    return Taught(student=network, result=joined, lessons=tuple(results))
+    return Taught(student=network, form=chosen.form, result=joined, lessons=tuple(results))
 
 
 def lesson_for(
@@ -158,7 +162,7 @@ def lesson_for(
 def _step(
     recipe: Recipe, material: LanguageMaterial, before: Decoder, spec: DecoderSpec,
     kept: tuple[int, ...] | None, signals: TokenSignals, run: Run, progress: Progress,
-    place: tuple[int, int], epochs: int,
+    place: tuple[int, int], form: Quantization, epochs: int,
 ) -> tuple[Decoder, dict[str, Any]]:  # fmt: skip
     number, of = place
     path = run.file(f"taught/step-{number}.safetensors")
@@ -171,19 +175,21 @@ def _step(
         inside = inside_of(
             recipe, material, student, (weights, options), progress, last=number == of
         )
-        lesson = lesson_for(recipe, material, student, signals, seed=seed, inside=inside)
-        steps = epochs * lesson.steps()
-        lesson.write_own(own_words(recipe, material, (weights, options), steps=steps, seed=seed))
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
-        trainer = Trainer(
-            lesson,
-            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
-            checkpoint=run.file("checkpoints/student.safetensors"),
-            progress=progress,
-            label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
-            tracker=tracker.log if tracker else None,
-        )
-        history = dataclasses.asdict(trainer.train())
+        with block_rounded(student, form):
+            lesson = lesson_for(recipe, material, student, signals, seed=seed, inside=inside)
+            steps = epochs * lesson.steps()
+            own = own_words(recipe, material, (weights, options), steps=steps, seed=seed)
+            lesson.write_own(own)
+            trainer = Trainer(
+                lesson,
+                schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+                checkpoint=run.file("checkpoints/student.safetensors"),
+                progress=progress,
+                label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
+                tracker=tracker.log if tracker else None,
+            )
+            history = dataclasses.asdict(trainer.train())
         if tracker:
             tracker.close()
         config = student.spec.config
@@ -196,7 +202,7 @@ def _step(
     earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
     inputs = hash_json(
         [
-            done, earlier, signals.key, spec.config, list(kept or ()), weights, options,
+            done, earlier, signals.key, spec.config, form, list(kept or ()), weights, options,
             material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
             epochs,

@@ -15,7 +15,7 @@ from typing import Any
 from tutelage.files import hash_json
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.planning import Slice, choosing_tokens
-from tutelage.pipeline.language.scores import SliceScores, sizes_of
+from tutelage.pipeline.language.scores import SliceScores, name_of
 from tutelage.pipeline.language.teaching import lesson_for
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
@@ -24,6 +24,7 @@ from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students.slice_decoder import slice_decoder
 from tutelage.teach.token_signals import TokenSignals
+from tutelage.train.block_rounding import block_rounded
 from tutelage.train.loop import Trainer
 
 _SHARE = 20  # of the tokens that a whole lesson takes
@@ -37,7 +38,7 @@ def try_slices(
     for number, candidate in enumerate(compared, 1):
         label = f"Trying slices ({number} of {len(compared)})"
         figure = _tried(recipe, material, candidate, signals, scores.lesson, run, progress, label)
-        scores.note(candidate.spec, "trial", figure)
+        scores.note(candidate.spec, candidate.form, "trial", figure)
 
 
 def _tried(
@@ -52,13 +53,16 @@ def _tried(
         student = slice_decoder(
             material.decoder, candidate.spec, choosing_tokens(material), kept=candidate.kept
         )
-        taught = lesson_for(recipe, material, student, signals, seed=recipe.seed, examples=examples)
         schedule = replace(schedule_of(recipe, epochs=1, seed=recipe.seed), patience=0)
-        history = Trainer(taught, schedule, progress=progress, label=label).train()
+        with block_rounded(student, candidate.form):
+            taught = lesson_for(
+                recipe, material, student, signals, seed=recipe.seed, examples=examples
+            )
+            history = Trainer(taught, schedule, progress=progress, label=label).train()
         return {"perplexity": math.exp(min(-history.figure[-1], 700.0))}, []
 
     inputs = [lesson, candidate.spec.config, list(candidate.kept), examples, recipe.threads]
-    name = "try-" + "-".join(map(str, sizes_of(candidate.spec)))
+    name = "try-" + "-".join(map(str, name_of(candidate.spec, candidate.form)))
     found = run.stage(name, hash_json(inputs), work).result
     return Measurement(
         name="perplexity_validation", value=found["perplexity"], unit="1", kind="measured",
