@@ -49,7 +49,12 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
             "data": {"train": options.data},
             "teacher": {"source": str(HERE / "teachers" / "fashion-mnist"), "precision": "bf16"},
             "budget": {"storage": f"{options.size} kB"},
-            "augment": {"views": options.views, "flip": True, "mixup": options.mixup},
+            "augment": {
+                "views": options.views,
+                "flip": True,
+                "mixup": options.mixup,
+                "erase": options.erase,
+            },
             "student": student,
             "distill": {
                 "losses": losses,
@@ -81,6 +86,7 @@ def run_cell(options: argparse.Namespace) -> None:
         "epochs": options.epochs,
         "views": options.views,
         "mixup": options.mixup,
+        "erase": options.erase,
         "precision": options.precision,
         "start": options.start,
         "rate": options.rate,
@@ -100,8 +106,19 @@ def run_cell(options: argparse.Namespace) -> None:
         "command": " ".join(sys.argv),
     }
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    same = ("size_kb", "seed", "method", "epochs", "mixup", "precision", "start", "rate")
-    usual = {"start": "fresh"}
+    same = (
+        "size_kb",
+        "seed",
+        "method",
+        "epochs",
+        "views",
+        "mixup",
+        "erase",
+        "precision",
+        "start",
+        "rate",
+    )
+    usual = {"start": "fresh", "erase": 0.0}
     rows = [r for r in rows if any(r.get(k, usual.get(k)) != row[k] for k in same)] + [row]
     write_json(RESULTS, sorted(rows, key=lambda r: (r["size_kb"], r["method"], r["seed"])))
     print(json.dumps(row))
@@ -141,6 +158,7 @@ def main() -> None:
     parser.add_argument("--spec", help="a fixed structure as JSON, instead of candidates")
     parser.add_argument("--losses", help="the recipe's losses as JSON, instead of dist alone")
     parser.add_argument("--mixup", type=float, default=0.0)
+    parser.add_argument("--erase", type=float, default=0.0, help="share of an image blanked")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--start", choices=("fresh", "teacher"), default="fresh")
     parser.add_argument("--rate", type=float, help="instead of the recipe's default")
