@@ -284,6 +284,14 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
     proof = json.loads((folder / "proof.json").read_text())
     assert proof["exits"]["may_lose"] == 0.001
 
+    job({"student": FLAT})  # no exits any more
+    last = run(recipe)
+    assert last.status == 0, last.err
+    assert "exits" not in json.loads((folder / "proof.json").read_text())
+    assert {p.name for p in (folder / "student").iterdir()} == names - {
+        "exits.json", "exits.safetensors",
+    }  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("changes", "what"),

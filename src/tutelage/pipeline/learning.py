@@ -38,7 +38,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.students.exits import Exits, load_exits, save_exits
+from tutelage.students.exits import Exits, drop_exits, load_exits, save_exits
 from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
@@ -192,6 +192,7 @@ def distill(
         }
         unit = material.target and {"target": dataclasses.asdict(material.target)}
         paths = _save(folder, chosen, network, unit)
+        drop_exits(folder)  # an earlier lesson's must not lie beside this student
         if recipe.student.exits is not None:
             paths += save_exits(folder, exits_of(lesson, taught), material.outputs)
         return result, paths
