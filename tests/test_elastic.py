@@ -199,14 +199,22 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_device_and_budget_are_cut_from_what_was_taught(
-    taught: Path, tmp_path: Path
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    evaluate, with_graph = Distillation.evaluate, []
+
+    def judged(self: Any, modules: tuple[nn.Module, ...]) -> float:
+        with_graph.append(torch.is_grad_enabled())
+        return evaluate(self, modules)
+
+    monkeypatch.setattr(Distillation, "evaluate", judged)
     shutil.copytree(taught, tmp_path / "copy")
     folder, before = tmp_path / "copy", tiny.hashes(taught / "run", "elastic")
     stages, said = run(
         folder, further=1, teacher=TEACHER, device="esp32-s3", budget={"storage": "9.5 kB"}
     )
     assert "Teaching the elastic" not in said.err
+    assert len(with_graph) > 2 and not any(with_graph)
     assert tiny.hashes(folder / "run", "elastic") == before
     found = stages["distill"]["result"]
     assert len(found["history"]["figure"]) == found["epochs"] == 1

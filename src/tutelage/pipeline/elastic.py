@@ -172,7 +172,8 @@ def judged_cuts(
         assert candidate.weights is not None
         network.load_state_dict(candidate.weights)
         lesson = _lesson(recipe, material, taught, network.eval(), candidate.spec)
-        value = Distillation.evaluate(lesson, (network,))
+        with torch.inference_mode():
+            value = Distillation.evaluate(lesson, (network,))
         figures[number] = validation_figure(material, value, "as it was cut, untaught").to_json()
     return figures
 
