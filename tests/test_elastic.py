@@ -235,6 +235,9 @@ def test_what_not_even_the_smallest_fits_is_refused(taught: Path, tmp_path: Path
     shutil.copytree(taught, tmp_path / "copy")
     _, said = run(tmp_path / "copy", 3, teacher=TEACHER, budget={"storage": "3 kB"})
     assert "the smallest student needs" in said.err
+    longer = {"epochs": 5, "batch": 32}
+    _, said = run(tmp_path / "copy", 3, teacher=TEACHER, budget={"storage": "3 kB"}, distill=longer)
+    assert "Teaching the elastic" not in said.err  # another lesson, refused before it begins
     planned = tiny.cli("plan", tmp_path / "copy/recipe.yaml", "--run", tmp_path / "none")
     assert planned.status == 3 and "2-4" in planned.err
 
