@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -21,7 +22,7 @@ from tutelage.pipeline.language import pace, proving
 from tutelage.pipeline.language.costs import Terms, figures_on
 from tutelage.pipeline.language.fitting import fitting_slices, no_slice, smallest, use_of
 from tutelage.pipeline.language.frontiers import Placed, beaten_nowhere, best_of
-from tutelage.pipeline.language.scores import SliceScore
+from tutelage.pipeline.language.scores import SliceScore, lesson_of
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 
@@ -167,6 +168,18 @@ def test_a_missed_limit_is_tightened_and_the_student_taught_on(tmp_path, slow):
     again = tiny.hashes(tmp_path / "run", "taught", "student", "proof.json")
     run_recipe(Recipe.read(job), tmp_path / "run")
     assert tiny.hashes(tmp_path / "run", "taught", "student", "proof.json") == again
+
+
+def test_another_lesson_or_file_takes_over_no_scores_and_no_tightened_limit(tmp_path):
+    material = SimpleNamespace(content="", teacher="", vocabulary={}, length=64)
+    known = [
+        lesson_of(Recipe.read(write_job(tmp_path, language=FEW["language"] | part)), material)
+        for part in (
+            {}, {"format": "q4_0"}, {"on_policy": 0.5}, {"signal": "topk"}, {"kept": 8},
+            {"answers_only": False}, {"answer": 3, "prompts": ["Why?"], "recompute": True},
+        )
+    ]  # fmt: skip
+    assert known[-1] == known[0] and len(set(known)) == len(known) - 1
 
 
 def test_what_cannot_be_met_stays_missed_after_three_rounds(tmp_path, slow):

@@ -3,8 +3,8 @@
 A row holds the slice's config, the KL divergence of a token from what the teacher says, untaught,
 and the validation perplexity after a short lesson and after a whole one, where there was one. What
 a slice costs follows from its config on any device (see `costs.figures_on`), so another device or
-budget is answered from here without the teacher. Rows hold for one teacher, data and seed: under
-others they are dropped.
+budget is answered from here without the teacher. Rows hold for one lesson (see `lesson_of`): under
+another they are dropped.
 """
 
 from __future__ import annotations
@@ -126,10 +126,11 @@ class SliceScores:
 
 
 def lesson_of(recipe: Recipe, material: LanguageMaterial) -> str:
-    """Name what every slice is compared by: teacher, tokens, losses, seed."""
+    """Name what every slice is compared by: teacher, tokens, losses, seed, the form of the file."""
     distill = recipe.distill.model_dump(mode="json", exclude={"checkpoint"})
+    part = recipe.language.model_dump(mode="json", exclude={"prompts", "answer", "recompute"})
     data = [material.content, material.teacher, material.vocabulary, material.length]
-    return hash_json([*data, distill, recipe.language.tokens, recipe.seed])
+    return hash_json([*data, distill, part, recipe.seed])
 
 
 def sizes_of(spec: DecoderSpec) -> tuple[int, ...]:
