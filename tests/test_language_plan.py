@@ -205,6 +205,17 @@ def test_a_speed_that_cannot_be_told_is_refused(tmp_path, monkeypatch):
     assert tiny.cli("plan", job).status == 0
 
 
+def test_a_plan_times_as_many_threads_as_the_run_will(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pace, "here", lambda _, n, __: asked.append(n) or (None, "not there"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    job = write_job(tmp_path, device="host", budget={"speed": "19 token/s"}, threads=None, **FEW)
+    assert tiny.cli("plan", job).status == 2
+    assert tiny.cli("run", job, "--run", tmp_path / "run").status == 2
+    assert asked == [3, 3]
+
+
 def test_other_tasks_have_no_speed(tmp_path):
     tiny.write_data(tmp_path / "data.npz")
     path = tiny.write_recipe(tmp_path, {"budget": {"speed": "19 token/s"}})
