@@ -265,6 +265,7 @@ def test_the_frontier_and_every_device(tried):
     assert said.status == 0, said.err
     found = said.answer["frontier"]
     assert found["tried"] >= len(found["students"]) > 1
+    assert len({s["name"] for s in found["students"]}) == len(found["students"])
     sizes = [s["figures"][0]["value"] for s in found["students"]]
     assert sizes == sorted(sizes)
     names = {f["name"] for f in found["students"][0]["figures"]}

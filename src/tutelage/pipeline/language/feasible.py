@@ -49,7 +49,7 @@ def plan_language(
     terms = terms_of(recipe, material)
     pace = pace_of(recipe, material, device, limits, said)
     scores = SliceScores.open(recipe, material, terms, folder)
-    drawn = language_frontiers(scores, device, pace) if frontier else {}
+    drawn = language_frontiers(scores, source.decoder.spec, device, pace) if frontier else {}
     would_do: WouldDo | None = None
     try:
         found = candidates(material, terms, limits, device, pace)

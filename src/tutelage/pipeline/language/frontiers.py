@@ -18,6 +18,7 @@ from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.language.planning import name_of_slice, spec_json
 from tutelage.pipeline.language.scores import SliceScore, SliceScores
 from tutelage.records import Measurement
+from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import parameters
 
 AXES = ("storage_bytes", "ram_bytes", "latency_s")
@@ -32,8 +33,10 @@ class Placed:
     costs: dict[str, Measurement]
 
 
-def language_frontiers(scores: SliceScores, device: Device, pace: Pace | None) -> dict[str, Any]:
-    """Return `frontier`, the slices that none beats on the device, and `devices`.
+def language_frontiers(
+    scores: SliceScores, whole: DecoderSpec, device: Device, pace: Pace | None
+) -> dict[str, Any]:
+    """Return `frontier`, the slices of `whole` that none beats on the device, and `devices`.
 
     Of every known device, `devices` holds the slice that would do there, or the reason why none
     would. Raises `RecipeError` where nothing was compared.
@@ -44,7 +47,7 @@ def language_frontiers(scores: SliceScores, device: Device, pace: Pace | None) -
             f"no slice was compared yet for this recipe ({scores.path} holds none): call tutelage "
             f"plan RECIPE --try --run {scores.path.parent} first, or tutelage run"
         )
-    placed = placed_on(scores, device, pace)
+    placed, form = placed_on(scores, device, pace), scores.terms.form
     kept = [(p, on) for p in placed if (on := beaten_nowhere(p, placed))]
     kept.sort(key=lambda pair: pair[0].costs["storage_bytes"].value)
     others = [load_device(name) for name in list_devices() if name != HOST]
@@ -52,9 +55,9 @@ def language_frontiers(scores: SliceScores, device: Device, pace: Pace | None) -
         "frontier": {
             "metric": "perplexity" if any(r.perplexity for r in rows) else "kl_untaught",
             "tried": len(rows),
-            "students": [{**_student(p, scores.terms.form), "on": on} for p, on in kept],
+            "students": [{**_student(p, whole, form), "on": on} for p, on in kept],
         },
-        "devices": {d.name: _device(placed_on(scores, d), d, scores.terms.form) for d in others},
+        "devices": {d.name: _device(placed_on(scores, d), whole, d, form) for d in others},
     }
 
 
@@ -100,11 +103,13 @@ def best_of(fitting: Sequence[Placed]) -> Placed:
     return best_of(nearer) if nearer else best
 
 
-def _device(placed: Sequence[Placed], device: Device, form: str) -> dict[str, Any]:
+def _device(
+    placed: Sequence[Placed], whole: DecoderSpec, device: Device, form: str
+) -> dict[str, Any]:
     limits = device_limits(device)
     fitting = [p for p in placed if all(x.met_by(p.costs[x.metric].value) for x in limits)]
     if fitting:
-        best = _student(best_of(fitting), form)
+        best = _student(best_of(fitting), whole, form)
         return {"title": device.title, "student": best, "reason": ""}
     short = [x for x in limits if not any(x.met_by(p.costs[x.metric].value) for p in placed)]
     words = " and ".join(_WORDS[x.metric] for x in short)
@@ -112,12 +117,12 @@ def _device(placed: Sequence[Placed], device: Device, form: str) -> dict[str, An
     return {"title": device.title, "student": None, "reason": reason}
 
 
-def _student(placed: Placed, form: str) -> dict[str, Any]:
+def _student(placed: Placed, whole: DecoderSpec, form: str) -> dict[str, Any]:
     score, shown = placed.score, (*AXES, "tokens_per_s", "energy_j")
     figure = score.perplexity or score.untaught
     kind = "taught" if score.taught else "trial" if score.trial else "untaught"
     return {
-        "name": name_of_slice(score.spec),
+        "name": name_of_slice(score.spec, whole),
         "spec": spec_json(score.spec),
         "parameters": parameters(score.spec),
         "precision": form,
