@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -237,6 +238,22 @@ def test_what_is_found_for_a_student_with_exits_is_not_taken_for_one_without():
     plain, exiting = Costing(**given), Costing(**given, exits=True)
     assert hash_json(plain.key()) != hash_json(exiting.key())
     assert cost_of(network()[0], exiting)[0].macs > cost_of(network()[0], plain)[0].macs
+
+
+def test_exits_are_counted_where_they_will_stand():
+    given = {"device": load_device("nucleo-l4r5"), "limits": (), "precision": "float32"}
+    found, named = (
+        Costing(**given, meta=META, exits=True, taps=taps)
+        for taps in (None, ("stages.0", "stages.1"))
+    )
+    assert hash_json(found.key()) != hash_json(named.key())
+    one, two = (cost_of(network()[0], costing)[0].macs for costing in (named, found))
+    net, exits = network()
+    alone = cost_of(net, Costing(**given, meta=META))[0].macs
+    assert alone < one < two  # the last of the taps has no exit
+    assert [tap.path for tap in exits.taps] == ["stages.0", "stages.1"]
+    elsewhere = dataclasses.replace(named, taps=("stages.0", "stages.7"))
+    assert cost_of(network()[0], elsewhere)[0].macs == two
 
 
 # A whole run
