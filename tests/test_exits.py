@@ -25,6 +25,7 @@ from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.export.unroll import way, ways
 from tutelage.files import hash_json
+from tutelage.pipeline.proving_exits import timed, went_through
 from tutelage.plan.costs import Costing, cost_of, shake
 from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.students.exits import (
@@ -36,7 +37,8 @@ from tutelage.students.exits import (
     save_exits,
 )
 from tutelage.students.taps import find_taps
-from tutelage.types import Tap
+from tutelage.teach.signals import Split
+from tutelage.types import Batch, Tap
 
 SHAPE, CLASSES = (1, 12, 12), 4
 META = ArtifactMeta(
@@ -231,6 +233,27 @@ def test_a_file_without_exits_side_by_side_is_refused(tmp_path):
     path = export_onnx(net, SHAPE, tmp_path / "alone.onnx", meta=META)
     with pytest.raises(ExportError, match="side by side"):
         decisions_of(load_onnx(path))
+
+
+def test_the_examples_that_are_timed_are_spread_over_the_split(tmp_path):
+    flat, inputs = flat_file(tmp_path, "float32")
+    sure = confidence(OnnxModel(flat).run(inputs)[:, CLASSES : 2 * CLASSES])
+    half = (float(np.median(sure)),)
+    path = write_exits(flat, tmp_path / "stops.onnx", used=(0,), thresholds=half, after=("x",))
+    rows, asked = np.resize(inputs, (1_000, *SHAPE)), []
+
+    def batch(index: torch.Tensor, view: int) -> Batch:
+        asked.append(index.numpy())
+        return Batch(inputs=torch.from_numpy(rows[index.numpy()]), labels=None, index=index)
+
+    split = Split(name="test", count=len(rows), content="", batch=batch)
+    stopped = went_through(path, split)
+    assert stopped is not None and 0 < min(stopped.shares)
+    asked.clear()
+    _, (mean, longest) = timed(stopped, split)
+    assert asked[-1].tolist() == np.linspace(0, 999, 200).round().tolist()
+    assert all(chosen[0] < 100 and chosen[-1] > 900 for chosen in asked)
+    assert mean.name == "latency_mean_s" and longest.where.startswith("examples that stop nowhere")
 
 
 def test_what_is_found_for_a_student_with_exits_is_not_taken_for_one_without():
