@@ -333,8 +333,13 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"student": {**FLAT, "exits": 0}}, "must lie between 0 and 1"),
-        ({"student": {**FLAT, "exits": "many"}}, "must lie between 0 and 1"),
+        ({"student": {**FLAT, "exits": 0}}, "write it like '0.001' or '0.1 %'"),
+        ({"student": {**FLAT, "exits": 1}}, "write it like '0.001' or '0.1 %'"),
+        ({"student": {**FLAT, "exits": "many"}}, "write it like '0.001' or '0.1 %'"),
+        (
+            {"student": {"space": "elastic", "further": 0, "exits": 0.01}},
+            "'exits' are taught while the cut is taught further",
+        ),
         (
             {"student": {**FLAT, "exits": 0.01}, "export": {"dynamic_batch": True}},
             "student.exits need a batch of one",
