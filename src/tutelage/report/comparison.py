@@ -30,6 +30,7 @@ _ORDER = (
     "latency_p50_s",
     "latency_p95_s",
     "latency_mean_s",
+    "latency_s",
     "ram_bytes",
     "peak_activation_bytes",
     "energy_j",
