@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tutelage.report import candidates, comparison, figures, overview
+from tutelage.report import candidates, comparison, figures, overview, training
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,13 @@ def test_a_figure_that_is_about_the_same_is_not_called_less():
 
     assert change(40_000, 40_000) == change(43_700, 45_100) == "about the same"
     assert (change(60_000, 40_000), change(40_000, 60_000)) == ("1.5× less", "1.5× more")
+
+
+def test_the_last_value_of_a_loss_is_that_of_the_last_epoch_that_had_it():
+    history = {"loss": [4.0, 2.0], "parts": [{"a": 1.0, "b": 3.0}, {"a": 2.0}]}
+    found = training.training({"weights": {"a": 1.0, "b": 1.0}, "history": history}, {})
+    assert found is not None
+    assert [row.last.text for row in found.losses if row.last] == ["2", "3"]
 
 
 def test_where_a_student_comes_from_follows_what_it_is():
