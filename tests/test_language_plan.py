@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -23,6 +24,7 @@ from tutelage.pipeline.language.costs import Terms, figures_on
 from tutelage.pipeline.language.fitting import fitting_slices, no_slice, smallest, use_of
 from tutelage.pipeline.language.frontiers import Placed, beaten_nowhere, best_of
 from tutelage.pipeline.language.scores import SliceScore, lesson_of
+from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 
@@ -139,6 +141,13 @@ def llama_cpp(path, student_takes):
     ), ""  # fmt: skip
 
 
+class Said(Silent):
+    lines: ClassVar[list[str]] = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
 @pytest.fixture
 def slow(monkeypatch):
     def set_up(student_takes):
@@ -151,7 +160,10 @@ def slow(monkeypatch):
 def test_a_missed_limit_is_tightened_and_the_student_taught_on(tmp_path, slow):
     slow(1.25)
     job = write_job(tmp_path, device="host", budget={"speed": "19 token/s"}, **FEW)
-    result = run_recipe(Recipe.read(job), tmp_path / "run")
+    result = run_recipe(Recipe.read(job), tmp_path / "run", progress=Said())
+    said = [line for line in Said.lines if "planning again" in line]
+    assert said and "for latency" in said[0]
+    assert not any("memory" in line for line in said)  # what was not missed stays as it is
     stages = read_json(tmp_path / "run" / "run.json")["stages"]
     rounds = [n for n in stages if n.startswith("tighten-")]
     assert rounds and result.met, result.proof["verdicts"]
