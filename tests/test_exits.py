@@ -347,6 +347,7 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
             {"student": {**FLAT, "exits": 0.01}, "export": {"dynamic_batch": True}},
             "student.exits need a batch of one",
         ),
+        ({"student": {**FLAT, "exits": 0.01, "taps": ["stages.0"]}}, "fewer than two taps"),
     ],
 )  # fmt: skip
 def test_exits_that_cannot_be_are_refused_in_one_line(
@@ -354,4 +355,4 @@ def test_exits_that_cannot_be_are_refused_in_one_line(
 ) -> None:
     said = run(job({"distill": {"epochs": 1, "batch": 32}, **changes}))
     assert said.status == 2 and what in said.errors[0]
-    assert len(said.errors) == 1
+    assert len(said.errors) == 1 and "Teaching the student" not in said.err

@@ -15,7 +15,7 @@ from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
-from tutelage.pipeline.exiting import check_pads, exits_of
+from tutelage.pipeline.exiting import check_pads, check_taps, exits_of
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
@@ -160,6 +160,7 @@ def distill(
             progress.say("student: it was taught before in this run")
             return kept
         paired = pair_taps(recipe, material, taught, chosen)
+        check_taps(recipe, paired.taps)
         pairs = paired.pairing.pairs if paired.pairing else ()
         tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
         lesson = build_lesson(
