@@ -199,14 +199,22 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_device_and_budget_are_cut_from_what_was_taught(
-    taught: Path, tmp_path: Path
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    evaluate, with_graph = Distillation.evaluate, []
+
+    def judged(self: Any, modules: tuple[nn.Module, ...]) -> float:
+        with_graph.append(torch.is_grad_enabled())
+        return evaluate(self, modules)
+
+    monkeypatch.setattr(Distillation, "evaluate", judged)
     shutil.copytree(taught, tmp_path / "copy")
     folder, before = tmp_path / "copy", tiny.hashes(taught / "run", "elastic")
     stages, said = run(
         folder, further=1, teacher=TEACHER, device="esp32-s3", budget={"storage": "9.5 kB"}
     )
     assert "Teaching the elastic" not in said.err
+    assert len(with_graph) > 2 and not any(with_graph)
     assert tiny.hashes(folder / "run", "elastic") == before
     found = stages["distill"]["result"]
     assert len(found["history"]["figure"]) == found["epochs"] == 1
@@ -227,6 +235,9 @@ def test_what_not_even_the_smallest_fits_is_refused(taught: Path, tmp_path: Path
     shutil.copytree(taught, tmp_path / "copy")
     _, said = run(tmp_path / "copy", 3, teacher=TEACHER, budget={"storage": "3 kB"})
     assert "the smallest student needs" in said.err
+    longer = {"epochs": 5, "batch": 32}
+    _, said = run(tmp_path / "copy", 3, teacher=TEACHER, budget={"storage": "3 kB"}, distill=longer)
+    assert "Teaching the elastic" not in said.err  # another lesson, refused before it begins
     planned = tiny.cli("plan", tmp_path / "copy/recipe.yaml", "--run", tmp_path / "none")
     assert planned.status == 3 and "2-4" in planned.err
 

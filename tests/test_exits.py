@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import quantize_int8
 from tutelage.export.unroll import way, ways
 from tutelage.files import hash_json
+from tutelage.pipeline.proving_exits import timed, went_through
 from tutelage.plan.costs import Costing, cost_of, shake
 from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.students.exits import (
@@ -35,7 +37,8 @@ from tutelage.students.exits import (
     save_exits,
 )
 from tutelage.students.taps import find_taps
-from tutelage.types import Tap
+from tutelage.teach.signals import Split
+from tutelage.types import Batch, Tap
 
 SHAPE, CLASSES = (1, 12, 12), 4
 META = ArtifactMeta(
@@ -59,9 +62,6 @@ def test_thresholds_worked_by_hand():
     loose = choose_stops(sure, right, costs, 0.25)
     assert loose.used == (0,) and loose.thresholds == (0.3,)  # half-way to 0
     assert loose.shares == (1.0, 0.0) and loose.cost == 1.0 and loose.lost == 0.25
-    # Where the second example counts nothing, nothing is lost.
-    free = choose_stops(sure, right, costs, 0.0, np.array([4 / 3, 0.0, 4 / 3, 4 / 3]))
-    assert free.used == (0,) and free.lost == 0.0
 
 
 def test_an_early_decision_may_be_the_right_one():
@@ -235,11 +235,48 @@ def test_a_file_without_exits_side_by_side_is_refused(tmp_path):
         decisions_of(load_onnx(path))
 
 
+def test_the_examples_that_are_timed_are_spread_over_the_split(tmp_path):
+    flat, inputs = flat_file(tmp_path, "float32")
+    sure = confidence(OnnxModel(flat).run(inputs)[:, CLASSES : 2 * CLASSES])
+    half = (float(np.median(sure)),)
+    path = write_exits(flat, tmp_path / "stops.onnx", used=(0,), thresholds=half, after=("x",))
+    rows, asked = np.resize(inputs, (1_000, *SHAPE)), []
+
+    def batch(index: torch.Tensor, view: int) -> Batch:
+        asked.append(index.numpy())
+        return Batch(inputs=torch.from_numpy(rows[index.numpy()]), labels=None, index=index)
+
+    split = Split(name="test", count=len(rows), content="", batch=batch)
+    stopped = went_through(path, split)
+    assert stopped is not None and 0 < min(stopped.shares)
+    asked.clear()
+    _, (mean, longest) = timed(stopped, split)
+    assert asked[-1].tolist() == np.linspace(0, 999, 200).round().tolist()
+    assert all(chosen[0] < 100 and chosen[-1] > 900 for chosen in asked)
+    assert mean.name == "latency_mean_s" and longest.where.startswith("examples that stop nowhere")
+
+
 def test_what_is_found_for_a_student_with_exits_is_not_taken_for_one_without():
     given = {"device": load_device("nucleo-l4r5"), "limits": (), "precision": "int8", "meta": META}
     plain, exiting = Costing(**given), Costing(**given, exits=True)
     assert hash_json(plain.key()) != hash_json(exiting.key())
     assert cost_of(network()[0], exiting)[0].macs > cost_of(network()[0], plain)[0].macs
+
+
+def test_exits_are_counted_where_they_will_stand():
+    given = {"device": load_device("nucleo-l4r5"), "limits": (), "precision": "float32"}
+    found, named = (
+        Costing(**given, meta=META, exits=True, taps=taps)
+        for taps in (None, ("stages.0", "stages.1"))
+    )
+    assert hash_json(found.key()) != hash_json(named.key())
+    one, two = (cost_of(network()[0], costing)[0].macs for costing in (named, found))
+    net, exits = network()
+    alone = cost_of(net, Costing(**given, meta=META))[0].macs
+    assert alone < one < two  # the last of the taps has no exit
+    assert [tap.path for tap in exits.taps] == ["stages.0", "stages.1"]
+    elsewhere = dataclasses.replace(named, taps=("stages.0", "stages.7"))
+    assert cost_of(network()[0], elsewhere)[0].macs == two
 
 
 # A whole run
@@ -271,7 +308,10 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
     assert "stop" in figures["macs_mean"]["where"] and 0 < rest < 1
     teacher = {f["name"]: f for f in proof["figures"]["teacher"]}
     assert figures["latency_p50_s"]["where"] == teacher["latency_p50_s"]["where"]
-    assert "Early exits" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    section = page[page.index('id="exits"') :].split("</section>")[0]
+    # What the recipe allows is no figure, so it has no kind.
+    assert "the recipe allows a loss of 2.0 %.</p>" in section and "Right" in section
     names = {p.name for p in (folder / "student").iterdir()}
     assert {"exits.json", "exits.safetensors"} <= names
 
@@ -284,16 +324,30 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
     proof = json.loads((folder / "proof.json").read_text())
     assert proof["exits"]["may_lose"] == 0.001
 
+    job({"student": FLAT})  # no exits any more
+    last = run(recipe)
+    assert last.status == 0, last.err
+    assert "exits" not in json.loads((folder / "proof.json").read_text())
+    assert {p.name for p in (folder / "student").iterdir()} == names - {
+        "exits.json", "exits.safetensors",
+    }  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"student": {**FLAT, "exits": 0}}, "must lie between 0 and 1"),
-        ({"student": {**FLAT, "exits": "many"}}, "must lie between 0 and 1"),
+        ({"student": {**FLAT, "exits": 0}}, "write it like '0.001' or '0.1 %'"),
+        ({"student": {**FLAT, "exits": 1}}, "write it like '0.001' or '0.1 %'"),
+        ({"student": {**FLAT, "exits": "many"}}, "write it like '0.001' or '0.1 %'"),
+        (
+            {"student": {"space": "elastic", "further": 0, "exits": 0.01}},
+            "'exits' are taught while the cut is taught further",
+        ),
         (
             {"student": {**FLAT, "exits": 0.01}, "export": {"dynamic_batch": True}},
             "student.exits need a batch of one",
         ),
+        ({"student": {**FLAT, "exits": 0.01, "taps": ["stages.0"]}}, "fewer than two taps"),
     ],
 )  # fmt: skip
 def test_exits_that_cannot_be_are_refused_in_one_line(
@@ -301,4 +355,4 @@ def test_exits_that_cannot_be_are_refused_in_one_line(
 ) -> None:
     said = run(job({"distill": {"epochs": 1, "batch": 32}, **changes}))
     assert said.status == 2 and what in said.errors[0]
-    assert len(said.errors) == 1
+    assert len(said.errors) == 1 and "Teaching the student" not in said.err

@@ -205,6 +205,7 @@ SHORT = {"prompts": ["a", "b", "c"], "longest": 1, "temperature": 0.0}
 WRONG = {
     "nothing": ({}, {}, "data.generate: there is nothing to ask"),
     "templates": ({"prompts": ["a"], "templates": ["{topic}"]}, {}, "'templates' are filled"),
+    "no templates": ({"topics": ["a"], "templates": []}, {}, "data.generate.templates"),
     "no topic": ({"topics": ["a"], "templates": ["Why?"]}, {}, "has no {topic}"),
     "empty file": ({"prompts": "empty.txt"}, {}, "empty.txt holds no prompts"),
     "no file": ({"prompts": "absent.txt"}, {}, "absent.txt does not exist"),
@@ -238,12 +239,11 @@ def test_bad_input_is_one_line(done, tmp_path, name):
 
 def test_too_long_a_continuation_is_refused_before_the_teacher_is_asked(done, tmp_path):
     shutil.copytree(done[0] / "teacher", tmp_path / "teacher")
-    shutil.copytree(done[0] / "run" / "generated", tmp_path / "run" / "generated")
     language = {"on_policy": {"share": 0.5, "longest": 33}}
     path = write_job(tmp_path, ASKED, language=language)
     said = tiny.cli("run", path, "--run", tmp_path / "run")
     assert said.status == 2 and "sequences have 64 tokens; give 32" in said.errors[0]
-    assert not (tmp_path / "run" / "signals").exists()
+    assert not (tmp_path / "run" / "generated").exists()
 
 
 def test_a_teacher_that_does_not_chat_is_refused(tmp_path):

@@ -111,6 +111,7 @@ def test_what_a_template_does_without_a_system_prompt():
         ({"model_type": "llama"}, True),
         ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, False),
         ([], False),
+        ({"architectures": 5}, False),
     ],
 )
 def test_a_decoder_is_told_by_its_config(tmp_path, config, found):

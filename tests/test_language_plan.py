@@ -7,7 +7,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import types
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -23,7 +24,8 @@ from tutelage.pipeline.language.costs import Terms, figures_on
 from tutelage.pipeline.language.fitting import fitting_slices, no_slice, smallest, use_of
 from tutelage.pipeline.language.frontiers import Placed, beaten_nowhere, best_of
 from tutelage.pipeline.language.planning import candidates
-from tutelage.pipeline.language.scores import SliceScore
+from tutelage.pipeline.language.scores import SliceScore, lesson_of
+from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 
@@ -80,7 +82,7 @@ def test_use_of_a_limit_by_hand():
 
 def forms_within(share, forms=("q8_0", "q5_1", "q4_1")):
     """Return the forms and sizes of what is a candidate where storage is a share of q8_0's."""
-    material = types.SimpleNamespace(decoder=types.SimpleNamespace(spec=WHOLE))
+    material = SimpleNamespace(decoder=SimpleNamespace(spec=WHOLE))
     limit = Limit(metric="storage_bytes", value=share * value(WHOLE, "storage_bytes"))
     found = candidates(material, TERMS, (limit,), PI, forms=forms)
     for one in found:
@@ -160,6 +162,13 @@ def llama_cpp(path, student_takes):
     ), ""  # fmt: skip
 
 
+class Said(Silent):
+    lines: ClassVar[list[str]] = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
 @pytest.fixture
 def slow(monkeypatch):
     def set_up(student_takes):
@@ -172,7 +181,10 @@ def slow(monkeypatch):
 def test_a_missed_limit_is_tightened_and_the_student_taught_on(tmp_path, slow):
     slow(1.25)
     job = write_job(tmp_path, device="host", budget={"speed": "19 token/s"}, **FEW)
-    result = run_recipe(Recipe.read(job), tmp_path / "run")
+    result = run_recipe(Recipe.read(job), tmp_path / "run", progress=Said())
+    said = [line for line in Said.lines if "planning again" in line]
+    assert said and "for latency" in said[0]
+    assert not any("memory" in line for line in said)  # what was not missed stays as it is
     stages = read_json(tmp_path / "run" / "run.json")["stages"]
     rounds = [n for n in stages if n.startswith("tighten-")]
     assert rounds and result.met, result.proof["verdicts"]
@@ -189,6 +201,18 @@ def test_a_missed_limit_is_tightened_and_the_student_taught_on(tmp_path, slow):
     again = tiny.hashes(tmp_path / "run", "taught", "student", "proof.json")
     run_recipe(Recipe.read(job), tmp_path / "run")
     assert tiny.hashes(tmp_path / "run", "taught", "student", "proof.json") == again
+
+
+def test_another_lesson_or_file_takes_over_no_scores_and_no_tightened_limit(tmp_path):
+    material = SimpleNamespace(content="", teacher="", vocabulary={}, length=64)
+    known = [
+        lesson_of(Recipe.read(write_job(tmp_path, language=FEW["language"] | part)), material)
+        for part in (
+            {}, {"format": "q4_0"}, {"on_policy": 0.5}, {"signal": "topk"}, {"kept": 8},
+            {"answers_only": False}, {"answer": 3, "prompts": ["Why?"], "recompute": True},
+        )
+    ]  # fmt: skip
+    assert known[-1] == known[0] and len(set(known)) == len(known) - 1
 
 
 def test_what_cannot_be_met_stays_missed_after_three_rounds(tmp_path, slow):
@@ -212,6 +236,17 @@ def test_a_speed_that_cannot_be_told_is_refused(tmp_path, monkeypatch):
     soft = {"speed": {"limit": "19 token/s", "hard": False}, "storage": "60 kB"}
     job = write_job(tmp_path, device="host", budget=soft, **FEW)
     assert tiny.cli("plan", job).status == 0
+
+
+def test_a_plan_times_as_many_threads_as_the_run_will(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pace, "here", lambda _, n, __: asked.append(n) or (None, "not there"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    job = write_job(tmp_path, device="host", budget={"speed": "19 token/s"}, threads=None, **FEW)
+    assert tiny.cli("plan", job).status == 2
+    assert tiny.cli("run", job, "--run", tmp_path / "run").status == 2
+    assert asked == [3, 3]
 
 
 def test_other_tasks_have_no_speed(tmp_path):
@@ -263,6 +298,7 @@ def test_the_frontier_and_every_device(tried):
     assert said.status == 0, said.err
     found = said.answer["frontier"]
     assert found["tried"] >= len(found["students"]) > 1
+    assert len({s["name"] for s in found["students"]}) == len(found["students"])
     sizes = [s["figures"][0]["value"] for s in found["students"]]
     assert sizes == sorted(sizes)
     names = {f["name"] for f in found["students"][0]["figures"]}

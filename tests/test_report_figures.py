@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tutelage.report import figures, overview
+from tutelage.report import candidates, comparison, figures, overview, training
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,35 @@ def test_intervals_ratios_points_and_kinds():
 def test_spec_of_another_family_is_still_described():
     assert overview.describe({"family": "own", "layers": 3}) == "family own, layers 3"
     assert overview.describe({}) == "unknown"
+
+
+def test_a_figure_that_is_about_the_same_is_not_called_less():
+    def change(teacher: float, student: float) -> str:
+        both = {"teacher": teacher, "student": student}
+        given = {
+            who: [{"name": "storage_bytes", "value": x, "unit": "B", "kind": "measured"}]
+            for who, x in both.items()
+        }
+        (row,) = comparison.comparison({"figures": given})
+        assert row.change is not None
+        return row.change.text
+
+    assert change(40_000, 40_000) == change(43_700, 45_100) == "about the same"
+    assert (change(60_000, 40_000), change(40_000, 60_000)) == ("1.5× less", "1.5× more")
+
+
+def test_the_last_value_of_a_loss_is_that_of_the_last_epoch_that_had_it():
+    history = {"loss": [4.0, 2.0], "parts": [{"a": 1.0, "b": 3.0}, {"a": 2.0}]}
+    found = training.training({"weights": {"a": 1.0, "b": 1.0}, "history": history}, {})
+    assert found is not None
+    assert [row.last.text for row in found.losses if row.last] == ["2", "3"]
+
+
+def test_where_a_student_comes_from_follows_what_it_is():
+    spec = {"family": "decoder", "layers": 2}
+    row = {
+        "spec": spec, "space": "sliced", "parameters": 9, "figures": [], "fits": True,
+        "missed": [], "trial": None, "chosen": True,
+    }  # fmt: skip
+    found = candidates.candidates({"candidates": [row], "space": "sliced", "limits": []})
+    assert found is not None and found.rows[0].detail == "sliced from the teacher"

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from tutelage.devices import load_device
-from tutelage.errors import CorruptFileError
+from tutelage.errors import CorruptFileError, InfeasibleError
 from tutelage.plan import compact
 from tutelage.plan.candidate import weigh
 from tutelage.plan.costs import Costing
@@ -300,6 +300,18 @@ def test_a_missed_limit_is_tightened_until_the_artifact_keeps_it(
     assert tiny.cli("run", recipe, "--run", tmp_path / "run").status == 0
     assert tiny.hashes(tmp_path / "run", "artifacts", "plan.json", "student") == first
     assert json.loads((tmp_path / "run/run.json").read_text())["stages"].keys() == stages.keys()
+
+    planned: list[float] = []  # another precision may well keep the limit as it is
+
+    def plan(*given: Any, **_: Any) -> Any:
+        planned.append(next(x.value for x in given[4] if x.metric == "storage_bytes"))
+        raise InfeasibleError("enough")
+
+    monkeypatch.setattr("tutelage.pipeline.plan", plan)
+    changes = {"student": {"candidates": 1}, "budget": {"storage": "4.5 kB"}}
+    recipe = _job(tmp_path, {**changes, "export": {"precision": "float32"}})
+    assert tiny.cli("run", recipe, "--run", tmp_path / "run").status == 3
+    assert planned == [4_500]
 
 
 def test_a_limit_that_cannot_be_kept_ends_with_4_after_three_rounds_at_most(

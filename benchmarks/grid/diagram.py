@@ -14,14 +14,10 @@ _INK, _BAR, _MUTED = "#1c2733", "#0b66a8", "#8a94a0"
 
 
 def draw(ranking: Ranking, path: Path) -> None:
-    """Write the diagram as SVG, or as PNG where the name ends so."""
+    """Write the diagram as SVG."""
     import vl_convert
 
-    spec = chart(ranking)
-    if path.suffix == ".png":
-        path.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
-    else:
-        write_atomically(path, vl_convert.vegalite_to_svg(spec))
+    write_atomically(path, vl_convert.vegalite_to_svg(chart(ranking)))
 
 
 def chart(ranking: Ranking) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class GeneratePart(Part):
     )
     topics: list[Text] | None = Field(None, description="each is put into each template")
     templates: list[Text] | None = Field(
-        None, description="prompts with {topic} in them; six of our own in English when unset"
+        None,
+        min_length=1,
+        description="prompts with {topic} in them; six of our own in English when unset",
     )
     examples: Count | None = Field(
         None, description="answers asked for in all; one a prompt when unset"

@@ -25,7 +25,7 @@ class StudentPart(Part):
         "the task; auto: both compete, where the teacher can be sliced; elastic: one student of "
         "images or series, taught once for all widths, is cut to the budget",
     )
-    further: Annotated[int, Field(ge=0)] | None = Field(
+    further: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None,
         description="for elastic: epochs that the cut is taught further; a tenth of those of the "
         "elastic student when unset, 0: it ships as it was cut",
@@ -56,11 +56,15 @@ class StudentPart(Part):
     @field_validator("exits")
     @classmethod
     def _small(cls, given: float | str | None) -> float | str | None:
-        if given is not None:
-            try:
-                parse_share(given)
-            except RecipeError as error:
-                raise ValueError(str(error)) from None
+        try:
+            small = given is None or parse_share(given) < 1
+        except RecipeError:
+            small = False
+        if not small:
+            raise ValueError(
+                f"'{str(given)[:40]}' is no share of decisions that may be lost; write it like "
+                "'0.001' or '0.1 %'"
+            )
         return given
 
     @property
@@ -80,6 +84,11 @@ class StudentPart(Part):
             raise ValueError(f"'start: {self.start}': a cut of the elastic student has a start")
         if self.further is not None and self.space != "elastic":
             raise ValueError("'further' is for 'space: elastic'; remove it, or set the space")
+        if self.further == 0 and self.exits is not None:
+            raise ValueError(
+                "'exits' are taught while the cut is taught further, and 'further' is 0; raise it, "
+                "or remove 'exits'"
+            )
         if self.shrink != 1 and (self.source or self.spec or self.space in ("sliced", "elastic")):
             raise ValueError(
                 "'shrink' is for compact students that are searched; remove it, or write it into "

@@ -66,20 +66,18 @@ def choose_stops(
     right: Bool[np.ndarray, "decisions n"],
     costs: Costs,
     most_lost: float,
-    weights: Float[np.ndarray, " n"] | None = None,
 ) -> Stopping:
     """Return the exits and thresholds of least mean cost that lose at most `most_lost` decisions.
 
     `sure` is each exit's confidence. `right` says which decisions are right: each exit's, and last
     the final one. `costs(used)` are what an input costs that stops at each of the `used` exits, and
-    last of one that stops nowhere. Decisions count by `weights` (of mean 1), alike without.
+    last of one that stops nowhere.
     """
     whole = float(costs(())[0])
     best = Stopping(used=(), thresholds=(), shares=(1.0,), cost=whole, whole=whole, lost=0.0)
-    weights = np.ones(right.shape[1]) if weights is None else weights
     for count in range(1, len(sure) + 1):
         for used in itertools.combinations(range(len(sure)), count):
-            for found in _every(sure, right, weights, used, [whole, *costs(used)]):
+            for found in _every(sure, right, used, [whole, *costs(used)]):
                 cheaper = found.cost < best.cost - 1e-9 * whole
                 if found.lost <= most_lost + 1e-12 and cheaper:
                     best = found
@@ -94,7 +92,7 @@ def tradeoff(
     prices = [float(costs(())[0]), *costs(used)]
     found = [
         (stopping.cost, float(right[-1].mean()) - stopping.lost)
-        for stopping in _every(sure, right, np.ones(right.shape[1]), used, prices)
+        for stopping in _every(sure, right, used, prices)
     ]
     front: list[tuple[float, float]] = []
     for cost, share in sorted(found, key=lambda pair: (pair[0], -pair[1])):
@@ -104,13 +102,12 @@ def tradeoff(
 
 
 def _every(
-    sure: np.ndarray, right: np.ndarray, weights: np.ndarray, used: tuple[int, ...],
-    prices: Sequence[float],
-) -> Iterator[Stopping]:  # fmt: skip
+    sure: np.ndarray, right: np.ndarray, used: tuple[int, ...], prices: Sequence[float]
+) -> Iterator[Stopping]:
     """Yield what each combination of thresholds comes to; `prices` are of the whole, then stops."""
     whole, *costs = prices
     levels = [_levels(sure[i], _LEVELS[len(used)]) for i in used]
-    lost = [(right[-1] * 1.0 - right[i]) * weights / right.shape[1] for i in used]
+    lost = [(right[-1] * 1.0 - right[i]) / right.shape[1] for i in used]
     masks = [[sure[i] >= level for level in row] for i, row in zip(used, levels, strict=True)]
 
     def walk(at: int, still: np.ndarray, taken: Floats, shares: Floats, gone: float) -> Walked:

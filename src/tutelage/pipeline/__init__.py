@@ -143,7 +143,10 @@ def _proven(ready: _Ready) -> tuple[dict[str, Any], nn.Module]:
     recipe, material, run, progress = ready.recipe, ready.material, ready.run, ready.progress
     taught, device, limits, own = ready.taught, ready.device, ready.limits, ready.own
     free = own is None and recipe.student.spec is None
-    number, internal = tightening.recorded(run, limits, taught.train.key)
+    # What a file misses hangs on what it is made of: another precision or space starts anew.
+    parts = (recipe.student, recipe.export)
+    lesson = hash_json([taught.train.key, *(part.model_dump(mode="json") for part in parts)])
+    number, internal = tightening.recorded(run, limits, lesson)
     found: tuple[dict[str, Any], nn.Module] | None = None
     while True:
         try:
@@ -154,7 +157,7 @@ def _proven(ready: _Ready) -> tuple[dict[str, Any], nn.Module]:
             if number == 0:
                 raise
             # A killed run comes back to where nothing fits: the round before it holds the answer.
-            number, internal = tightening.recorded(run, limits, taught.train.key, most=number - 1)
+            number, internal = tightening.recorded(run, limits, lesson, most=number - 1)
             continue
         learned = distill(recipe, material, taught, chosen, run, progress)
         shipped = ship(recipe, material, taught, learned, run, progress, limits)
@@ -162,9 +165,7 @@ def _proven(ready: _Ready) -> tuple[dict[str, Any], nn.Module]:
         if chosen.spec is not None:
             note_taught(scores_of(recipe, material, run.path), proof, chosen.spec, chosen.space)
         found = proof, learned.network
-        tighter = free and tightening.tighten(
-            run, number, limits, internal, proof, taught.train.key
-        )
+        tighter = free and tightening.tighten(run, number, limits, internal, proof, lesson)
         if not tighter:
             return found
         number, internal = number + 1, tighter

@@ -29,6 +29,7 @@ from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.trials import decision_terms
 from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
+from tutelage.plan.elastic import fitting_cut
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
@@ -85,15 +86,20 @@ def elastic_specs(
 
 
 def elastic_student(
-    recipe: Recipe, material: Material, taught: Taught, run: Run, progress: Progress
-) -> Elastic:
-    """Return the run's elastic student, taught where it was not yet; no budget is in its key."""
+    recipe: Recipe, costing: Costing, material: Material, taught: Taught, run: Run,
+    progress: Progress,
+) -> Elastic:  # fmt: skip
+    """Return the run's elastic student, taught where it was not yet; no budget is in its key.
+
+    Raises `InfeasibleError` before it is taught where no cut of it would fit.
+    """
     own = own_network(taught.teacher, material.shape)
     whole, least, sliced = elastic_specs(material, None if own is None else own[1])
     epochs = epochs_for(recipe, material.train.count)
     folder = run.file("elastic")
 
     def work() -> tuple[Any, list[Path]]:
+        fitting_cut(whole, least, costing)
         how = "half of the teacher's channels" if sliced else "fresh weights"
         progress.say(f"elastic student: {name_spec(whole)} from {how}, for all later budgets")
         torch.manual_seed(recipe.seed)
@@ -134,7 +140,7 @@ def elastic_cuts(
 
     Raises `InfeasibleError` where not even the narrowest fits.
     """
-    elastic = elastic_student(recipe, material, taught, run, progress)
+    elastic = elastic_student(recipe, costing, material, taught, run, progress)
 
     def search() -> tuple[Any, list[Path]]:
         progress.say(f"plan: cutting the elastic student to fit {costing.device.name}")
@@ -172,7 +178,8 @@ def judged_cuts(
         assert candidate.weights is not None
         network.load_state_dict(candidate.weights)
         lesson = _lesson(recipe, material, taught, network.eval(), candidate.spec)
-        value = Distillation.evaluate(lesson, (network,))
+        with torch.inference_mode():
+            value = Distillation.evaluate(lesson, (network,))
         figures[number] = validation_figure(material, value, "as it was cut, untaught").to_json()
     return figures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tutelage.students.branches import Branch
 from tutelage.students.exits import Exits, early
 from tutelage.train.confidence import fit_scale
 from tutelage.train.distill import Distillation, early_decisions
+from tutelage.types import Tap
 
 
 def exits_of(lesson: Distillation, taught: Taught) -> Exits:
@@ -29,14 +31,8 @@ def exits_of(lesson: Distillation, taught: Taught) -> Exits:
 
     Like the student's own logits (`train.confidence`), a branch's are scaled once on validation.
     """
-    chosen = early(lesson.taps)
-    if not chosen:
-        raise RecipeError(
-            "student.exits: this student has fewer than two taps, so nothing is decided early; "
-            "name more in student.taps, or remove the key"
-        )
     said = early_decisions(lesson, lesson.validation)
-    branches = []
+    branches, chosen = [], early(lesson.taps)
     for i in chosen:
         branch = lesson.branches.branches[i]
         assert isinstance(branch, Branch)
@@ -46,6 +42,15 @@ def exits_of(lesson: Distillation, taught: Taught) -> Exits:
             branch.head.bias.mul_(scale)
         branches.append(branch.cpu().eval())
     return Exits(taps=tuple(lesson.taps[i] for i in chosen), branches=tuple(branches))
+
+
+def check_taps(recipe: Recipe, taps: Sequence[Tap]) -> None:
+    """Refuse exits of a student in which nothing is decided early; raises `RecipeError`."""
+    if recipe.student.exits is not None and not early(taps):
+        raise RecipeError(
+            "student.exits: this student has fewer than two taps, so nothing is decided early; "
+            "name more in student.taps, or remove the key"
+        )
 
 
 def check_exits(recipe: Recipe, material: Material) -> None:

@@ -15,7 +15,7 @@ from tutelage.files import hash_json, write_json, write_tensors
 from tutelage.losses.objective import Term
 from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
-from tutelage.pipeline.exiting import check_pads, exits_of
+from tutelage.pipeline.exiting import check_pads, check_taps, exits_of
 from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
@@ -38,7 +38,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.students.exits import Exits, load_exits, save_exits
+from tutelage.students.exits import Exits, drop_exits, load_exits, save_exits
 from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
@@ -160,6 +160,7 @@ def distill(
             progress.say("student: it was taught before in this run")
             return kept
         paired = pair_taps(recipe, material, taught, chosen)
+        check_taps(recipe, paired.taps)
         pairs = paired.pairing.pairs if paired.pairing else ()
         tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
         lesson = build_lesson(
@@ -192,6 +193,7 @@ def distill(
         }
         unit = material.target and {"target": dataclasses.asdict(material.target)}
         paths = _save(folder, chosen, network, unit)
+        drop_exits(folder)  # an earlier lesson's must not lie beside this student
         if recipe.student.exits is not None:
             paths += save_exits(folder, exits_of(lesson, taught), material.outputs)
         return result, paths

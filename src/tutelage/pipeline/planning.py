@@ -165,6 +165,7 @@ def costing_of(
     return Costing(
         device=device, limits=limits, precision=precision, meta=meta_of(recipe, material),
         beside=material.beside, exits=recipe.student.exits is not None,
+        taps=None if recipe.student.taps is None else tuple(recipe.student.taps),
     )  # fmt: skip
 
 

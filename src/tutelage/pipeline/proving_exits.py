@@ -26,7 +26,7 @@ from tutelage.records import Measurement
 from tutelage.teach.signals import Split
 
 _BATCH = 256
-_TIMED, _TIMING_S = 200, 1.0  # test examples, and seconds for each way
+_TIMED, _TIMING_S = 200, 1.0  # test examples, evenly spread, and seconds for each way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,8 @@ def timed(stopped: Stopped, split: Split) -> tuple[Call, list[Measurement]]:
     name = session.get_inputs()[0].name
 
     def call_of(chosen: np.ndarray) -> Call:
-        inputs = split.batch(torch.from_numpy(chosen[:_TIMED]), 0).tensor.numpy()
+        spread = np.linspace(0, len(chosen) - 1, min(len(chosen), _TIMED)).round().astype(int)
+        inputs = split.batch(torch.from_numpy(chosen[spread]), 0).tensor.numpy()
         around = itertools.cycle([{name: inputs[i : i + 1]} for i in range(len(inputs))])
         return lambda: session.run(None, next(around))
 

@@ -73,7 +73,7 @@ _counted: dict[str, tuple[int, GraphCosts]] = {}  # budgets change, what a graph
 
 def weigh(spec: StudentSpec, costing: Costing) -> Candidate:
     """Cost one spec; a second time, on another device or within other limits, takes no export."""
-    key = repr((spec, costing.precision, costing.meta, costing.exits))
+    key = repr((spec, costing.precision, costing.meta, costing.exits, costing.taps))
     if key in _counted and not needs_timing(costing):
         parameters, counted = _counted[key]
         return _judged(spec, parameters, counted, figures_on(counted, costing), costing)

@@ -23,7 +23,7 @@ from tutelage.measure.costs import figures_of
 from tutelage.measure.latency import measure_latency
 from tutelage.records import Limit, Measurement, SideFile
 from tutelage.students.exits import ExitingNetwork, fresh_exits
-from tutelage.students.taps import find_taps
+from tutelage.students.taps import describe_taps, find_taps
 
 _TIMING_S = 0.5
 Precision = Literal["int8", "float16", "float32"]
@@ -31,7 +31,10 @@ Precision = Literal["int8", "float16", "float32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costing:
-    """What is asked of every candidate alike; with `exits`, early decisions ship as well."""
+    """What is asked of every candidate alike.
+
+    With `exits`, early decisions ship as well: behind `taps`, where these are given.
+    """
 
     device: Device
     limits: tuple[Limit, ...]
@@ -39,6 +42,7 @@ class Costing:
     meta: ArtifactMeta
     beside: tuple[SideFile, ...] = ()
     exits: bool = False
+    taps: tuple[str, ...] | None = None
 
     def key(self) -> list[Any]:
         """Return all of it as plain JSON data, for the hash of what is found by it."""
@@ -48,7 +52,7 @@ class Costing:
             [asdict(limit) for limit in self.limits],
             self.precision,
             *(asdict(file) for file in self.beside),
-            *(["exits"] if self.exits else []),
+            *(["exits", *(self.taps or ())] if self.exits else []),
         ]
 
 
@@ -83,7 +87,7 @@ def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
     """Export the untrained network as it would ship, to a file that is gone afterwards."""
     shape = costing.meta.shape
     if costing.exits:
-        network = _with_exits(network, costing.meta)
+        network = _with_exits(network, costing.meta, costing.taps)
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         path = Path(folder) / "float.onnx"
         export_onnx(network, shape, path, meta=costing.meta)
@@ -98,10 +102,17 @@ def as_shipped(network: nn.Module, costing: Costing) -> Iterator[Path]:
         yield path
 
 
-def _with_exits(network: nn.Module, meta: ArtifactMeta) -> nn.Module:
-    """Put untrained exits behind the network's taps; a network with fewer than two has none."""
+def _with_exits(network: nn.Module, meta: ArtifactMeta, paths: tuple[str, ...] | None) -> nn.Module:
+    """Put untrained exits behind the network's taps; a network with fewer than two has none.
+
+    Its taps are those at `paths`, if it has these; else they are found.
+    """
     dtype = torch.int64 if meta.dtype == "int64" else torch.float32
-    taps = find_taps(network, torch.zeros(2, *meta.shape, dtype=dtype))
+    example = torch.zeros(2, *meta.shape, dtype=dtype)
+    if paths is not None and dict(network.named_modules()).keys() >= {*paths}:
+        taps = describe_taps(network, example, paths)
+    else:
+        taps = find_taps(network, example)
     exits = fresh_exits(taps, len(meta.classes))
     if not exits.taps:
         return network

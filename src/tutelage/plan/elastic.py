@@ -22,10 +22,7 @@ def cuts(
     each stage alone does. First comes the widest cut with one share of all widths, then those with
     a width for each stage (`plan.uneven`). Raises `InfeasibleError` where not even `least` fits.
     """
-    even = widest_cut(whole, least, costing)
-    if even.missed:
-        networks = [stand_in(least)]
-        raise infeasible(shortfall([even], networks, costing), costing.device, given=False)
+    even = fitting_cut(whole, least, costing)
     if even.spec == whole:
         return (even,)
     uneven = (
@@ -34,6 +31,15 @@ def cuts(
         if within(candidate.spec, least)
     )
     return (even, *islice(uneven, count - 1))
+
+
+def fitting_cut(whole: StudentSpec, least: StudentSpec, costing: Costing) -> Candidate:
+    """Return the widest cut that fits; raises `InfeasibleError` where not even `least` does."""
+    even = widest_cut(whole, least, costing)
+    if even.missed:
+        networks = [stand_in(least)]
+        raise infeasible(shortfall([even], networks, costing), costing.device, given=False)
+    return even
 
 
 def widest_cut(whole: StudentSpec, least: StudentSpec, costing: Costing) -> Candidate:

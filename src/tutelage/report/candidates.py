@@ -90,6 +90,10 @@ def _metric(given: list[dict[str, Any]]) -> str:
     return names[0].removesuffix("_validation") if names else ""
 
 
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)
+
+
 def _row(
     candidate: dict[str, Any], figures: dict[str, Measurement], columns: list[str], longest: int
 ) -> CandidateRow:
@@ -100,9 +104,9 @@ def _row(
     what, detail = structure(candidate["spec"])
     if candidate.get("space") == "sliced":
         how = ", widths chosen by scores" if candidate.get("by_scores") else ""
-        detail = f"{detail}, sliced from the teacher{how}"
+        detail = _joined(detail, f"sliced from the teacher{how}")
     elif candidate.get("space") == "elastic":
-        detail = f"{detail}, cut from the elastic student"
+        detail = _joined(detail, "cut from the elastic student")
     return CandidateRow(
         what=what,
         detail=detail,

@@ -30,6 +30,7 @@ _ORDER = (
     "latency_p50_s",
     "latency_p95_s",
     "latency_mean_s",
+    "latency_s",
     "ram_bytes",
     "peak_activation_bytes",
     "energy_j",
@@ -105,8 +106,8 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
     if teacher.name.startswith(("mae", "rmse", "perplexity")):
         change = f"{student.value / teacher.value - 1:+.1%}".replace("-", "−").replace("%", " %")
         return Figure(text=change, kind=kind, hint=f"{kind}: student's over teacher's")
-    if teacher.value >= student.value:
-        text = f"{ratio(teacher.value, student.value)} less"
-    else:
-        text = f"{ratio(student.value, teacher.value)} more"
+    less, more = sorted((teacher.value, student.value))
+    times = ratio(more, less)
+    word = "less" if teacher.value >= student.value else "more"
+    text = "about the same" if times == "1×" else f"{times} {word}"
     return Figure(text=text, kind=kind, hint=f"{kind}: teacher's over student's")

@@ -15,7 +15,7 @@ from tutelage.report.canvas import (
     metric_axis,
     quantity_axis,
 )
-from tutelage.report.figures import Figure, made, ratio
+from tutelage.report.figures import Figure, made, quantity, ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +31,18 @@ class ExitRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exits:
-    """The section: rows by place, the mean cost beside that without exits, and the trade-off."""
+    """The section: rows by place, the mean cost and the share right beside those without exits.
+
+    `may_lose` is what the recipe allows, no figure.
+    """
 
     rows: tuple[ExitRow, ...]
     mean: Figure
     whole: Figure
     times: str
-    may_lose: Figure
+    right: Figure
+    right_whole: Figure
+    may_lose: str
     chart: Chart | None
 
 
@@ -54,7 +59,9 @@ def exits(proof: dict[str, Any]) -> Exits | None:
         mean=made(name, part["cost"], unit, kind, where="mean over the validation split"),
         whole=made(name, part["whole"], unit, kind, where="the student without exits"),
         times=ratio(part["whole"], part["cost"]),
-        may_lose=made("share", part["may_lose"], where="student.exits"),
+        right=made("share", part["right"] - part["lost"], where="validation split"),
+        right_whole=made("share", part["right"], where="validation split, without exits"),
+        may_lose=quantity("share", part["may_lose"], "1"),
         chart=_chart(part, unit, kind, proof.get("metric", "accuracy")),
     )
 
@@ -100,8 +107,13 @@ def _chart(part: dict[str, Any], unit: str, kind: Kind, metric: str) -> Chart | 
                 description="label:N"
             )
         )
-        words = mark.mark_text(align="right", dx=-9, dy=-10, color=color, aria=False)
-        layers.append(words.encode(text="label:N"))
+        # Towards the middle, so that no word crosses an axis; below the curve, which rises.
+        side = "left" if 2 * row["x"] < min(every) + max(every) else "right"
+        words = {
+            "align": side,
+            **({"dx": 9, "dy": 10} if side == "left" else {"dx": -9, "dy": -10}),
+        }
+        layers.append(mark.mark_text(**words, color=color, aria=False).encode(text="label:N"))
     text = f"Thresholds from {rows[0]['y']:.1%} right at the dearest to {rows[-1]['y']:.1%} right"
     title: tuple[tuple[str, Kind], ...] = (
         ("Share right", "measured"), ("by mean cost, validation", kind),

@@ -244,8 +244,8 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
 def _generated(made: dict[str, Any]) -> str:
     """Say what became of the answers that the teacher was asked for, and of its prompts."""
     counts = [f"{int(n):,} {why}" for why, n in made["left_out"].items()]
-    for key, words in (("doubled", "prompts were given twice"), ("long", "prompts were too long")):
-        counts += [f"{int(made[key]):,} {words}"] if made[key] else []
+    for key, words in (("doubled", "prompts given twice"), ("long", "prompts too long")):
+        counts += [f"{words}: {int(made[key]):,}"] if made[key] else []
     kept = f"{int(made['kept']):,} of {int(made['answers']):,} answers to {int(made['prompts']):,}"
     return "; ".join([f"{kept} prompts are kept", *counts])
 

@@ -80,7 +80,8 @@ def _series(name: str, values: list[Any]) -> Series:
 
 def _losses(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[LossRow, ...]:
     weights = distilled.get("weights") or {}
-    last = (history.get("parts") or [{}])[-1]
+    # An epoch may have none of a loss: a language model can learn from its own words alone.
+    last = {name: value for epoch in history.get("parts") or () for name, value in epoch.items()}
     total = sum(abs(w * last.get(name, 0.0)) for name, w in weights.items())
     rows = []
     for name, weight in weights.items():

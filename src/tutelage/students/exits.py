@@ -75,6 +75,12 @@ def save_exits(folder: Path, exits: Exits, classes: int) -> list[Path]:
     return paths
 
 
+def drop_exits(folder: Path) -> None:
+    """Take away what `save_exits` wrote."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
 def load_exits(folder: Path) -> Exits | None:
     """Read a student's exits back; None where it has none. Raises `CorruptFileError`."""
     if not (folder / FILES[0]).is_file():

@@ -11,7 +11,7 @@ from tutelage.devices import load_device
 from tutelage.files import hash_json, write_atomically
 from tutelage.pipeline.language.costs import terms_of
 from tutelage.pipeline.language.generating import write_texts
-from tutelage.pipeline.language.material import read_language, record_data
+from tutelage.pipeline.language.material import length_of, read_language, record_data
 from tutelage.pipeline.language.own_words import longest_of
 from tutelage.pipeline.language.pace import pace_of
 from tutelage.pipeline.language.planning import candidates, compare, limits_of
@@ -64,9 +64,9 @@ def _job(recipe: Recipe, folder: Path, progress: Progress | None) -> Iterator[tu
     with opened(recipe, folder, progress) as (run, said):
         started = time.monotonic()
         source = open_source(recipe)
+        longest_of(recipe, length_of(recipe, source))  # refused before the teacher is asked
         written = write_texts(recipe, source, run, said)
         material = read_language(recipe, source, said, written and written.path)
-        longest_of(recipe, material.length)  # refused before the teacher is asked
         record_data(recipe, material, run, written and written.figures)
         record = {
             "source": source.name,

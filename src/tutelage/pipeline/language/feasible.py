@@ -23,6 +23,7 @@ from tutelage.pipeline.language.planning import (
 from tutelage.pipeline.language.scores import SliceScores
 from tutelage.pipeline.language.source import open_source
 from tutelage.pipeline.language.teaching import with_language_defaults
+from tutelage.pipeline.opening import with_threads
 from tutelage.pipeline.proving import verdicts
 from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, Silent
@@ -41,14 +42,14 @@ def plan_language(
     `language_frontiers` returns is added.
     """
     started, said = time.monotonic(), progress or Silent()
-    recipe, device = with_language_defaults(recipe), load_device(recipe.device)
+    recipe, device = with_language_defaults(with_threads(recipe)), load_device(recipe.device)
     source = open_source(recipe)
     material = material_to_plan(recipe, source, folder, said)
     limits = limits_of(recipe, device, source.decoder.spec)
     terms = terms_of(recipe, material)
     pace = pace_of(recipe, material, device, limits, said)
     scores = SliceScores.open(recipe, material, terms, folder)
-    drawn = language_frontiers(scores, device, pace) if frontier else {}
+    drawn = language_frontiers(scores, source.decoder.spec, device, pace) if frontier else {}
     would_do: WouldDo | None = None
     try:
         found = candidates(material, terms, limits, device, pace, forms=recipe.language.formats)

@@ -18,6 +18,7 @@ from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.language.planning import name_of_slice, spec_json
 from tutelage.pipeline.language.scores import SliceScore, SliceScores
 from tutelage.records import Measurement
+from tutelage.students.decoder import DecoderSpec
 from tutelage.students.decoder_sizes import parameters
 
 AXES = ("storage_bytes", "ram_bytes", "latency_s")
@@ -32,8 +33,10 @@ class Placed:
     costs: dict[str, Measurement]
 
 
-def language_frontiers(scores: SliceScores, device: Device, pace: Pace | None) -> dict[str, Any]:
-    """Return `frontier`, the slices that none beats on the device, and `devices`.
+def language_frontiers(
+    scores: SliceScores, whole: DecoderSpec, device: Device, pace: Pace | None
+) -> dict[str, Any]:
+    """Return `frontier`, the slices of `whole` that none beats on the device, and `devices`.
 
     Of every known device, `devices` holds the slice that would do there, or the reason why none
     would. Raises `RecipeError` where nothing was compared.
@@ -52,9 +55,9 @@ def language_frontiers(scores: SliceScores, device: Device, pace: Pace | None) -
         "frontier": {
             "metric": "perplexity" if any(r.perplexity for r in rows) else "kl_untaught",
             "tried": len(rows),
-            "students": [{**_student(p), "on": on} for p, on in kept],
+            "students": [{**_student(p, whole), "on": on} for p, on in kept],
         },
-        "devices": {d.name: _device(placed_on(scores, d), d) for d in others},
+        "devices": {d.name: _device(placed_on(scores, d), whole, d) for d in others},
     }
 
 
@@ -101,11 +104,11 @@ def best_of(fitting: Sequence[Placed]) -> Placed:
     return best_of(nearer) if nearer else best
 
 
-def _device(placed: Sequence[Placed], device: Device) -> dict[str, Any]:
+def _device(placed: Sequence[Placed], whole: DecoderSpec, device: Device) -> dict[str, Any]:
     limits = device_limits(device)
     fitting = [p for p in placed if all(x.met_by(p.costs[x.metric].value) for x in limits)]
     if fitting:
-        best = _student(best_of(fitting))
+        best = _student(best_of(fitting), whole)
         return {"title": device.title, "student": best, "reason": ""}
     short = [x for x in limits if not any(x.met_by(p.costs[x.metric].value) for p in placed)]
     words = " and ".join(_WORDS[x.metric] for x in short)
@@ -113,12 +116,12 @@ def _device(placed: Sequence[Placed], device: Device) -> dict[str, Any]:
     return {"title": device.title, "student": None, "reason": reason}
 
 
-def _student(placed: Placed) -> dict[str, Any]:
+def _student(placed: Placed, whole: DecoderSpec) -> dict[str, Any]:
     score, shown = placed.score, (*AXES, "tokens_per_s", "energy_j")
     figure = score.perplexity or score.untaught
     kind = "taught" if score.taught else "trial" if score.trial else "untaught"
     return {
-        "name": name_of_slice(score.spec),
+        "name": name_of_slice(score.spec, whole),
         "spec": spec_json(score.spec),
         "parameters": parameters(score.spec),
         "precision": score.form,

@@ -66,7 +66,7 @@ def writes_texts(teacher: str) -> bool:
         return any(str(name).endswith("ForCausalLM") for name in named) or (
             not named and config.get("model_type") in KINDS
         )
-    except (OSError, ValueError, AttributeError):  # whoever opens it says what is wrong
+    except (OSError, ValueError, AttributeError, TypeError):  # whoever opens it says what is wrong
         return False
 
 

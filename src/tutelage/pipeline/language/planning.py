@@ -228,11 +228,11 @@ def spec_json(spec: DecoderSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def name_of_slice(spec: DecoderSpec, whole: DecoderSpec | None = None) -> str:
+def name_of_slice(spec: DecoderSpec, whole: DecoderSpec) -> str:
     """Return what tables call a slice; groups and numbers a token where some of `whole` go."""
     words = [f"{spec.layers} layers, {spec.inner} units"]
-    if whole is not None and spec.groups < whole.groups:
+    if spec.groups < whole.groups:
         words.append(f"{spec.groups} groups")
-    if whole is not None and spec.hidden < whole.hidden:
+    if spec.hidden < whole.hidden:
         words.append(f"{spec.hidden} numbers a token")
     return ", ".join(words)

@@ -63,10 +63,10 @@ def proven(job: Job) -> tuple[dict[str, Any], Taught]:
         if known <= number:  # else this round was done before, and missed
             proof = _shipped(job, taught)
             held = _as_planned(job, taught, internal)
-            tighter = tightening.tighten(job.run, number, job.limits, held, proof, lesson)
-            if tighter is None:
+            if tightening.tighten(job.run, number, job.limits, held, proof, lesson) is None:
                 return proof, taught
-            job.progress.say(f"plan: {tightening.said(job.limits, tighter)}")
+            _, internal = tightening.recorded(job.run, job.limits, lesson)
+            job.progress.say(f"plan: {tightening.said(job.limits, internal)}")
         number += 1
 
 

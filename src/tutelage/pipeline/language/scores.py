@@ -4,7 +4,7 @@ A row holds the slice's config, its file's form, the KL divergence of a token fr
 says, untaught, and the validation perplexity after a short lesson and after a whole one, where
 there was one. What a slice costs follows from config and form on any device (see
 `costs.figures_on`), so another device or budget is answered from here without the teacher. Rows
-hold for one teacher, data and seed: under others they are dropped.
+hold for one lesson (see `lesson_of`): under another they are dropped.
 """
 
 from __future__ import annotations
@@ -129,10 +129,11 @@ class SliceScores:
 
 
 def lesson_of(recipe: Recipe, material: LanguageMaterial) -> str:
-    """Name what every slice is compared by: teacher, tokens, losses, seed."""
+    """Name what every slice is compared by: teacher, tokens, losses, seed, format asked for."""
     distill = recipe.distill.model_dump(mode="json", exclude={"checkpoint"})
+    part = recipe.language.model_dump(mode="json", exclude={"prompts", "answer", "recompute"})
     data = [material.content, material.teacher, material.vocabulary, material.length]
-    return hash_json([*data, distill, recipe.language.tokens, recipe.seed])
+    return hash_json([*data, distill, part, recipe.seed])
 
 
 def name_of(spec: DecoderSpec, form: Quantization) -> tuple[int | str, ...]:

@@ -189,7 +189,9 @@ def _step(
                 label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
                 tracker=tracker.log if tracker else None,
             )
+            home = next(material.decoder.parameters()).device
             history = dataclasses.asdict(trainer.train())
+            material.decoder.to(home)  # lessons inside ask it where the student is taught
         if tracker:
             tracker.close()
         config = student.spec.config
