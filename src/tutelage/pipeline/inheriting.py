@@ -30,19 +30,31 @@ from tutelage.students.convnet import ConvNet
 from tutelage.students.convnet1d import ConvNet1d
 from tutelage.students.encoder import Encoder
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
+from tutelage.students.vit import ViT
 from tutelage.teach.hf_teacher import HfEncoder
 from tutelage.teach.starting import as_encoder
 from tutelage.teach.teachers import Teacher
-from tutelage.teach.torch_teacher import Reordered, TorchTeacher
+from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher
+from tutelage.teach.vits import as_vit, reading
 
 _FILES = ("spec.json", "model.safetensors", *exits.FILES)
-_KINDS = {"convnet": ConvNet, "convnet1d": ConvNet1d, "encoder": Encoder}
+_KINDS = {"convnet": ConvNet, "convnet1d": ConvNet1d, "encoder": Encoder, "vit": ViT}
 
 
 def own_network(teacher: Teacher, shape: Sequence[int]) -> tuple[nn.Module, StudentSpec] | None:
-    """Return the teacher as `own_module` does, its classes in the data's order."""
+    """Return the teacher as `own_module` does, reading and deciding as the data has it.
+
+    None too where its inputs are normalised or repeated in a way that no weights of it can hold.
+    """
     inner: Any = teacher.teacher if isinstance(teacher, Reordered) else teacher
+    normal = inner if isinstance(inner, Renormalised) else None
+    inner = inner.teacher if normal is not None else inner
     found = own_module(inner.module, shape) if isinstance(inner, TorchTeacher) else None
+    if found is not None and (normal is not None or inner.repeats):
+        scale, shift = torch.ones(1), torch.zeros(1)
+        if normal is not None:
+            scale, shift = normal.scale, normal.shift
+        found = _as_own(reading(found[0], shape[0], scale, shift))
     if found is not None and isinstance(teacher, Reordered):
         head: Any = found[0].get_submodule("head")
         order = list(teacher.order)
@@ -55,15 +67,17 @@ def own_network(teacher: Teacher, shape: Sequence[int]) -> tuple[nn.Module, Stud
 def own_module(module: nn.Module, shape: Sequence[int]) -> tuple[nn.Module, StudentSpec] | None:
     """Return a teacher's module as a network of one of our families, with its spec; a copy.
 
-    Texts are as long as `shape` says. None where it is another network, or cannot be sliced.
+    Texts are as long as `shape` says, images of its height and width. None where it is another
+    network, or cannot be sliced.
     """
-    network: Any
-    if isinstance(module, ConvNet | ConvNet1d | Encoder):
-        network = copy.deepcopy(module).cpu()
-    elif isinstance(module, HfEncoder):
-        network = as_encoder(module, length=shape[0])
-    else:
-        network = None
+    if isinstance(module, ConvNet | ConvNet1d | Encoder | ViT):
+        return _as_own(copy.deepcopy(module).cpu())
+    if isinstance(module, HfEncoder):
+        return _as_own(as_encoder(module, length=shape[0]))
+    return _as_own(as_vit(module, (shape[1], shape[2]))) if len(shape) == 3 else None
+
+
+def _as_own(network: Any) -> tuple[nn.Module, StudentSpec] | None:
     if network is None:
         return None
     family = next(name for name, kind in _KINDS.items() if isinstance(network, kind))
@@ -75,8 +89,8 @@ def refuse_unlike(teacher: Teacher, shape: Sequence[int]) -> None:
     """Refuse `student.start: teacher` where the teacher cannot be sliced."""
     if own_network(teacher, shape) is None:
         raise TeacherError(
-            "student.start: teacher takes over channels of a built-in convolutional teacher (or "
-            "tokens of texts), and this teacher is another network; remove it"
+            "student.start: teacher takes over channels of a built-in teacher, heads of a plain "
+            "vision transformer or tokens of texts, and this teacher is another network; remove it"
         )
 
 

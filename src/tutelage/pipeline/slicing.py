@@ -1,8 +1,8 @@
 """The student spaces side by side: slices of the teacher, and the compact families.
 
-Covers teachers of the built-in convolutional families, and text encoders laid out like BERT with a
-head that was fitted here; for every other teacher the compact space stands alone, and the run says
-so.
+Covers teachers of the built-in convolutional families and vision transformers, plain vision
+transformers of timm, transformers and torchvision, and text encoders laid out like BERT with a head
+that was fitted here; for every other teacher the compact space stands alone, and the run says so.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def not_sliced(recipe: Recipe, material: Material, whole: StudentSpec | None) ->
     if recipe.teacher.members > 1:
         why = f"a slice is of one network, and the teacher is {recipe.teacher.members}"
     elif whole is None:
-        why = "slices are of built-in networks and of BERT's kind, and this is another network"
+        why = (
+            "slices are of built-in networks, of BERT's kind and of plain vision transformers, and "
+            "this is another network"
+        )
     elif any(getattr(whole.knobs, k) != v for k, v in material.knobs.items() if k != "classes"):
         why = "the teacher reads inputs of another shape than the student's"
     elif recipe.student.candidates < 2 and not alone:

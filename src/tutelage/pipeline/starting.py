@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.pipeline.teaching import Taught
 from tutelage.recipe import Recipe
-from tutelage.students.convnet import ConvNet
-from tutelage.students.convnet1d import ConvNet1d
 from tutelage.students.spec import StudentSpec, tensors_hash
 from tutelage.teach.inside import module_of
 from tutelage.teach.starting import start_from
@@ -36,8 +34,8 @@ def first_student(
         network.load_state_dict(weights)
         return network, (f"the weights of {of}, of the channels and blocks that stay",)
     module = module_of(taught.teacher)
-    if recipe.student.start != "teacher" or isinstance(module, ConvNet | ConvNet1d):
-        return network, ()
+    if recipe.student.start != "teacher" or not hasattr(network, "embedding"):
+        return network, ()  # what embeds no tokens starts from a slice or fresh
     if module is None:
         raise TeacherError(
             "student.start: teacher takes over weights, and this teacher gives decisions only; "

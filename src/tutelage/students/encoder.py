@@ -156,15 +156,17 @@ def masked_mean(tokens: Float[Tensor, "b t c"], keep: Float[Tensor, "b t"]) -> F
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); `post`: norm(x + f(x)) both times.
 
-    `spec` has the knobs `length` (tokens), `hidden`, `heads` and `inner`.
+    `spec` has the knobs `length` (tokens), `hidden`, `heads` and `inner`; `eps` is the norms'.
     """
 
     by_head = True  # what `qkv` gives: query, key and value of one head after the other
 
-    def __init__(self, spec: Any, norm: Literal["pre", "post"] = "pre") -> None:
+    def __init__(
+        self, spec: Any, norm: Literal["pre", "post"] = "pre", eps: float | None = None
+    ) -> None:
         super().__init__()
         self.length, self.heads, self.size = spec.length, spec.heads, spec.hidden // spec.heads
-        self.post, eps = norm == "post", _EPS[norm]
+        self.post, eps = norm == "post", eps or _EPS[norm]
         self.attention_norm = nn.LayerNorm(spec.hidden, eps=eps)
         self.qkv = nn.Linear(spec.hidden, 3 * spec.hidden)
         self.out = nn.Linear(spec.hidden, spec.hidden)

@@ -22,6 +22,7 @@ from tutelage.students import (
     gru,
     slice_convnet,
     slice_encoder,
+    slice_vit,
     textconv,
     vit,
 )
@@ -78,7 +79,7 @@ for _name, _module, _spec, _build, _teacher in (
         ),
     )
 # Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
-FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT))
+FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT, slicing=slice_vit.SLICING))
 # Sliced from a language model alone (see `slice_decoder`).
 FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))
 

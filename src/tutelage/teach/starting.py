@@ -8,6 +8,7 @@ teacher, and every other family of students gets the embedding alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -159,12 +160,17 @@ def _copy_embedding(student: Encoder, teacher: HfEncoder) -> None:
     _copy(student.embedding_norm, parts["norm"].weight, parts["norm"].bias)
 
 
+def by_heads(kinds: Sequence[Tensor], heads: int) -> Tensor:
+    """Return rows of query, key and value as our layers have them: one head after the other."""
+    return torch.stack([kind.unflatten(0, (heads, -1)) for kind in kinds], dim=1).flatten(0, 2)
+
+
 def _copy_layer(stage: Any, layer: _Parts) -> None:
     """Copy one layer; of its inner units as many as the student has, those that weigh most."""
     kinds = [layer[kind] for kind in ("query", "key", "value")]
     for name in ("weight", "bias"):
-        cut = [getattr(kind, name).unflatten(0, (stage.heads, stage.size)) for kind in kinds]
-        stage.qkv.get_parameter(name).copy_(torch.stack(cut, dim=1).flatten(0, 2))
+        rows = by_heads([getattr(kind, name) for kind in kinds], stage.heads)
+        stage.qkv.get_parameter(name).copy_(rows)
     _copy(stage.out, layer["out"].weight, layer["out"].bias)
     up, down, inner = layer["up"], layer["down"], stage.mlp[0].out_features
     weighs = up.weight.norm(dim=1) * down.weight.norm(dim=0)

@@ -193,7 +193,8 @@ class Reordered:
 class Renormalised:
     """A teacher that was trained on another normalisation than the data's; inputs are converted.
 
-    `own` has the data's `mean` and `std` per channel, `mean` and `std` are the teacher's.
+    `own` has the data's `mean` and `std` per channel, `mean` and `std` are the teacher's. It reads
+    images times `scale` plus `shift`, [1, c, 1, 1] each.
     """
 
     def __init__(self, teacher: Any, own: Any, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -210,8 +211,8 @@ class Renormalised:
                 f"teacher.mean has {theirs.shape[1]} values and the data {ours.shape[1]} channels; "
                 "give one value a channel"
             )
-        self._scale = (ours[1] / theirs[1]).view(1, -1, 1, 1)
-        self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
+        self.scale = (ours[1] / theirs[1]).view(1, -1, 1, 1)
+        self.shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
 
     def read(
         self, inputs: Inputs, *, features: bool = False, maps: bool = False,
@@ -222,7 +223,7 @@ class Renormalised:
         return self.teacher.read(converted, features=features, maps=maps, keep=keep)
 
     def _convert(self, images: Tensor) -> Tensor:
-        return images * self._scale.to(images.device) + self._shift.to(images.device)
+        return images * self.scale.to(images.device) + self.shift.to(images.device)
 
 
 def _names(module: nn.Module, classes: int) -> tuple[str, ...]:

@@ -1,0 +1,179 @@
+"""What slices of all transformers share: which layers, heads, units and numbers a token stay.
+
+Layers go first: one at a time the one without which the decision changes least. Then the parts of
+the residual stream, whole attention heads, and inner units go by the Fisher information of their
+gates (see `slice.importance`). What stays is copied as it is. The size of a head stays, so numbers
+a token and heads shrink together.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tutelage.students.encoder import Layer
+from tutelage.students.slice import drawn_decision, even_share, least_missed
+
+SIZES = ("layers", "hidden", "heads", "inner")
+_STEPS_A_HEAD = 2
+_AT_ONCE = 32  # examples of which all activations are kept
+Network = TypeVar("Network", bound=Any)  # a network of ours with `spec` and layers as `stages`
+
+
+def is_smaller(spec: Any, whole: Any) -> bool:
+    """Say whether no size of `spec` is above that of `whole`, and heads are of the same size."""
+    return (
+        all(getattr(spec, name) <= getattr(whole, name) for name in SIZES)
+        and spec.hidden // spec.heads == whole.hidden // whole.heads
+    )
+
+
+def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
+    """Return a copy with so many layers, in eval mode; see `slice.least_missed`."""
+    small: Any = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        own = small(inputs)
+        while len(small.stages) > layers:
+            rests = [
+                nn.ModuleList([*small.stages[:i], *small.stages[i + 1 :]])
+                for i in range(len(small.stages))
+            ]
+
+            def said(rest: nn.ModuleList) -> Tensor:
+                small.stages = rest
+                return small(inputs)
+
+            small.stages = least_missed(rests, said, own)
+    small.spec = dataclasses.replace(network.spec, layers=layers)
+    return small
+
+
+class Gates(ExitStack):
+    """Gates, all 1, behind or before modules of a network; they are gone when this is closed.
+
+    Gates of one name are one gate: what is read is how all of them together move the decision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gates: dict[str, list[Tensor]] = {}
+
+    def after(self, module: nn.Module, name: str) -> None:
+        """Gate what a module gives: each number of a token, or each channel of a map."""
+        gate = self._gate(name, 1)
+        self._hold(module.register_forward_hook(lambda _m, _i, output: gate(output)))
+
+    def before(self, module: nn.Module, name: str, group: int = 1) -> None:
+        """Gate what a module reads, `group` numbers by one gate."""
+        gate = self._gate(name, group)
+        self._hold(module.register_forward_pre_hook(lambda _, given: (gate(given[0]), *given[1:])))
+
+    def of_layers(self, stages: nn.ModuleList) -> None:
+        """Gate all that layers have: `heads.i`, `inner.i`, and what they write as `stream`.
+
+        A number of the stream is gated wherever it is written: at the norms of a `post` layer, at
+        what a `pre` one adds.
+        """
+        for number, stage in enumerate(stages):
+            assert isinstance(stage, Layer)
+            norms, added = (stage.attention_norm, stage.mlp_norm), (stage.out, stage.mlp[2])
+            for module in norms if stage.post else added:
+                self.after(module, "stream")
+            self.before(stage.out, f"heads.{number}", stage.size)
+            self.after(stage.mlp[1], f"inner.{number}")
+
+    def information(self, network: nn.Module, inputs: Tensor) -> dict[str, Float[Tensor, " c"]]:
+        """Return the Fisher information of each gate, the mean over `inputs`, by its name."""
+        moved: dict[str, list[Tensor]] = {}
+        for part in inputs.split(_AT_ONCE):
+            self._gates = {}
+            with torch.enable_grad():
+                total = drawn_decision(network(part).float())
+                every = [gate for gates in self._gates.values() for gate in gates]
+                found = iter(torch.autograd.grad(total, every))
+            for name, gates in self._gates.items():
+                together = torch.stack([next(found) for _ in gates]).sum(0)
+                moved.setdefault(name, []).append(together.flatten(1))
+        return {name: torch.cat(parts).square().mean(0) for name, parts in moved.items()}
+
+    def _gate(self, name: str, group: int) -> Callable[[Tensor], Tensor]:
+        def gate(output: Tensor) -> Tensor:
+            count, axis = len(output), 1 if output.ndim == 4 else -1
+            shape = [count, *[1] * (output.ndim - 1)]
+            shape[axis] = output.shape[axis] // group
+            made = torch.ones(shape, requires_grad=True)
+            self._gates.setdefault(name, []).append(made)
+            return output * made.repeat_interleave(group, dim=axis)
+
+        return gate
+
+    def _hold(self, handle: Any) -> None:
+        self.callback(handle.remove)
+
+
+def copy_layers(
+    to: nn.ModuleList, of: nn.ModuleList, information: dict[str, Tensor], stay: Int[Tensor, " k"]
+) -> None:
+    """Fill layers with those of a wider network, of whose stream the numbers `stay` stay."""
+    for number, (small, whole) in enumerate(zip(to, of, strict=True)):
+        assert isinstance(small, Layer) and isinstance(whole, Layer)
+        heads = most(information[f"heads.{number}"], small.heads)
+        units = most(information[f"inner.{number}"], small.mlp[0].out_features)
+        copy_linear(small.qkv, whole.qkv, _spread(heads, 3 * whole.size), stay)
+        copy_linear(small.out, whole.out, stay, _spread(heads, whole.size))
+        copy_linear(small.mlp[0], whole.mlp[0], units, stay)
+        copy_linear(small.mlp[2], whole.mlp[2], stay, units)
+        copy_norm(small.attention_norm, whole.attention_norm, stay)
+        copy_norm(small.mlp_norm, whole.mlp_norm, stay)
+
+
+def most(information: Float[Tensor, " c"], count: int) -> Int[Tensor, " k"]:
+    """Return the numbers of the `count` gates that say most, ascending."""
+    return information.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def _spread(numbers: Int[Tensor, " k"], size: int) -> Int[Tensor, " n"]:
+    return (numbers[:, None] * size + torch.arange(size)).flatten()
+
+
+def copy_linear(to: Any, of: Any, rows: Tensor, columns: Tensor) -> None:
+    """Fill a linear layer or convolution with these outputs and inputs of another."""
+    to.weight.copy_(of.weight[rows][:, columns])
+    if of.bias is not None:
+        to.bias.copy_(of.bias[rows])
+
+
+def copy_norm(to: Any, of: Any, kept: Tensor) -> None:
+    """Fill a norm with these numbers or channels of another; statistics are copied too."""
+    to.weight.copy_(of.weight[kept])
+    to.bias.copy_(of.bias[kept])
+    if isinstance(of, nn.BatchNorm2d):
+        to.running_mean.copy_(of.running_mean[kept])
+        to.running_var.copy_(of.running_var[kept])
+        to.num_batches_tracked.copy_(of.num_batches_tracked)
+
+
+def narrower(spec: Any, share: float) -> Any:
+    """Return the spec with about a share of its heads, numbers a token and inner units."""
+    heads = max(1, round(share * spec.heads))
+    return dataclasses.replace(
+        spec, heads=heads, hidden=heads * (spec.hidden // spec.heads),
+        inner=even_share(spec.inner, share),
+    )  # fmt: skip
+
+
+def shallower(spec: Any) -> tuple[Any, ...]:
+    """Return the spec, then with one layer fewer at a time, down to one."""
+    return tuple(dataclasses.replace(spec, layers=n) for n in range(spec.layers, 0, -1))
+
+
+def steps(spec: Any) -> int:
+    """Return in how many steps the share of `narrower` is looked for."""
+    return _STEPS_A_HEAD * spec.heads

@@ -1,0 +1,83 @@
+"""The built-in vision transformer with fewer layers, heads, inner units and numbers a token.
+
+A convolutional stem follows: its widths hang on the numbers a token, and its channels go by the
+Fisher information of their gates too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tutelage.students.slice import Slicing
+from tutelage.students.slice_layers import (
+    SIZES,
+    Gates,
+    copy_layers,
+    copy_linear,
+    copy_norm,
+    is_smaller,
+    most,
+    narrower,
+    shallower,
+    steps,
+    without_layers,
+)
+from tutelage.students.vit import ViT, ViTSpec
+
+
+def is_part(spec: ViTSpec, whole: ViTSpec) -> bool:
+    """Say whether a network of `spec` can be sliced from one of `whole`."""
+    sizes = {name: getattr(spec, name) for name in SIZES}
+    return dataclasses.replace(whole, **sizes) == spec and is_smaller(spec, whole)
+
+
+def slice_vit(network: ViT, spec: ViTSpec, images: Float[Tensor, "b c h w"]) -> ViT:
+    """Return a network of `spec`, part of this one's own, that starts with its weights."""
+    fewer = without_layers(network, spec.layers, images)
+    small = ViT(spec).eval()
+    with Gates() as gates:
+        for number, module in enumerate(fewer.stem):
+            if isinstance(module, nn.ReLU):
+                gates.after(module, f"stem.{number}")
+        gates.before(fewer.stages[0], "stream")
+        gates.of_layers(fewer.stages)
+        information = gates.information(fewer, images)
+    stay = most(information["stream"], spec.hidden)
+    with torch.no_grad():
+        _copy_stem(small.stem, fewer.stem, information, stay)
+        small.positions.copy_(fewer.positions[:, stay])
+        copy_layers(small.stages, fewer.stages, information, stay)
+        copy_norm(small.norm, fewer.norm, stay)
+        copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
+    return small
+
+
+def _copy_stem(
+    to: nn.Sequential, of: nn.Sequential, information: dict[str, Tensor], stay: Int[Tensor, " k"]
+) -> None:
+    *blocks, last = zip(to, of, strict=True)
+    read = torch.arange(of[0].in_channels)  # pyright: ignore[reportArgumentType]
+    kept = read
+    for number, (small, whole) in enumerate(blocks):
+        if isinstance(whole, nn.Conv2d):  # its ReLU, two modules on, has the gate
+            width: Any = small.out_channels
+            kept = most(information[f"stem.{number + 2}"], width)
+            copy_linear(small, whole, kept, read)
+            read = kept
+        elif isinstance(whole, nn.BatchNorm2d):
+            copy_norm(small, whole, kept)
+    copy_linear(*last, stay, read)
+
+
+SLICING = Slicing(
+    cut=slice_vit,
+    is_part=is_part,
+    narrower=narrower,
+    shallower=shallower,
+    steps=steps,
+)
