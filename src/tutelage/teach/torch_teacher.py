@@ -56,7 +56,7 @@ class TorchTeacher:
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
         self.bf16 = bf16
-        self.device, self._forward = torch.device(device), forward
+        self.device, self.forward = torch.device(device), forward
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
         self.repeats = repeats(channels, image_shape)
@@ -115,7 +115,7 @@ class TorchTeacher:
                     maps=maps,
                     keep=None if keep is None else keep.to(self.device),
                     error=TeacherError,
-                    forward=self._forward,
+                    forward=self.forward,
                 )
         except TutelageError:
             raise
@@ -131,7 +131,7 @@ class TorchTeacher:
 
     def _fit(self, inputs: Inputs) -> Any:
         def fit(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point() or self._forward is not call:
+            if not tensor.is_floating_point() or self.forward is not call:
                 return tensor.to(self.device)
             tensor = tensor.to(self.device, self._dtype)
             grey = self.repeats and tensor.shape[1] == 1
@@ -142,7 +142,7 @@ class TorchTeacher:
     def _find_taps(
         self, example: Inputs, paths: Sequence[str] | None, image_shape: ImageShape
     ) -> tuple[Tap, ...]:
-        options: dict[str, Any] = {"error": TeacherError, "forward": self._forward}
+        options: dict[str, Any] = {"error": TeacherError, "forward": self.forward}
         try:
             with self._autocast():
                 if paths is None:
@@ -193,7 +193,8 @@ class Reordered:
 class Renormalised:
     """A teacher that was trained on another normalisation than the data's; inputs are converted.
 
-    `own` has the data's `mean` and `std` per channel, `mean` and `std` are the teacher's.
+    `own` has the data's `mean` and `std` per channel, `mean` and `std` are the teacher's. Of a
+    channel it reads `by` x + `plus`.
     """
 
     def __init__(self, teacher: Any, own: Any, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -210,8 +211,7 @@ class Renormalised:
                 f"teacher.mean has {theirs.shape[1]} values and the data {ours.shape[1]} channels; "
                 "give one value a channel"
             )
-        self._scale = (ours[1] / theirs[1]).view(1, -1, 1, 1)
-        self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, -1, 1, 1)
+        self.by, self.plus = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
 
     def read(
         self, inputs: Inputs, *, features: bool = False, maps: bool = False,
@@ -222,7 +222,8 @@ class Renormalised:
         return self.teacher.read(converted, features=features, maps=maps, keep=keep)
 
     def _convert(self, images: Tensor) -> Tensor:
-        return images * self._scale.to(images.device) + self._shift.to(images.device)
+        by, plus = (x.view(1, -1, 1, 1).to(images.device) for x in (self.by, self.plus))
+        return images * by + plus
 
 
 def _names(module: nn.Module, classes: int) -> tuple[str, ...]:
