@@ -66,6 +66,11 @@ def test_channels_that_go_together_have_one_width(graph: GraphNet) -> None:
         ["third_chain_0", "third_chain_5_up"],
         ["third_chain_5_down"],
     ]
+    least = {node.name.partition("_")[2]: node.out for node in narrower(graph.spec, 0.01).nodes}
+    grouped = {"first_a", "second_a", "stem_0", "first_c", "second_c"}  # two groups read or say it
+    free = {name.partition("_")[2] for name in groups}
+    assert {least[name] for name in grouped} == {4}
+    assert {least[name] for name in free - grouped} == {2}
 
 
 @torch.no_grad()

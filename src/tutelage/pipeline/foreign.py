@@ -1,7 +1,7 @@
 """A foreign teacher as a network to slice: traced once, with the data's inputs and classes.
 
 Covers convolutional classifiers of images given as torch modules (a Python function, a timm or
-torchvision name) that `teach.tracing` can follow; of values, teachers that were fitted here alone.
+torchvision name) that `teach.tracing` can follow. It does not cover teachers of values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tutelage.students.graph_net import GraphNet, inherited
 from tutelage.students.slice_graph import width_groups
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import Teacher
-from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher
+from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled, TorchTeacher
 from tutelage.teach.tracing import Untraced, as_graph
 
 Sliceable = tuple[nn.Module, StudentSpec]
@@ -56,6 +56,8 @@ def _as_asked(teacher: Teacher, shape: Sequence[int]) -> GraphNet:
     inner = inner.teacher if order is not None else inner
     scale = (inner.by, inner.plus) if isinstance(inner, Renormalised) else None
     inner = inner.teacher if scale is not None else inner
+    if isinstance(inner, Rescaled):
+        raise Untraced("what it says is converted to the unit of the labels")
     if not isinstance(inner, TorchTeacher) or inner.forward is not call or len(shape) != 3:
         raise Untraced("it is no torch module that is called on images alone")
     network = _traced_once(inner, (3 if inner.repeats else shape[0], shape[1], shape[2]))

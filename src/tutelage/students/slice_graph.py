@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -20,6 +21,7 @@ from tutelage.students.graph import INPUT, GraphSpec, Node
 from tutelage.students.graph_net import Block, GraphNet, blocks_of, inherited, stages_of
 from tutelage.students.slice import Slicing, cut, even_share, least_missed
 
+_MOST_DEPTHS, _MOST_STEPS = 5, 64  # what is tried of a large network, each exported and weighed
 _WIDE = ("conv", "linear")  # the operators that have a width of their own
 
 
@@ -104,8 +106,10 @@ def narrower(spec: GraphSpec, share: float) -> GraphSpec:
         if node.name not in free:
             return node
         unit = units[free[node.name]]
-        each = even_share(node.out, share) if unit == 1 else unit * round(share * node.out / unit)
-        return dataclasses.replace(node, out=min(node.out, max(unit, each)))
+        if unit == 1:
+            return dataclasses.replace(node, out=even_share(node.out, share))
+        each = max(2, round(share * node.out / unit))  # one a group would be depthwise
+        return dataclasses.replace(node, out=min(node.out, unit * each))
 
     return dataclasses.replace(spec, nodes=tuple(map(narrow, spec.nodes)))
 
@@ -122,15 +126,22 @@ def without(spec: GraphSpec, block: Block) -> GraphSpec:
 
 
 def shallower(spec: GraphSpec) -> tuple[GraphSpec, ...]:
-    """Return the spec, then with one spare block fewer in each stage that has some, to none."""
-    found = [spec]
-    while True:
-        last = [[b for b in stage if b.spare][-1:] for stage in stages_of(spec)]
-        if not any(last):
-            return tuple(found)
-        for block in (block for few in last for block in few):
-            spec = without(spec, block)
-        found.append(spec)
+    """Return the spec, then with fewer spare blocks in each stage that has some, down to none.
+
+    One fewer at a time, or a fifth where a stage has more than five; a stage's last ones go.
+    """
+    stages = [[block for block in stage if block.spare] for stage in stages_of(spec)]
+    rounds = min(_MOST_DEPTHS, max(map(len, stages)))
+
+    def after(number: int) -> GraphSpec:
+        gone = [
+            block
+            for blocks in stages
+            for block in blocks[len(blocks) - math.ceil(len(blocks) * number / rounds) :]
+        ]
+        return _without_all(spec, gone)
+
+    return spec, *(after(number) for number in range(1, rounds + 1))
 
 
 def is_part(spec: GraphSpec, whole: GraphSpec) -> bool:
@@ -142,19 +153,27 @@ def is_part(spec: GraphSpec, whole: GraphSpec) -> bool:
     except ValueError:
         return False
     free = width_groups(fewer)
-    return len(fewer.nodes) == len(spec.nodes) and all(
-        dataclasses.replace(node, out=there.out) == there
-        and (node.out == there.out or (node.name in free and node.out < there.out))
-        for node, there in zip(spec.nodes, fewer.nodes, strict=True)
+    ends = (spec.image, spec.classes) == (whole.image, whole.classes)
+    return (
+        ends
+        and len(fewer.nodes) == len(spec.nodes)
+        and all(
+            dataclasses.replace(node, out=there.out) == there
+            and (node.out == there.out or (node.name in free and node.out < there.out))
+            for node, there in zip(spec.nodes, fewer.nodes, strict=True)
+        )
     )
 
 
 def _without_blocks(whole: GraphSpec, spec: GraphSpec) -> GraphSpec:
     names = {node.name for node in spec.nodes}
-    for block in reversed(blocks_of(whole)):  # so that what is read instead is still there
-        if block.spare and block.name not in names:
-            whole = without(whole, block)
-    return whole
+    return _without_all(whole, [b for b in blocks_of(whole) if b.spare and b.name not in names])
+
+
+def _without_all(spec: GraphSpec, blocks: Sequence[Block]) -> GraphSpec:
+    for block in reversed(blocks):  # so that what is read instead is still there
+        spec = without(spec, block)
+    return spec
 
 
 def slice_graph(
@@ -229,5 +248,5 @@ SLICING = Slicing(
     is_part=is_part,
     narrower=narrower,
     shallower=shallower,
-    steps=lambda spec: max(2, *(node.out for node in spec.nodes)) // 2,
+    steps=lambda spec: min(_MOST_STEPS, max(2, *(node.out for node in spec.nodes)) // 2),
 )
