@@ -130,6 +130,17 @@ def test_channels_side_by_side_are_cut_in_their_norm():
     assert small(images()).shape == (32, 3)
 
 
+def test_of_a_grouped_convolution_each_group_loses_the_same_channels():
+    torch.manual_seed(0)
+    network = Odd(nn.Conv2d(8, 8, 3, groups=2)).eval()
+    small = slice_channels(network, images(), 0.5)
+    assert (small.layer.in_channels, small.layer.out_channels, small.layer.groups) == (4, 4, 2)
+    assert small.layer.weight.shape == (4, 2, 3, 3)
+    flat = network.conv.weight.flatten(1).tolist()
+    first = [flat.index(row.tolist()) for row in small.conv.weight.flatten(1)]
+    assert [i + 4 for i in first[:2]] == first[2:] and max(first[:2]) < 4
+
+
 class Odd(nn.Module):
     def __init__(self, layer, fails=False) -> None:
         super().__init__()
@@ -149,7 +160,7 @@ class Odd(nn.Module):
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), "it has no convolution"),
         (Odd(nn.GroupNorm(2, 8)), "'layer' is a GroupNorm"),
-        (Odd(nn.Conv2d(8, 8, 1, groups=2)), "convolution of 2 groups"),
+        (Odd(nn.Conv2d(8, 4, 1, groups=4)), "convolution of 4 groups"),
         (Odd(nn.Identity(), fails=True), "does not follow from 'conv'"),
     ],
     ids=["dense", "norm", "groups", "untraced"],

@@ -203,7 +203,7 @@ def test_where_nothing_can_be_sliced_the_compact_space_stands_alone(
 
 
 def test_slices_alone_are_refused_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(StudentError, match="another network. Choose student.space: compact"):
+    with pytest.raises(StudentError, match="that can shrink. Choose student.space: compact"):
         candidates(tmp_path, {"space": "sliced"}, nn.Sequential(nn.Conv2d(1, 3, 12), nn.Flatten()))
 
 

@@ -16,8 +16,9 @@ from tutelage.pipeline.checking import check_recipe, fixed_spec, shrinks_of
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.elastic import elastic_specs
 from tutelage.pipeline.fitting import built_in_parameters, built_in_spec, encoder_to_fit
+from tutelage.pipeline.foreign import UNLIKE, sliceable
 from tutelage.pipeline.frontiers import frontiers
-from tutelage.pipeline.inheriting import own_module, own_network
+from tutelage.pipeline.inheriting import own_module
 from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.naming import name_spec
@@ -82,8 +83,8 @@ def plan_recipe(
         elif not (free and recipe.student.space == "sliced"):
             fresh = _rows(recipe, material, costing, parameters, own, progress)
         if free and recipe.student.space in ("auto", "sliced"):
-            whole = _teacher(recipe, material, trust_code)[1]
-            why = not_sliced(recipe, material, whole)
+            _, whole, unlike = _teacher(recipe, material, trust_code)
+            why = not_sliced(recipe, material, whole, unlike)
             if why and recipe.student.space == "sliced":
                 raise StudentError(why)
             if whole is not None and not why:
@@ -219,21 +220,21 @@ def _known_parameters(folder: Path) -> int | None:
 
 def _teacher(
     recipe: Recipe, material: Material, trust_code: bool
-) -> tuple[int, StudentSpec | None]:
-    """Return the teacher's parameters, and its spec where it can be sliced."""
+) -> tuple[int, StudentSpec | None, str]:
+    """Return the teacher's parameters, and its spec where it can be sliced, or why it cannot."""
     if recipe.teacher.fit is True:
         spec = built_in_spec(recipe, material)
         alone = recipe.teacher.members == 1
         own = own_module(spec.build(), material.shape) if alone else None
-        return built_in_parameters(recipe, material), None if own is None else own[1]
+        return built_in_parameters(recipe, material), None if own is None else own[1], UNLIKE
     if recipe.teacher.fit:
         module = encoder_to_fit(recipe, material)
         own = own_module(module, material.shape)
         parameters = sum(p.numel() for p in module.parameters())
-        return parameters, None if own is None else own[1]
+        return parameters, None if own is None else own[1], UNLIKE
     teacher = open_teacher(recipe, material, trust_code=trust_code)
-    own = own_network(teacher, material.shape)
-    return teacher.parameters, None if own is None else own[1]
+    own, unlike = sliceable(teacher, material.shape)
+    return teacher.parameters, None if own is None else own[1], unlike
 
 
 def _bare(limit: Limit) -> dict[str, Any]:

@@ -102,13 +102,21 @@ def from_teacher(
     None does where the teacher is no network of ours.
     """
     own = own_network(teacher, material.shape)
+    return from_network(found, own, teacher.fingerprint, material, run, progress)
+
+
+def from_network(
+    found: tuple[Candidate, ...], own: tuple[nn.Module, StudentSpec] | None, fingerprint: str,
+    material: Material, run: Run, progress: Progress,
+) -> tuple[Candidate, ...]:  # fmt: skip
+    """Do what `from_teacher` does, of the teacher as a network with its spec, or of none."""
     if own is None:
         return found
     whole, started, fresh = own[0], [], 0
     for candidate in found:
         if candidate.weights is None and _holds(own[1], candidate.spec):
             weights = _weights(
-                run, candidate.spec, material, [teacher.fingerprint], lambda: whole, progress
+                run, candidate.spec, material, [fingerprint], lambda: whole, progress
             )
             candidate = dataclasses.replace(candidate, weights=weights)
         fresh += candidate.weights is None

@@ -1,8 +1,9 @@
 """The student spaces side by side: slices of the teacher, and the compact families.
 
 Covers teachers of the built-in convolutional families and vision transformers, plain vision
-transformers of timm, transformers and torchvision, and text encoders laid out like BERT with a head
-that was fitted here; for every other teacher the compact space stands alone, and the run says so.
+transformers of timm, transformers and torchvision, convolutional classifiers of images that can be
+traced (`pipeline.foreign`), and text encoders laid out like BERT with a head that was fitted here;
+for every other teacher the compact space stands alone, and the run says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import hash_json
 from tutelage.pipeline.elastic import elastic_cuts
-from tutelage.pipeline.inheriting import from_teacher, own_network
+from tutelage.pipeline.foreign import sliceable
+from tutelage.pipeline.inheriting import from_network
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.narrowing import scores_of_stages
 from tutelage.pipeline.teaching import Taught
@@ -41,8 +43,8 @@ def of_all_spaces(
     if space == "elastic":
         return elastic_cuts(recipe, costing, material, taught, run, progress)
     alone = space == "sliced"
-    own = own_network(taught.teacher, material.shape)
-    why = not_sliced(recipe, material, None if own is None else own[1])
+    own, unlike = sliceable(taught.teacher, material.shape)
+    why = not_sliced(recipe, material, None if own is None else own[1], unlike)
     if why and alone:
         raise StudentError(why)
     slices: tuple[Candidate, ...] = ()
@@ -59,16 +61,16 @@ def of_all_spaces(
     return slices if alone else (*compact()[: places - len(slices)], *slices)
 
 
-def not_sliced(recipe: Recipe, material: Material, whole: StudentSpec | None) -> str:
-    """Say why the teacher, whose spec is `whole` where it has one, is not sliced; '' if it is."""
+def not_sliced(recipe: Recipe, material: Material, whole: StudentSpec | None, unlike: str) -> str:
+    """Say why the teacher is not sliced; '' if it is.
+
+    `whole` is its spec where it can be; where it cannot, `unlike` says why.
+    """
     alone, why = recipe.student.space == "sliced", ""
     if recipe.teacher.members > 1:
         why = f"a slice is of one network, and the teacher is {recipe.teacher.members}"
     elif whole is None:
-        why = (
-            "slices are of built-in networks, of BERT's kind and of plain vision transformers, and "
-            "this is another network"
-        )
+        why = unlike
     elif any(getattr(whole.knobs, k) != v for k, v in material.knobs.items() if k != "classes"):
         why = "the teacher reads inputs of another shape than the student's"
     elif recipe.student.candidates < 2 and not alone:
@@ -86,7 +88,7 @@ def _slices(
 
     def search() -> tuple[Any, list[Path]]:
         progress.say(f"plan: slicing the teacher to fit {costing.device.name}")
-        own = own_network(taught.teacher, material.shape)
+        own, _ = sliceable(taught.teacher, material.shape)
         assert own is not None
         scores = scores_of_stages(*own, taught.teacher.fingerprint, material, run, progress)
         found = SPACES["sliced"](
@@ -108,4 +110,5 @@ def _slices(
         ]
     )
     found = tuple(map(Candidate.from_json, run.stage("slices", inputs, search).result))
-    return from_teacher(found, taught.teacher, material, run, progress)
+    own, _ = sliceable(taught.teacher, material.shape)
+    return from_network(found, own, taught.teacher.fingerprint, material, run, progress)

@@ -1,8 +1,8 @@
 """The sliced space: the teacher with fewer channels, heads and layers, inside the limits.
 
 Covers teachers of the families that can be sliced (see `students.spec.Family.slicing`): a slice of
-one is again of its family, and `spec.json` rebuilds it. It does not cover foreign networks, whose
-slices no spec can name.
+one is again of its family, and `spec.json` rebuilds it. Foreign networks are of the family `graph`
+where they can be traced; it does not cover others, whose slices no spec can name.
 """
 
 from __future__ import annotations

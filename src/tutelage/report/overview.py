@@ -287,6 +287,9 @@ def describe(spec: dict[str, Any]) -> str:
 
 def structure(spec: dict[str, Any]) -> tuple[str, str]:
     """Return a spec's size and its other knobs in words; an unknown family lists all of them."""
+    if spec.get("family") == "graph":
+        outs = [node["out"] for node in spec["nodes"] if "out" in node]
+        return f"widths\u00a0{min(outs)} to {max(outs)}", f"{len(outs)} layers, as the teacher has"
     if "widths" not in spec or "depths" not in spec:
         return ", ".join(f"{k} {_plain(v)}" for k, v in spec.items()) or "unknown", ""
     kernel = f"kernel {spec['kernel']}" if "kernel" in spec else ""

@@ -2,13 +2,15 @@
 
 torch-pruning's dependency graph says which channels go together (through residual sums, depthwise
 convolutions, concatenations); which of them stay is decided here. Covers networks whose weights are
-all in convolutions, batch norms and linear layers, and that autograd can trace. It does not cover
-attention, other norms, or grouped convolutions that are not depthwise.
+all in convolutions, batch norms and linear layers, and that autograd can trace. Of a convolution of
+several groups each loses the same channels. It does not cover attention, other norms, or grouped
+convolutions that say one channel a group and read several.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -112,7 +114,7 @@ def _unlike(network: nn.Module) -> str:
             return f"'{name}' is a {type(module).__name__}, not a convolution, batch norm or linear"
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             depthwise = module.groups == module.in_channels == module.out_channels
-            if module.groups > 1 and not depthwise:
+            if module.groups > 1 and module.groups == module.out_channels and not depthwise:
                 return f"'{name}' is a convolution of {module.groups} groups"
     if not any(isinstance(m, nn.Conv1d | nn.Conv2d) for m in network.modules()):
         return "it has no convolution"
@@ -136,8 +138,9 @@ def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> None:
         count = kept(names[root], len(channels))
         if count >= len(channels):
             continue
-        least = _weigh(members, gates, len(channels)).argsort(stable=True)[: len(channels) - count]
-        chosen = graph.get_pruning_group(root, group[0].dep.handler, sorted(least.tolist()))
+        groups = math.lcm(*(_groups(item.dep.target.module) for item in group))
+        least = _least(_weigh(members, gates, len(channels)), len(channels) - count, groups)
+        chosen = graph.get_pruning_group(root, group[0].dep.handler, least)
         gone = [(item.dep.target.module, item.idxs) for item in chosen
                 if graph.is_out_channel_pruning_fn(item.dep.handler)]  # fmt: skip
         chosen.prune()
@@ -146,6 +149,20 @@ def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> None:
                 stay = torch.ones(gates[module].shape[1], dtype=torch.bool)
                 stay[idxs] = False
                 gates[module] = gates[module][:, stay]
+
+
+def _groups(module: nn.Module) -> int:
+    """Return the groups of a convolution that is not depthwise, and 1 of every other layer."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or module.groups == module.out_channels:
+        return 1
+    return module.groups
+
+
+def _least(scores: Float[Tensor, " c"], count: int, groups: int) -> list[int]:
+    """Return about `count` channels with the least scores, the same ones of each group."""
+    each = scores.view(groups, -1).sum(0).argsort(stable=True)[: count // groups]
+    size = len(scores) // groups
+    return sorted(group * size + i for group in range(groups) for i in each.tolist())
 
 
 def channel_groups(

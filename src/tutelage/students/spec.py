@@ -19,9 +19,12 @@ from tutelage.students import (
     convnet1d,
     decoder,
     encoder,
+    graph,
+    graph_net,
     gru,
     slice_convnet,
     slice_encoder,
+    slice_graph,
     slice_vit,
     textconv,
     vit,
@@ -80,6 +83,11 @@ for _name, _module, _spec, _build, _teacher in (
     )
 # Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
 FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT, slicing=slice_vit.SLICING))
+# Traced from a foreign teacher, or sliced from what was (see `slice_graph`).
+FAMILIES.add(
+    "graph",
+    Family(spec=graph.GraphSpec, build=graph_net.GraphNet, slicing=slice_graph.SLICING),
+)
 # Sliced from a language model alone (see `slice_decoder`).
 FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))
 
@@ -93,7 +101,8 @@ class StudentSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; a `shrink` of 1 says nothing and is left out."""
-        data = {"family": self.family, **dataclasses.asdict(self.knobs)}
+        own = getattr(self.knobs, "to_json", None)
+        data = {"family": self.family, **(own() if own else dataclasses.asdict(self.knobs))}
         return {k: v for k, v in data.items() if (k, v) != ("shrink", 1)}
 
     @classmethod

@@ -56,7 +56,7 @@ class TorchTeacher:
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
         self.bf16 = bf16
-        self.device, self._forward = torch.device(device), forward
+        self.device, self.forward = torch.device(device), forward
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
         self.repeats = repeats(channels, image_shape)
@@ -115,7 +115,7 @@ class TorchTeacher:
                     maps=maps,
                     keep=None if keep is None else keep.to(self.device),
                     error=TeacherError,
-                    forward=self._forward,
+                    forward=self.forward,
                 )
         except TutelageError:
             raise
@@ -131,7 +131,7 @@ class TorchTeacher:
 
     def _fit(self, inputs: Inputs) -> Any:
         def fit(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point() or self._forward is not call:
+            if not tensor.is_floating_point() or self.forward is not call:
                 return tensor.to(self.device)
             tensor = tensor.to(self.device, self._dtype)
             grey = self.repeats and tensor.shape[1] == 1
@@ -142,7 +142,7 @@ class TorchTeacher:
     def _find_taps(
         self, example: Inputs, paths: Sequence[str] | None, image_shape: ImageShape
     ) -> tuple[Tap, ...]:
-        options: dict[str, Any] = {"error": TeacherError, "forward": self._forward}
+        options: dict[str, Any] = {"error": TeacherError, "forward": self.forward}
         try:
             with self._autocast():
                 if paths is None:
