@@ -14,13 +14,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tutelage.errors import DataError, RecipeError, StudentError, TeacherError
+from tutelage.errors import DataError, RecipeError, StudentError, TeacherError, TrainingError
 from tutelage.files import hash_json
 from tutelage.losses.language import language_loss
 from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
-from tutelage.train import together
+from tutelage.train import sharded, together
 from tutelage.train.inside import InsideLesson
 from tutelage.train.on_policy import Beginnings, OnPolicy
 
@@ -49,8 +49,8 @@ class LanguageLesson:
     alone; `examples` limits training to the first of a fixed random order. `recompute`: layers
     forget what they computed and do it again in the backward pass, for a third more time and far
     less memory. Where there are several processes (see `together`), each takes a share of the
-    micro-batches. Validation is minus its loss, over the same losses where signals are
-    given for it, else the cross entropy of its tokens.
+    micro-batches, with the whole student or a part of it (`sharded`). Validation is minus its loss,
+    over the same losses where signals are given for it, else the cross entropy of its tokens.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class LanguageLesson:
         self.signals, self.validation_signals = signals, validation_signals
         self.seed, self.recompute, self.chunk = seed, recompute, chunk
         self.own: OnPolicy | None = None
+        self.called, self.shared_out = ("states",), False
         self._check()
         able = _with_targets(train, "training")
         self.validated = _with_targets(validation, "validation")
@@ -99,6 +100,16 @@ class LanguageLesson:
         if own is not None:
             self.key = hash_json([self.key, own.key])
 
+    def exchange(self, modules: tuple[nn.Module, ...]) -> None:
+        """Teach this student from now on, shared out or whole again."""
+        if self.inside is not None:
+            raise TrainingError(
+                "losses inside the networks need student and teacher whole: teach by others under "
+                "FSDP, or without it"
+            )
+        (self.student,) = self.modules = modules
+        self.shared_out = not self.shared_out
+
     def steps(self) -> int:
         """Return the steps of one epoch; a last, smaller batch is left out."""
         return len(self.chosen) // self.batch
@@ -112,8 +123,17 @@ class LanguageLesson:
             if self.own is not None and self.own.mixing.takes(overall):
                 yield self.own.beginnings(index.numpy(), overall)
                 continue
-            mine = together.share(index.split(self.micro_batch))
-            yield [_micro(self.train, self.signals, part) for part in mine]
+            yield list(self._mine(self.train, self.signals, index))
+
+    def _mine(
+        self, tokens: TokenRows, signals: TokenSignals | None, index: Tensor
+    ) -> Iterator[MicroBatch]:
+        """Yield this process's share; of a student that is shared out, all pass as often."""
+        parts = index.split(self.micro_batch)
+        mine = together.share(parts)
+        yield from (_micro(tokens, signals, part) for part in mine)
+        if self.shared_out and len(mine) < together.rounds(len(parts)):
+            yield _unlearned(_micro(tokens, signals, parts[0]))
 
     def loss(self, batch: list[MicroBatch] | Beginnings) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts; gradients are found here, one micro-batch at a time.
@@ -153,7 +173,8 @@ class LanguageLesson:
         grads = [p.grad for p in parameters]
         if together.place()[1] > 1:
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            together.add_up([total, *parts.values(), *grads])
+            added = [g for g in grads if not sharded.is_part(g)]  # those of parts are
+            together.add_up([total, *parts.values(), *added])
         self._forget()
         return _Handed.apply(total, grads, *parameters), parts
 
@@ -185,8 +206,7 @@ class LanguageLesson:
         told = self.validation_signals
         losses = {"token_cross_entropy": 1.0} if told is None else self.losses
         total, count, device = 0.0, 0, _device(self.student)
-        for index in together.share(torch.from_numpy(self.validated).split(self.micro_batch)):
-            part = _micro(self.validation, told, index)
+        for part in self._mine(self.validation, told, torch.from_numpy(self.validated)):
             value, _ = self._value(modules[0], part, losses, self.options)
             total += float(value.detach()) * part.count
             count += part.count
@@ -285,6 +305,12 @@ def _micro(tokens: TokenRows, signals: TokenSignals | None, index: Tensor) -> Mi
     return MicroBatch(ids=ids, learned=learned, teacher=teacher)
 
 
+def _unlearned(part: MicroBatch) -> MicroBatch:
+    """Return a micro-batch of which nothing is learned."""
+    said = None if part.teacher is None else part.teacher.rows(0, 0)
+    return replace(part, learned=torch.zeros_like(part.learned), teacher=said)
+
+
 def _with_targets(tokens: TokenRows, what: str) -> np.ndarray:
     """Return the sequences that hold a learned token; raises `DataError` when there is none."""
     found = np.flatnonzero(learned_counts(tokens))
@@ -303,13 +329,12 @@ def _device(module: nn.Module) -> torch.device:
 @contextmanager
 def _recomputing(network: nn.Module) -> Iterator[None]:
     """Let every layer of the network's longest list compute its inside again when it is needed."""
-    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
-    if not lists:
+    layers = sharded.longest_list(network)
+    if layers is None:
         raise StudentError(
             f"{type(network).__name__} has no list of layers (nn.ModuleList), so none can be "
             "computed again; leave recompute out"
         )
-    layers = max(lists, key=len)
     for layer in layers:
         layer.forward = partial(_again, layer.forward)
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
 from tutelage.students.strided import sliced_strides
-from tutelage.train import together
+from tutelage.train import sharded, together
 from tutelage.train.checkpoint import digest, load_state, save_state
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
 
@@ -72,8 +72,8 @@ class _Averaging:
     """Moves averaged copies towards the trained modules, many tensors at once."""
 
     def __init__(self, averages: Sequence[nn.Module], modules: Sequence[nn.Module]) -> None:
-        self.mean: list[Tensor] = [p.data for a in averages for p in a.parameters()]
-        self.now: list[Tensor] = [p.data for m in modules for p in m.parameters()]
+        self.mean = [sharded.local(p.data) for a in averages for p in a.parameters()]
+        self.now = [sharded.local(p.data) for m in modules for p in m.parameters()]
         pairs = [
             (target, source)
             for average, module in zip(averages, modules, strict=True)
@@ -119,19 +119,17 @@ class Trainer:
         self.checkpoint, self.tracker = checkpoint, tracker
         self.progress = progress or Silent()
         self.accelerator = Accelerator(mixed_precision="no")
-        together.refuse_shared_out(self.accelerator)
+        self.shares = sharded.plugin_of(self.accelerator)
         self.device = self.accelerator.device
+        self._given = lesson.modules
         self._came_from = [_device_of(module) for module in lesson.modules]
-        for module in lesson.modules:
-            module.to(self.device)
-            if any(p.ndim == 4 for p in module.parameters()):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype = autocast_dtype(lesson.modules[0], schedule, self.device)
-        self.parameters = [p for m in lesson.modules for p in m.parameters() if p.requires_grad]
         if not any(p.requires_grad for p in lesson.modules[0].parameters()):
             raise TrainingError("the student has no parameter that can be trained; unfreeze some")
+        self.dtype = autocast_dtype(lesson.modules[0], schedule, self.device)
+        self.key = self._identity()
+        self.average = self._place()
+        self.parameters = [p for m in lesson.modules for p in m.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, schedule)
-        self.average = [copy.deepcopy(module) for module in lesson.modules]
         self._averaging = _Averaging(self.average, lesson.modules)
         self.history = History(precision=str(self.dtype).removeprefix("torch."))
         self.step, self.rate_scale, self.skips_in_a_row = 0, 1.0, 0
@@ -139,10 +137,19 @@ class Trainer:
         self.met: dict[str, int] = {}  # in how many steps each came: not all have every loss
         self.counted = 0
         self.best: list[dict[str, Tensor]] = []
-        self.key = self._identity()
         self._buffers = [b for module in lesson.modules for b in module.buffers()]
         self._before = [torch.empty_like(b) for b in self._buffers]
         self._epoch_start = copy.deepcopy(self._position())
+
+    def _place(self) -> list[nn.Module]:
+        """Put the modules where they are trained; return copies of them, to be averaged."""
+        if self.shares is not None:
+            return sharded.share_out(self.lesson, self.shares)
+        for module in self.lesson.modules:
+            module.to(self.device)
+            if any(p.ndim == 4 for p in module.parameters()):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return [copy.deepcopy(module) for module in self.lesson.modules]
 
     def train(self) -> History:
         """Train to the end, leave the best averaged weights in the modules, return the history.
@@ -164,11 +171,13 @@ class Trainer:
         self.progress.finish()
         self._save()
         self.accelerator.wait_for_everyone()
-        for module, best in zip(self.lesson.modules, self.best, strict=True):
-            module.load_state_dict(best)
+        for module, best in zip(self._given, self.best, strict=True):
+            module.load_state_dict({k: sharded.whole(v) for k, v in best.items()})
             module.eval()
-        for module, device in zip(self.lesson.modules, self._came_from, strict=True):
+        for module, device in zip(self._given, self._came_from, strict=True):
             module.to(device)
+        if self.shares is not None:
+            self.lesson.exchange(self._given)  # type: ignore[attr-defined]
         return self.history
 
     def _run(self, steps: int, total: int) -> None:
@@ -182,11 +191,15 @@ class Trainer:
                 self.progress.advance()
                 if self.step % steps == 0:
                     self._end_epoch()
-                if time.monotonic() - last_saved > wait:
+                if self._agreed(time.monotonic() - last_saved > wait):
                     began = time.monotonic()
                     self._save()
                     last_saved = time.monotonic()
                     wait = pause_after(last_saved - began, self.schedule.checkpoint_s)
+
+    def _agreed(self, due: bool) -> bool:
+        """Say whether a checkpoint is due: all that hold parts must save at the same step."""
+        return due if self.shares is None else sharded.first_says(due, self.device)
 
     def _one_step(self, batch: Any, total: int) -> bool:
         """Take one step; return False when there were too many without a finite loss."""
@@ -201,7 +214,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip or float("inf"))
-        if not bool(torch.isfinite(loss.detach() + norm)):
+        if not bool(torch.isfinite(loss.detach() + sharded.whole(norm))):
             return self._skip()
         self.optimizer.step()
         self.step += 1
@@ -261,6 +274,8 @@ class Trainer:
             average.eval()
         with torch.inference_mode():
             figure = float(self.lesson.evaluate(tuple(self.average)))
+            if self.shares is not None:
+                sharded.settle(self.average)
         history = self.history
         history.loss.append(means.pop("loss", float("nan")))
         history.parts.append(means)
@@ -292,11 +307,18 @@ class Trainer:
         }
 
     def _move_to(self, position: dict[str, Any]) -> None:
-        for module, saved in zip(self.lesson.modules, position["modules"], strict=True):
-            module.load_state_dict(saved)
-        for module, saved in zip(self.average, position["average"], strict=True):
-            module.load_state_dict(saved)
-        self.optimizer.load_state_dict(copy.deepcopy(position["optimizer"]))
+        modules = (*self.lesson.modules, *self.average)
+        for module, saved in zip(
+            modules, (*position["modules"], *position["average"]), strict=True
+        ):
+            module.load_state_dict(sharded.parts(saved, module.state_dict()))
+        optimizer = copy.deepcopy(position["optimizer"])
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in optimizer["state"].items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == held[number].shape:
+                    moments[name] = sharded.part(value, held[number])
+        self.optimizer.load_state_dict(optimizer)
         # Fused optimizers walk raw memory: moments must lie as their parameter does.
         for parameter, moments in self.optimizer.state.items():
             for name, value in moments.items():
@@ -305,7 +327,8 @@ class Trainer:
         self.step = position["step"]
 
     def _save(self) -> None:
-        if self.checkpoint is None or not self.accelerator.is_main_process:
+        first = self.accelerator.is_main_process
+        if self.checkpoint is None or not (first or self.shares is not None):
             return
         state = {
             "key": self.key,
@@ -319,7 +342,10 @@ class Trainer:
             "skips": self.skips_in_a_row,
             "history": asdict(self.history),
         }
-        save_state(self.checkpoint, state)
+        if self.shares is not None:
+            state = sharded.gathered(state, keep=first)
+        if first:
+            save_state(self.checkpoint, state)
 
     def _restore(self, path: Path) -> None:
         state = load_state(path)
@@ -329,8 +355,11 @@ class Trainer:
                 "differ); starting anew"
             )
             return
+        self._move_to(state["epoch_start"])
+        self._epoch_start = copy.deepcopy(self._position())
         self._move_to(state["now"])
-        self._epoch_start, self.best = state["epoch_start"], state["best"]
+        own = [m.state_dict() for m in self.average]
+        self.best = [sharded.parts(b, o) for b, o in zip(state["best"], own, strict=False)]
         self.running, self.counted = state["running"], state["counted"]
         self.met = state.get("met", dict.fromkeys(self.running, self.counted))
         self.rate_scale, self.skips_in_a_row = state["rate_scale"], state["skips"]

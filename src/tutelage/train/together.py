@@ -1,13 +1,13 @@
 """Several processes that teach one student: each takes a share of a step, and sums are exchanged.
 
 They are started by `accelerate launch` or `torchrun`; with one process nothing here does anything.
-Every process holds the whole student. Does not cover weights that are shared out (FSDP, DeepSpeed).
+Every process holds the whole student, or its part of one that is shared out (`sharded.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from tutelage.errors import TrainingError
 
 _T = TypeVar("_T")
-_SHARED_OUT = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def place() -> tuple[int, int]:
@@ -30,6 +29,11 @@ def share(parts: Sequence[_T]) -> Sequence[_T]:
     """Return this process's part of a step: every n-th, so that shares differ by one at most."""
     number, of = place()
     return parts[number::of]
+
+
+def rounds(count: int) -> int:
+    """Return how many of `count` parts the process with the most has."""
+    return -(-count // place()[1])
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
@@ -60,16 +64,6 @@ def check_alike(values: dict[str, int], device: torch.device) -> None:
                 f"the processes start from different {what}: give all of them the same data, seed "
                 "and student, and a checkpoint on a disk that all of them see"
             )
-
-
-def refuse_shared_out(accelerator: Any) -> None:
-    """Raise `TrainingError` where weights would be shared out among the processes."""
-    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-    if kind in _SHARED_OUT:
-        raise TrainingError(
-            f"{kind} shares a student's weights out, and checkpoints here hold them whole: launch "
-            "the processes without it, and set language.recompute where memory is short"
-        )
 
 
 def _exact(device: torch.device) -> torch.device:
