@@ -138,6 +138,9 @@ class _Block(nn.Module):
 
 
 class _Scale(nn.Module):
+    by: Tensor
+    plus: Tensor
+
     def __init__(self, node: Node, read: Shape) -> None:
         super().__init__()
         shape = (-1, *(1 for _ in read[1:]))
@@ -206,7 +209,7 @@ class _Of(nn.Module):
         if node.op == "unflatten":
             return x[0][:, :, None, None]
         if node.op == "pad":
-            return F.pad(x[0], node.sides)
+            return F.pad(x[0], list(node.sides))
         window = (x[0], node.kernel, node.stride, node.padding)
         if node.op == "max_pool":
             return F.max_pool2d(*window, node.dilation, node.ceil)

@@ -25,7 +25,7 @@ from tutelage.passes import reason
 from tutelage.students.strided import sliced_strides
 
 Kept = Callable[[str, int], int]
-Rest = TypeVar("Rest", bound=nn.Module)
+Rest = TypeVar("Rest")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -169,7 +169,7 @@ def _conv(walk: _Walk, step: Any, given: dict[str, Any]) -> str:
     padding, kernel = given["padding"], _shape(given["weight"])[2:]
     if isinstance(padding, str):
         raise Untraced(f"it has a convolution whose padding is '{padding}'")
-    conv = {"op": "conv", "out": out, "groups": groups}
+    conv: dict[str, Any] = {"op": "conv", "out": out, "groups": groups}
     kind = {"op": "depthwise"} if depthwise else conv
     return walk.layer(
         **kind, step=step, given=given, names={"weight": "weight", "bias": "bias"},
