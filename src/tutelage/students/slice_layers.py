@@ -23,7 +23,7 @@ from tutelage.students.slice import drawn_decision, even_share, least_missed
 
 SIZES = ("layers", "hidden", "heads", "inner")
 _STEPS_A_HEAD = 2
-_AT_ONCE = 32  # examples of which all activations are kept
+_AT_ONCE = 32  # examples: all activations of a batch are kept for the gates
 Network = TypeVar("Network", bound=Any)  # a network of ours with `spec` and layers as `stages`
 
 
@@ -39,7 +39,7 @@ def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
     """Return a copy with so many layers, in eval mode; see `slice.least_missed`."""
     small: Any = copy.deepcopy(network).eval()
     with torch.no_grad():
-        own = small(inputs)
+        own = _decided(small, inputs)
         while len(small.stages) > layers:
             rests = [
                 nn.ModuleList([*small.stages[:i], *small.stages[i + 1 :]])
@@ -48,11 +48,15 @@ def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
 
             def said(rest: nn.ModuleList) -> Tensor:
                 small.stages = rest
-                return small(inputs)
+                return _decided(small, inputs)
 
             small.stages = least_missed(rests, said, own)
     small.spec = dataclasses.replace(network.spec, layers=layers)
     return small
+
+
+def _decided(network: nn.Module, inputs: Tensor) -> Tensor:
+    return torch.cat([network(part) for part in inputs.split(_AT_ONCE)])
 
 
 class Gates(ExitStack):
@@ -68,12 +72,20 @@ class Gates(ExitStack):
     def after(self, module: nn.Module, name: str) -> None:
         """Gate what a module gives: each number of a token, or each channel of a map."""
         gate = self._gate(name, 1)
-        self._hold(module.register_forward_hook(lambda _m, _i, output: gate(output)))
+
+        def hook(_: nn.Module, _given: Any, output: Any) -> Any:
+            return gate(output)
+
+        self._hold(module.register_forward_hook(hook))
 
     def before(self, module: nn.Module, name: str, group: int = 1) -> None:
         """Gate what a module reads, `group` numbers by one gate."""
         gate = self._gate(name, group)
-        self._hold(module.register_forward_pre_hook(lambda _, given: (gate(given[0]), *given[1:])))
+
+        def hook(_: nn.Module, given: Any) -> Any:
+            return gate(given[0]), *given[1:]
+
+        self._hold(module.register_forward_pre_hook(hook))
 
     def of_layers(self, stages: nn.ModuleList) -> None:
         """Gate all that layers have: `heads.i`, `inner.i`, and what they write as `stream`.
@@ -125,7 +137,8 @@ def copy_layers(
     for number, (small, whole) in enumerate(zip(to, of, strict=True)):
         assert isinstance(small, Layer) and isinstance(whole, Layer)
         heads = most(information[f"heads.{number}"], small.heads)
-        units = most(information[f"inner.{number}"], small.mlp[0].out_features)
+        inner: Any = small.mlp[0].out_features
+        units = most(information[f"inner.{number}"], inner)
         copy_linear(small.qkv, whole.qkv, _spread(heads, 3 * whole.size), stay)
         copy_linear(small.out, whole.out, stay, _spread(heads, whole.size))
         copy_linear(small.mlp[0], whole.mlp[0], units, stay)
@@ -154,7 +167,7 @@ def copy_norm(to: Any, of: Any, kept: Tensor) -> None:
     """Fill a norm with these numbers or channels of another; statistics are copied too."""
     to.weight.copy_(of.weight[kept])
     to.bias.copy_(of.bias[kept])
-    if isinstance(of, nn.BatchNorm2d):
+    if hasattr(of, "running_mean"):
         to.running_mean.copy_(of.running_mean[kept])
         to.running_var.copy_(of.running_var[kept])
         to.num_batches_tracked.copy_(of.num_batches_tracked)

@@ -61,8 +61,8 @@ def _copy_stem(
     to: nn.Sequential, of: nn.Sequential, information: dict[str, Tensor], stay: Int[Tensor, " k"]
 ) -> None:
     *blocks, last = zip(to, of, strict=True)
-    read = torch.arange(of[0].in_channels)  # pyright: ignore[reportArgumentType]
-    kept = read
+    channels: Any = of[0].in_channels
+    kept = read = torch.arange(channels)
     for number, (small, whole) in enumerate(blocks):
         if isinstance(whole, nn.Conv2d):  # its ReLU, two modules on, has the gate
             width: Any = small.out_channels

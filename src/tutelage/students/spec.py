@@ -81,7 +81,7 @@ for _name, _module, _spec, _build, _teacher in (
             slicing=_SLICINGS.get(_name),
         ),
     )
-# Asked for by its spec alone: the planner ranks by operations, which say little across kinds.
+# By its spec, or as a slice: the planner ranks by operations, which say little across kinds.
 FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT, slicing=slice_vit.SLICING))
 # Traced from a foreign teacher, or sliced from what was (see `slice_graph`).
 FAMILIES.add(
