@@ -418,5 +418,6 @@ def test_what_does_not_belong_together_is_refused():
 
 
 def test_every_language_loss_is_covered():
-    inside = {"hidden", "relations"}  # once `language_inside` is loaded; see test_language_inside
-    assert set(LANGUAGE_LOSSES) - inside == {*COMPARED, "token_cross_entropy"}
+    # Once their modules are loaded; see test_language_inside and test_spans.
+    others = {"hidden", "relations", "uld"}
+    assert set(LANGUAGE_LOSSES) - others == {*COMPARED, "token_cross_entropy"}

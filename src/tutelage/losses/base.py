@@ -34,6 +34,7 @@ Reads = Literal[
     "states",  # token states at one pair of taps, which tokens count
     "scores",  # attention scores inside one pair of taps, which tokens count
     "relations",  # queries, keys and values of both last layers, which tokens count
+    "spans",  # log-probabilities of outcomes of spans of text, in tokens of two kinds
     "branch_labels",  # logits of one student branch, labels
     "branch_decision",  # logits of one student branch, the teacher's final logits
 ]

@@ -217,6 +217,11 @@ def language_terms(
         if not (math.isfinite(weight) and weight >= 0):
             raise RecipeError(f"the weight of loss '{name}' is {weight}; give a number, 0 or more")
     found = tuple(LANGUAGE_LOSSES[name] for name in losses)
+    if spans := [loss.name for loss in found if loss.reads == "spans"]:
+        raise RecipeError(
+            f"loss '{spans[0]}' is for a teacher with another tokenizer, which a recipe cannot "
+            "name yet: teach from Python, with spans=SpanTeacher(...), or remove the loss"
+        )
     checked = tuple(loss.checked(options.get(loss.name, {})) for loss in found)
     return LanguageTerms(
         losses=found, weights=tuple(losses.values()), options=checked, temperature=temperature,

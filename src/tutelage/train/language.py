@@ -23,6 +23,7 @@ from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts
 from tutelage.train import sharded, together
 from tutelage.train.inside import InsideLesson
 from tutelage.train.on_policy import Beginnings, OnPolicy
+from tutelage.train.spans import SpanTeacher
 
 _NO_OPTIONS: Mapping[str, Mapping[str, float]] = {}
 
@@ -71,9 +72,10 @@ class LanguageLesson:
         recompute: bool = False,
         chunk: int | None = None,
         inside: InsideLesson | None = None,
+        spans: SpanTeacher | None = None,
     ) -> None:
         self.student, self.train, self.validation = student, train, validation
-        self.inside = inside
+        self.inside, self.spans = inside, spans
         self.modules: tuple[nn.Module, ...] = (student, *(inside.modules if inside else ()))
         self.losses, self.options, self.temperature = dict(losses), dict(options), temperature
         self.signals, self.validation_signals = signals, validation_signals
@@ -158,6 +160,7 @@ class LanguageLesson:
         count = together.total(sum(part.count for part in batch), _device(self.student))
         total = torch.zeros((), device=_device(self.student))
         names = (*self.losses, *(self.inside.losses if self.inside is not None else ()))
+        names = names if self.spans is None else (*names, "uld")
         parts: dict[str, Tensor] = {
             name: torch.zeros_like(total) for name in (own.losses if own is not None else names)
         }
@@ -189,6 +192,8 @@ class LanguageLesson:
 
     def _taught(self, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a micro-batch, its layers' lessons included, and its parts."""
+        if self.spans is not None:
+            return self._in_spans(part, self.spans)
         if self.inside is None:
             return self._value(self.student, part, self.losses, self.options)
         device, network = _device(self.student), cast(Any, self.student)
@@ -197,6 +202,15 @@ class LanguageLesson:
         ids, learned = part.ids[:, :-1].to(device), part.learned[:, 1:].to(device)
         more, others = self.inside.value(heard, ids, learned)
         return value + more, {**found, **others}
+
+    def _in_spans(self, part: MicroBatch, spans: SpanTeacher) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a micro-batch with what a teacher of another tokenizer says of it."""
+        device = _device(self.student)
+        ids, learned = part.ids.to(device), part.learned[:, 1:].to(device)
+        states = cast(Any, self.student).states(ids[:, :-1])
+        value, found = self._compared(self.student, states, part, self.losses, self.options)
+        more = spans.value(self.student, states, ids, learned)
+        return value + spans.weight * more, {**found, "uld": more.detach()}
 
     def evaluate(self, modules: tuple[nn.Module, ...]) -> float:
         """Return minus the mean loss over the learned tokens of validation.
@@ -229,11 +243,17 @@ class LanguageLesson:
         self, student: Any, part: MicroBatch, losses: Mapping[str, float],
         options: Mapping[str, Mapping[str, float]],
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-        device = _device(student)
+        states = student.states(part.ids[:, :-1].to(_device(student)))
+        return self._compared(student, states, part, losses, options)
+
+    def _compared(
+        self, student: Any, states: Tensor, part: MicroBatch, losses: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]],
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        device = states.device
         ids, learned = part.ids.to(device), part.learned[:, 1:].to(device)
-        states = student.states(ids[:, :-1])[learned]
         return language_loss(
-            states,
+            states[learned],
             student.head,
             None if part.teacher is None else part.teacher.to(device),
             ids[:, 1:][learned],
@@ -248,6 +268,11 @@ class LanguageLesson:
         """Refuse what does not belong together, before anything is trained."""
         terms = language_terms(self.losses, self.options, self.temperature)
         asked = [loss.name for loss in terms.losses if loss.tempered]
+        if self.spans is not None and (asked or self.inside is not None):
+            raise RecipeError(
+                "student and teacher have tokenizers of their own, so only 'uld' compares them: "
+                "give token_cross_entropy beside it, and no other loss"
+            )
         if asked and self.signals is None:
             raise RecipeError(
                 f"loss '{asked[0]}' reads what the teacher says of each token, and no signals are "
@@ -269,7 +294,8 @@ class LanguageLesson:
             if signals is not None and signals.vocabulary != known:
                 raise TeacherError(
                     f"the teacher decides among {signals.vocabulary:,} tokens and the student among"
-                    f" {known:,}; ask the teacher about the student's vocabulary"
+                    f" {known:,}; ask the teacher about the student's vocabulary, or give "
+                    "spans=SpanTeacher(...) where the tokenizers are others"
                 )
 
     def _key(self) -> str:
@@ -278,7 +304,8 @@ class LanguageLesson:
         data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
         said = ["language", sources, data, how, self.seed, self.recompute, self.chunk]
-        return hash_json(said if self.inside is None else [*said, self.inside.key])
+        more = [each.key for each in (self.inside, self.spans) if each is not None]
+        return hash_json([*said, *more])
 
 
 class _Handed(torch.autograd.Function):

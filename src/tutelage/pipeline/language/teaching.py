@@ -32,6 +32,11 @@ from tutelage.train.loop import Trainer
 from tutelage.train.trackers import open_tracker
 
 _LOSSES = {"forward_kl": 1.0, "token_cross_entropy": 1.0}  # about half each: evidence is public
+_REMOVE = "remove the key"
+_INSTEAD = {
+    "student.source": "remove the key and a slice of the teacher is taught, or teach a model with "
+    "a tokenizer of its own from Python (docs/recipe.md)"
+}
 _RATE, _BATCH, _MICRO_TOKENS, _CHECKPOINT = 5e-4, 8, 2_048, "300 s"
 
 
@@ -92,7 +97,7 @@ def _refuse_others(recipe: Recipe) -> None:
         ("measure.power_csv", recipe.measure.power_csv),
     ):
         if given is not None:
-            raise RecipeError(f"{key} is not for task: causal_lm yet; remove the key")
+            raise RecipeError(f"{key} is not for task: causal_lm yet; {_INSTEAD.get(key, _REMOVE)}")
 
 
 def ask(recipe: Recipe, material: LanguageMaterial, run: Run, progress: Progress) -> TokenSignals:
