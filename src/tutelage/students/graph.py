@@ -112,7 +112,7 @@ class Node:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(data, Mapping) or not {"name", "op", "of"} <= set(data) <= known:
             raise ValueError(f"{str(data)[:80]} is no node; it has a name, an op and an of")
-        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        knobs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         if not isinstance(knobs["of"], tuple):
             raise ValueError(f"'{knobs['name']}': of is a list of names")
         return cls(**knobs)

@@ -32,8 +32,8 @@ def bytes_of_tokens(tokenizer: Any) -> list[bytes | None]:
             "what each token of this tokenizer writes cannot be told as bytes; take a model whose "
             "tokenizer knows bytes, or falls back to them (Llama, Qwen, Gemma, SmolLM)"
         )
-    by_byte, found = "ByteLevel" in kinds, [None] * len(tokenizer)
-    letters = _byte_letters()
+    by_byte, letters = "ByteLevel" in kinds, _byte_letters()
+    found: list[bytes | None] = [None] * len(tokenizer)
     added = tokenizer.added_tokens_decoder
     for token, number in tokenizer.get_vocab().items():
         if number in added:
@@ -96,7 +96,7 @@ def aligned(student: Sequence[bytes], teacher: Sequence[bytes]) -> Int[np.ndarra
     if one != other or not one:
         return np.zeros((0, 4), np.int64)
     ends = [np.cumsum([len(piece) for piece in pieces]) for pieces in (student, teacher)]
-    shared = np.intersect1d(*ends)
+    shared = np.intersect1d(ends[0], ends[1])
     shared = shared[shared > 0]
     stops = [np.searchsorted(end, shared, side="right") for end in ends]
     starts = [np.concatenate([[0], stop[:-1]]) for stop in stops]
