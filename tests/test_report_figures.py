@@ -74,3 +74,20 @@ def test_where_a_student_comes_from_follows_what_it_is():
     }  # fmt: skip
     found = candidates.candidates({"candidates": [row], "space": "sliced", "limits": []})
     assert found is not None and found.rows[0].detail == "sliced from the teacher"
+
+
+def test_slices_of_a_language_model_are_told_in_words_with_the_form_of_their_file():
+    spec = {
+        "family": "decoder", "kind": "llama", "layers": 30, "hidden": 576, "inner": 1408,
+        "groups": 3, "vocabulary": 15943,
+    }  # fmt: skip
+    row = {
+        "spec": spec, "space": "sliced", "precision": "q5_1", "parameters": 9, "figures": [],
+        "fits": True, "missed": [], "trial": None, "chosen": True,
+    }  # fmt: skip
+    found = candidates.candidates({"candidates": [row], "space": "sliced", "limits": []})
+    assert found is not None
+    assert found.rows[0].what.replace("\u00a0", " ") == "30 layers, 1,408 units"
+    assert found.rows[0].detail == (
+        "llama, 3 groups, 576 numbers a token, knows 15,943 tokens, q5_1, sliced from the teacher"
+    )

@@ -102,6 +102,8 @@ def _row(
     trial = candidate["trial"]
     outcome = "dropped early" if (candidate.get("steps") or longest) < longest else "fits"
     what, detail = structure(candidate["spec"])
+    if candidate["spec"].get("family") == "decoder":  # its file's form was chosen with its sizes
+        detail = _joined(detail, candidate.get("precision", ""))
     if candidate.get("space") == "sliced":
         how = ", widths chosen by scores" if candidate.get("by_scores") else ""
         detail = _joined(detail, f"sliced from the teacher{how}")

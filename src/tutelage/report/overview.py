@@ -290,6 +290,10 @@ def structure(spec: dict[str, Any]) -> tuple[str, str]:
     if spec.get("family") == "graph":
         outs = [node["out"] for node in spec["nodes"] if "out" in node]
         return f"widths\u00a0{min(outs)} to {max(outs)}", f"{len(outs)} layers, as the teacher has"
+    if spec.get("family") == "decoder" and "vocabulary" in spec:
+        detail = f"{spec['groups']} groups, {spec['hidden']:,} numbers a token, knows "
+        size = f"{spec['layers']}\u00a0layers, {spec['inner']:,}\u00a0units"
+        return size, f"{spec['kind']}, {detail}{spec['vocabulary']:,} tokens"
     if "widths" not in spec or "depths" not in spec:
         return ", ".join(f"{k} {_plain(v)}" for k, v in spec.items()) or "unknown", ""
     kernel = f"kernel {spec['kernel']}" if "kernel" in spec else ""
