@@ -9,14 +9,8 @@ import torch
 from torch import nn
 
 from tutelage.students.encoder import Encoder, EncoderSpec
-from tutelage.students.slice_encoder import (
-    SLICING,
-    is_part,
-    narrower,
-    shallower,
-    slice_encoder,
-    without_layers,
-)
+from tutelage.students.slice_encoder import SLICING, is_part, narrower, slice_encoder
+from tutelage.students.slice_layers import shallower, without_layers
 
 KINDS = [
     {"norm": "post"},

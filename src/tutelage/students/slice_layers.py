@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.students.encoder import Layer
-from tutelage.students.slice import drawn_decision, even_share, least_missed
+from tutelage.students.slice import Slicing, drawn_decision, even_share, least_missed
 
 SIZES = ("layers", "hidden", "heads", "inner")
 _STEPS_A_HEAD = 2
@@ -190,3 +190,13 @@ def shallower(spec: Any) -> tuple[Any, ...]:
 def steps(spec: Any) -> int:
     """Return in how many steps the share of `narrower` is looked for."""
     return _STEPS_A_HEAD * spec.heads
+
+
+def slicing(
+    cut: Callable[[Any, Any, Any], nn.Module], is_part: Callable[[Any, Any], bool],
+    narrower: Callable[[Any, float], Any] = narrower,
+) -> Slicing:  # fmt: skip
+    """Return how a family of transformers is sliced: layers one by one, the rest by heads."""
+    return Slicing(
+        cut=cut, is_part=is_part, narrower=narrower, shallower=shallower, steps=steps
+    )  # fmt: skip

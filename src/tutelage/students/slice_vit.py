@@ -13,47 +13,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tutelage.students.slice import Slicing
-from tutelage.students.slice_layers import (
-    SIZES,
-    Gates,
-    copy_layers,
-    copy_linear,
-    copy_norm,
-    is_smaller,
-    most,
-    narrower,
-    shallower,
-    steps,
-    without_layers,
-)
+from tutelage.students import slice_layers as layers
 from tutelage.students.vit import ViT, ViTSpec
 
 
 def is_part(spec: ViTSpec, whole: ViTSpec) -> bool:
     """Say whether a network of `spec` can be sliced from one of `whole`."""
-    sizes = {name: getattr(spec, name) for name in SIZES}
-    return dataclasses.replace(whole, **sizes) == spec and is_smaller(spec, whole)
+    sizes = {name: getattr(spec, name) for name in layers.SIZES}
+    return dataclasses.replace(whole, **sizes) == spec and layers.is_smaller(spec, whole)
 
 
 def slice_vit(network: ViT, spec: ViTSpec, images: Float[Tensor, "b c h w"]) -> ViT:
     """Return a network of `spec`, part of this one's own, that starts with its weights."""
-    fewer = without_layers(network, spec.layers, images)
+    fewer = layers.without_layers(network, spec.layers, images)
     small = ViT(spec).eval()
-    with Gates() as gates:
+    with layers.Gates() as gates:
         for number, module in enumerate(fewer.stem):
             if isinstance(module, nn.ReLU):
                 gates.after(module, f"stem.{number}")
         gates.before(fewer.stages[0], "stream")
         gates.of_layers(fewer.stages)
         information = gates.information(fewer, images)
-    stay = most(information["stream"], spec.hidden)
+    stay = layers.most(information["stream"], spec.hidden)
     with torch.no_grad():
         _copy_stem(small.stem, fewer.stem, information, stay)
         small.positions.copy_(fewer.positions[:, stay])
-        copy_layers(small.stages, fewer.stages, information, stay)
-        copy_norm(small.norm, fewer.norm, stay)
-        copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
+        layers.copy_layers(small.stages, fewer.stages, information, stay)
+        layers.copy_norm(small.norm, fewer.norm, stay)
+        layers.copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
     return small
 
 
@@ -66,18 +53,12 @@ def _copy_stem(
     for number, (small, whole) in enumerate(blocks):
         if isinstance(whole, nn.Conv2d):  # its ReLU, two modules on, has the gate
             width: Any = small.out_channels
-            kept = most(information[f"stem.{number + 2}"], width)
-            copy_linear(small, whole, kept, read)
+            kept = layers.most(information[f"stem.{number + 2}"], width)
+            layers.copy_linear(small, whole, kept, read)
             read = kept
         elif isinstance(whole, nn.BatchNorm2d):
-            copy_norm(small, whole, kept)
-    copy_linear(*last, stay, read)
+            layers.copy_norm(small, whole, kept)
+    layers.copy_linear(*last, stay, read)
 
 
-SLICING = Slicing(
-    cut=slice_vit,
-    is_part=is_part,
-    narrower=narrower,
-    shallower=shallower,
-    steps=steps,
-)
+SLICING = layers.slicing(slice_vit, is_part)
