@@ -39,9 +39,9 @@ from tutelage.recipe import Recipe
 from tutelage.students.convnet import ConvNetSpec
 from tutelage.students.spec import StudentSpec
 from tutelage.tasks import accuracy
-from tutelage.tasks.images_base import Images
 from tutelage.tasks.splits import set_aside
-from tutelage.tasks.vision import arrange
+from tutelage.tasks.vision.base import Images
+from tutelage.tasks.vision.task import arrange
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.teachers import load_teacher
 from tutelage.train.distill import Distillation, decisions

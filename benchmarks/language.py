@@ -29,7 +29,7 @@ from tutelage.pipeline.language.source import open_source
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.students.decoder import decoder_of
-from tutelage.tasks.causal_lm import load_language
+from tutelage.tasks.causal_lm.task import load_language
 from tutelage.teach.gguf_file import open_gguf
 
 HERE = Path(__file__).parent

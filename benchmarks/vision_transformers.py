@@ -101,7 +101,7 @@ def fit(options: argparse.Namespace) -> None:
 
 def fewer(options: argparse.Namespace) -> Path:
     """Write `examples` of the training images, drawn with seed 0, and the test images, as .npz."""
-    from tutelage.tasks.images import read_splits
+    from tutelage.tasks.vision.reading import read_splits
 
     folder = WORK / f"data-{options.examples}"
     if not (folder / "test.npz").is_file():

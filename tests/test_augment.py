@@ -7,17 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.errors import DataError, RecipeError
-from tutelage.tasks.augment import (
+from tutelage.tasks.draws import _splitmix, hash_keys
+from tutelage.tasks.vision.augment import (
     Augment,
     Normalisation,
-    _splitmix,
     augment_pixels,
     default_augment,
-    hash_keys,
     partners,
 )
-from tutelage.tasks.images_base import make_images
-from tutelage.tasks.vision import VisionTask
+from tutelage.tasks.vision.base import make_images
+from tutelage.tasks.vision.task import VisionTask
 
 ALL = Augment(shift=2, flip=True, erase=0.5, mixup=0.4, scale=0.2)
 PARTS = {

@@ -11,9 +11,9 @@ from chat_samples import chat, some_chats, write_lines
 from text_samples import refused
 
 from tutelage.errors import DataError
-from tutelage.tasks import chat_files, chat_reading
-from tutelage.tasks.chat_files import find_files
-from tutelage.tasks.chat_reading import Document, Findings, Message, documents, read_documents
+from tutelage.tasks.causal_lm import files, reading
+from tutelage.tasks.causal_lm.files import find_files
+from tutelage.tasks.causal_lm.reading import Document, Findings, Message, documents, read_documents
 
 ROWS = [{"messages": m} for m in some_chats(3)]
 WANTED = [[tuple(turn.values()) for turn in row["messages"]] for row in ROWS]
@@ -69,8 +69,8 @@ def test_a_folder_of_text_files_holds_one_document_each(tmp_path):
 
 
 def test_the_only_text_file_comes_in_pieces_that_end_where_a_paragraph_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_files, "_SOLE_PIECE", 100)
-    monkeypatch.setattr(chat_files, "_BLOCK", 7)  # in the middle of letters, too
+    monkeypatch.setattr(files, "_SOLE_PIECE", 100)
+    monkeypatch.setattr(files, "_BLOCK", 7)  # in the middle of letters, too
     paragraphs = [f"{'é' * 30} {i}\n{'x' * 20}\n\n" for i in range(9)]
     path = tmp_path / "book.txt"
     path.write_text("".join(paragraphs), encoding="utf-8")
@@ -190,7 +190,7 @@ def test_a_line_of_10_mb_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("film\n" + line)
     refused(f"{path}: a line is longer than 8 MB", read_documents, path)
-    monkeypatch.setattr(chat_reading, "LONGEST", 99)
+    monkeypatch.setattr(reading, "LONGEST", 99)
     path = write_csv(tmp_path / "a.csv", ["text"], [["x" * 99], ["x" * 100]])
     refused(f"{path}, line 3 is longer than", read_documents, path)
 

@@ -11,7 +11,7 @@ from text_samples import KINDS, RARE, WORDS, refused, some_texts
 from tutelage.students.decoder import save_folder
 from tutelage.students.decoder_sizes import with_sizes
 from tutelage.students.slice_decoder import slice_decoder
-from tutelage.tasks.decoder_vocabulary import changed_texts, prune_tokenizer
+from tutelage.tasks.causal_lm.vocabulary import changed_texts, prune_tokenizer
 
 transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402

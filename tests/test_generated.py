@@ -7,8 +7,7 @@ from chat_samples import write_lines
 from text_samples import refused
 
 from tutelage.errors import DataError
-from tutelage.tasks.chat_reading import read_documents
-from tutelage.tasks.generated import (
+from tutelage.tasks.causal_lm.generated import (
     Reply,
     fill_templates,
     generate,
@@ -16,6 +15,7 @@ from tutelage.tasks.generated import (
     repeated_share,
     why_refused,
 )
+from tutelage.tasks.causal_lm.reading import read_documents
 
 PROMPTS = [f"What is {i} and {i}?" for i in range(10)]
 

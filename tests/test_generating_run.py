@@ -14,8 +14,8 @@ import yaml
 from tutelage.errors import DataError
 from tutelage.files import read_json
 from tutelage.pipeline.language import generating
-from tutelage.tasks.causal_lm import load_language
-from tutelage.tasks.chat_reading import read_documents
+from tutelage.tasks.causal_lm.reading import read_documents
+from tutelage.tasks.causal_lm.task import load_language
 
 pytest.importorskip("gguf")
 torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

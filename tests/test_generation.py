@@ -7,8 +7,8 @@ from chat_samples import CHATML, chat, tokenizer
 from text_samples import refused
 
 from tutelage.errors import RecipeError
-from tutelage.tasks.chat_reading import Document, Message
-from tutelage.tasks.generated import generate
+from tutelage.tasks.causal_lm.generated import generate
+from tutelage.tasks.causal_lm.reading import Document, Message
 from tutelage.teach.generation import Sampling, _chosen, answering, write_answers, write_tokens
 
 transformers = pytest.importorskip("transformers")

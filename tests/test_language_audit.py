@@ -8,7 +8,7 @@ from text_samples import refused
 
 from tutelage.audit.language import TokenScores, degeneration, joined, scored, token_metrics
 from tutelage.tasks import wilson_interval
-from tutelage.tasks.generated import Reply
+from tutelage.tasks.causal_lm.generated import Reply
 
 
 def by_name(found):

@@ -23,11 +23,11 @@ from chat_samples import (
 )
 from text_samples import refused
 
-from tutelage.tasks import causal_lm
-from tutelage.tasks.causal_lm import load_language
-from tutelage.tasks.chat_reading import Document, Message
-from tutelage.tasks.chat_tokens import Writer
-from tutelage.tasks.packing import FILLED, Written, best_fit, context, pack, windows
+from tutelage.tasks.causal_lm import task as causal_lm
+from tutelage.tasks.causal_lm.packing import FILLED, Written, best_fit, context, pack, windows
+from tutelage.tasks.causal_lm.reading import Document, Message
+from tutelage.tasks.causal_lm.task import load_language
+from tutelage.tasks.causal_lm.tokens import Writer
 
 TALK = chat("good film", "it was bad", "why", "dull plot")
 
@@ -319,7 +319,7 @@ def test_a_test_path_keeps_its_documents_and_training_loses_them(tmp_path, made)
 
 
 def test_large_sets_set_few_aside(tmp_path, made, monkeypatch):
-    monkeypatch.setattr("tutelage.tasks.causal_lm._MOST_HELD_OUT", 5)
+    monkeypatch.setattr("tutelage.tasks.causal_lm.task._MOST_HELD_OUT", 5)
     path = write_lines(tmp_path / "a.jsonl", [{"text": t} for t in some_texts(100)])
     assert [p.documents for p in _parts(load(path, made))] == [90, 5, 5]
 

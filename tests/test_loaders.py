@@ -23,9 +23,9 @@ from torch.utils.data import (
 
 from tutelage.errors import DataError
 from tutelage.progress import Silent
-from tutelage.tasks import loaders
-from tutelage.tasks.given import arrange
-from tutelage.tasks.loaders import Found, read_loader
+from tutelage.tasks.given import loaders
+from tutelage.tasks.given.loaders import Found, read_loader
+from tutelage.tasks.given.task import arrange
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 3

@@ -7,7 +7,7 @@ from decoders import decoder
 
 from tutelage.errors import RecipeError
 from tutelage.progress import Silent
-from tutelage.tasks.packing import FILLED, Tokens
+from tutelage.tasks.causal_lm.packing import FILLED, Tokens
 from tutelage.teach.token_signals import Speaker, TokenSignals
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer

@@ -160,7 +160,7 @@ def test_another_recipe_in_the_same_directory_teaches_another_student(job: Job) 
 
 def test_the_test_split_is_read_only_at_the_end(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from tutelage import pipeline
-    from tutelage.tasks.vision import VisionTask
+    from tutelage.tasks.vision.task import VisionTask
 
     recipe = job()
     held_out = read_material(Recipe.read(recipe)).data.test.pixels

@@ -86,7 +86,7 @@ def torchvision():
 
 
 def parquet(tmp_path):
-    from tutelage.tasks.images import read_splits
+    from tutelage.tasks.vision.reading import read_splits
 
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     read_splits(tmp_path / "x.parquet")

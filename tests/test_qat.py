@@ -21,8 +21,8 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.tasks import find_task
-from tutelage.tasks.images_base import make_images
-from tutelage.tasks.vision import arrange
+from tutelage.tasks.vision.base import make_images
+from tutelage.tasks.vision.task import arrange
 from tutelage.teach.signals import SignalCache
 from tutelage.teach.torch_teacher import TorchTeacher
 from tutelage.train.loop import Trainer

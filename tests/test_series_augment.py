@@ -11,14 +11,14 @@ from test_series_data import NAN, refused, some_series, some_values
 
 from tutelage.recipe import AugmentPart
 from tutelage.tasks import find_task
-from tutelage.tasks.series_augment import (
+from tutelage.tasks.series.augment import (
     NO_SERIES_AUGMENT,
     SeriesAugment,
     SeriesNormalisation,
     augment_series,
     fitted,
 )
-from tutelage.tasks.series_base import make_series
+from tutelage.tasks.series.base import make_series
 
 
 def test_inner_gaps_are_closed_and_outer_ones_stay():

@@ -13,13 +13,13 @@ from PIL import Image
 
 from tutelage.errors import RecipeError, TutelageError
 from tutelage.tasks import find_task
-from tutelage.tasks.series import arrange, load, take_out
-from tutelage.tasks.series_augment import (
+from tutelage.tasks.cells import check_ascending
+from tutelage.tasks.series.augment import (
     NO_SERIES_AUGMENT,
 )
-from tutelage.tasks.series_base import SeriesOptions, make_series
-from tutelage.tasks.series_cells import check_ascending
-from tutelage.tasks.series_files import read_series
+from tutelage.tasks.series.base import SeriesOptions, make_series
+from tutelage.tasks.series.files import read_series
+from tutelage.tasks.series.task import arrange, load, take_out
 
 NAN = np.nan
 TS = """# a comment

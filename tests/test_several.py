@@ -15,13 +15,13 @@ import pytest
 import tiny
 
 from tutelage.errors import DataError
-from tutelage.tasks.images import read_splits
-from tutelage.tasks.images_base import as_labels
-from tutelage.tasks.series_base import SeriesOptions
-from tutelage.tasks.series_files import read_series
+from tutelage.tasks.labels import as_labels
+from tutelage.tasks.series.base import SeriesOptions
+from tutelage.tasks.series.files import read_series
 from tutelage.tasks.several import from_one_hot, parts_among
-from tutelage.tasks.text_files import Findings, find_texts, rows
-from tutelage.tasks.text_labels import class_numbers
+from tutelage.tasks.text.files import Findings, find_texts, rows
+from tutelage.tasks.text.labels import class_numbers
+from tutelage.tasks.vision.reading import read_splits
 
 LABELS = ["a", "b", "c", "a;b", "a", "b"]
 

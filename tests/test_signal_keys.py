@@ -8,8 +8,8 @@ import torch
 from tutelage.pipeline.material import material_of
 from tutelage.recipe import Recipe
 from tutelage.tasks import find_task
-from tutelage.tasks.images_base import make_images
-from tutelage.tasks.vision import arrange
+from tutelage.tasks.vision.base import make_images
+from tutelage.tasks.vision.task import arrange
 
 
 def material(*, pixels=None, seed=0, **augment):

@@ -12,7 +12,7 @@ import torch
 from tutelage.errors import DataError, RecipeError
 from tutelage.losses.language_spans import Voice, spans_loss, uld
 from tutelage.losses.language_terms import language_terms
-from tutelage.tasks.spans import aligned, bytes_of_tokens, readable
+from tutelage.tasks.causal_lm.spans import aligned, bytes_of_tokens, readable
 
 pytest.importorskip("transformers")
 
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models
 
 from tutelage.export.gguf import write_gguf
 from tutelage.students.decoder import save_folder
-from tutelage.tasks.causal_lm import load_language
+from tutelage.tasks.causal_lm.task import load_language
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer

@@ -31,9 +31,9 @@ from tokenizers import Tokenizer, models
 
 from tutelage.errors import MissingExtra, RecipeError
 from tutelage.tasks import find_task
-from tutelage.tasks.text import Texts, load
-from tutelage.tasks.text_files import ABSENT, LONGEST_TEXT
-from tutelage.tasks.text_vocabulary import open_vocabulary, prune
+from tutelage.tasks.text.files import ABSENT, LONGEST_TEXT
+from tutelage.tasks.text.task import Texts, load
+from tutelage.tasks.text.vocabulary import open_vocabulary, prune
 
 TASK: Any = find_task("text")
 
@@ -240,7 +240,7 @@ def test_a_tokenizer_that_cannot_be_pruned_is_left_whole(tmp_path, model, monkey
     whole = load(path, tokenizer=model, vocabulary="whole")
     spoilt = [lambda whole, used: None, lambda whole, used: prune(whole, np.zeros_like(used))]
     for wrong in spoilt:  # no pruned tokenizer, and one that cuts words to letters
-        monkeypatch.setattr("tutelage.tasks.text_reading.prune", wrong)
+        monkeypatch.setattr("tutelage.tasks.text.reading.prune", wrong)
         data = load(path, tokenizer=model)
         assert any("left whole" in note for note in data.notes)
         assert data.train.fingerprint == whole.train.fingerprint

@@ -18,11 +18,11 @@ from text_samples import (
     write_parquet,
 )
 
-from tutelage.tasks.text import load
-from tutelage.tasks.text_encoding import encode, encode_starts
-from tutelage.tasks.text_files import Findings, find_texts, rows
-from tutelage.tasks.text_reading import read_rows
-from tutelage.tasks.text_vocabulary import open_vocabulary, prune
+from tutelage.tasks.text.encoding import encode, encode_starts
+from tutelage.tasks.text.files import Findings, find_texts, rows
+from tutelage.tasks.text.reading import read_rows
+from tutelage.tasks.text.task import load
+from tutelage.tasks.text.vocabulary import open_vocabulary, prune
 
 
 class Heard:
@@ -81,7 +81,7 @@ def test_a_very_long_text_costs_no_more_than_a_short_one(tmp_path, monkeypatch):
         given.extend(map(len, batch))
         return encode(tokenizer, batch)
 
-    for place in ("text_encoding", "text_reading"):
+    for place in ("text.encoding", "text.reading"):
         monkeypatch.setattr(f"tutelage.tasks.{place}.encode", watched)
     data = load(path, tokenizer=folder, length=32)
     assert len(texts[-1]) > 80_000 and max(given) < 300 and len(given) >= 400
@@ -94,13 +94,13 @@ def test_a_bound_changes_no_token(tmp_path, monkeypatch):
     folder = wordpiece(tmp_path / "model")
     path = write_csv(tmp_path / "x.csv", [t * 9 + "\u0020" for t in some_texts()], some_labels())
     short = load(path, tokenizer=folder, length=24)
-    monkeypatch.setattr("tutelage.tasks.text_encoding._CHARACTERS", 1_000_000)
+    monkeypatch.setattr("tutelage.tasks.text.encoding._CHARACTERS", 1_000_000)
     assert load(path, tokenizer=folder, length=24).train.fingerprint == short.train.fingerprint
 
 
 @pytest.mark.parametrize("write", [write_csv, write_jsonl, write_parquet])
 def test_large_sets_have_a_bar(tmp_path, write, monkeypatch):
-    monkeypatch.setattr("tutelage.tasks.text_reading._MANY", 150)
+    monkeypatch.setattr("tutelage.tasks.text.reading._MANY", 150)
     folder, heard = wordpiece(tmp_path / "model"), Heard()
     suffix = {write_csv: "csv", write_jsonl: "jsonl", write_parquet: "parquet"}[write]
     path = write(tmp_path / f"x.{suffix}", some_texts(), some_labels())

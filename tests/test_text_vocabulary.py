@@ -9,8 +9,8 @@ import pytest
 from test_text_data import TASK, inputs, shipped
 from text_samples import KINDS, RARE, WORDS, bpe, some_labels, some_texts, wordpiece, write_csv
 
-from tutelage.tasks.text import load
-from tutelage.tasks.text_vocabulary import cut, open_vocabulary, prune, shorten
+from tutelage.tasks.text.task import load
+from tutelage.tasks.text.vocabulary import cut, open_vocabulary, prune, shorten
 
 
 @pytest.mark.parametrize("kind", KINDS)

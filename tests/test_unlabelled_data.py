@@ -8,7 +8,9 @@ import tiny
 from test_text_data import some_labels, some_texts, wordpiece, write_csv
 
 from tutelage.errors import TutelageError
-from tutelage.tasks import series, text, vision
+from tutelage.tasks.series import task as series
+from tutelage.tasks.text import task as text
+from tutelage.tasks.vision import task as vision
 
 
 def refused(says, call, *args, **kwargs):

@@ -13,9 +13,9 @@ from tutelage.errors import DataError, TeacherError
 from tutelage.pipeline.lessons import with_losses
 from tutelage.recipe import Recipe
 from tutelage.tasks import find_task
-from tutelage.tasks.series import arrange, load
-from tutelage.tasks.series_base import SeriesOptions, make_series
-from tutelage.tasks.series_files import read_series
+from tutelage.tasks.series.base import SeriesOptions, make_series
+from tutelage.tasks.series.files import read_series
+from tutelage.tasks.series.task import arrange, load
 from tutelage.tasks.values import Target, score, strata
 from tutelage.teach.lenses import fit_lens
 from tutelage.teach.torch_teacher import Rescaled, TorchTeacher

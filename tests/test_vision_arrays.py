@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_vision_data import refused, same, some_pixels
 
-from tutelage.tasks.images_base import make_images
+from tutelage.tasks.vision.base import make_images
 
 
 def test_floats_are_converted_with_care():

@@ -17,7 +17,7 @@ from test_vision_data import (
 )
 
 from tutelage.errors import TutelageError
-from tutelage.tasks.images import read_images, read_splits
+from tutelage.tasks.vision.reading import read_images, read_splits
 
 
 def test_empty_class_folder(tmp_path):

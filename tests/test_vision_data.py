@@ -16,9 +16,9 @@ from PIL import Image
 
 from tutelage.errors import DataError, MissingExtra, RecipeError, TutelageError
 from tutelage.tasks import TASKS, accuracy, find_task, wilson_interval
-from tutelage.tasks.images import read_images, read_splits
-from tutelage.tasks.images_base import Images, make_images
-from tutelage.tasks.vision import arrange, load
+from tutelage.tasks.vision.base import Images, make_images
+from tutelage.tasks.vision.reading import read_images, read_splits
+from tutelage.tasks.vision.task import arrange, load
 
 
 def some_pixels(n=12, shape=(8, 9, 3), seed=0):

@@ -7,8 +7,8 @@ import pytest
 from test_vision_data import names_of, refused, some_images, some_labels, some_pixels, write_folder
 
 from tutelage.errors import RecipeError
-from tutelage.tasks.images_base import make_images
-from tutelage.tasks.vision import arrange, load
+from tutelage.tasks.vision.base import make_images
+from tutelage.tasks.vision.task import arrange, load
 
 
 def test_splits_are_disjoint_complete_and_stratified():

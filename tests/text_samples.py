@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from tutelage.errors import TutelageError
 from tutelage.tasks import find_task
-from tutelage.tasks.text_files import Findings, find_texts, rows
+from tutelage.tasks.text.files import Findings, find_texts, rows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

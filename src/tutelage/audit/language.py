@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from tutelage.errors import DataError
 from tutelage.records import Measurement
 from tutelage.tasks import wilson_interval
-from tutelage.tasks.generated import Reply, repeated_share
+from tutelage.tasks.causal_lm.generated import Reply, repeated_share
 
 _RESAMPLES = 1_000
 

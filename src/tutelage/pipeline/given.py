@@ -15,8 +15,8 @@ from tutelage.passes import Forward, Inputs, call, count_of, first_tensor, mappe
 from tutelage.pipeline.material import Material, material_of, options_of
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.tasks.given import GivenTask
-from tutelage.tasks.loaders import read_loader
+from tutelage.tasks.given.loaders import read_loader
+from tutelage.tasks.given.task import GivenTask
 from tutelage.teach.torch_teacher import as_decision
 
 

@@ -19,7 +19,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.tasks import wilson_interval
-from tutelage.tasks.text_vocabulary import Changed, Texts
+from tutelage.tasks.text.vocabulary import Changed, Texts
 from tutelage.teach.teachers import Teacher
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from tutelage.tasks.text_vocabulary import Texts
+from tutelage.tasks.text.vocabulary import Texts
 from tutelage.teach.signals import Split
 from tutelage.types import Batch
 

@@ -1,4 +1,4 @@
-"""What an example is: one module a task, found by its name, and what all tasks share."""
+"""What an example is: one package a task, found by its name, and what all tasks share."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TaskData(Protocol):
 class Task(Protocol):
     """What a task provides. `examples` is one split of what its own `load` returned.
 
-    A new task is one module here that adds one instance to `TASKS` under the module's name.
+    A new task is one package here, whose module `task` adds one instance to `TASKS` under its name.
     """
 
     name: str
@@ -150,7 +150,8 @@ TASKS: Registry[Task] = Registry("task")
 def find_task(name: str) -> Task:
     """Return the task called `name`; an unknown one raises `RecipeError` with near matches."""
     for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+        if module.ispkg:
+            importlib.import_module(f"{__name__}.{module.name}.task")
     return TASKS[name]
 
 

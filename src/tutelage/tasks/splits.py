@@ -11,6 +11,22 @@ from tutelage.errors import DataError
 from tutelage.tasks.unlabelled import check_enough, some_labels
 
 _RARE = 0.1  # of the commonest class's examples
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "t10k": "test",
+}
+
+
+def split_name(word: str) -> str | None:
+    """Return `train`, `validation` or `test` for the words people use, else None."""
+    return _SPLIT_NAMES.get(word.lower())
 
 
 def renumbered(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 from tutelage.errors import DataError
-from tutelage.tasks.series_cells import MISSING
+from tutelage.tasks.cells import MISSING
 from tutelage.types import Decides
 
 _STRATA = 10

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.progress import Progress, Silent
-from tutelage.tasks.chat_reading import Document, Message
-from tutelage.tasks.chat_tokens import Writer
-from tutelage.tasks.generated import Reply
+from tutelage.tasks.causal_lm.generated import Reply
+from tutelage.tasks.causal_lm.reading import Document, Message
+from tutelage.tasks.causal_lm.tokens import Writer
 
 _BETWEEN_DRAWS = 2**31  # seeds of recipes are smaller, so no draw shares another's
 
@@ -84,7 +84,7 @@ def write_answers(
 def answering(
     network: Any, tokenizer: Any, sampling: Sampling, *, system: str | None = None
 ) -> Callable[[list[str], int], list[Reply]]:
-    """Return the function that `tasks.generated.generate` asks: prompts in, answers out.
+    """Return the function that `tasks.causal_lm.generated.generate` asks: prompts in, answers out.
 
     Each draw of a prompt has a seed of its own.
     """

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tutelage.errors import RecipeError
 from tutelage.losses.language_terms import LANGUAGE_LOSSES, language_terms
 from tutelage.losses.sparse import SparseDecision, dense_of
-from tutelage.tasks.packing import Tokens
+from tutelage.tasks.causal_lm.packing import Tokens
 from tutelage.teach.generation import Sampling, write_tokens
 from tutelage.teach.token_signals import Asked
 

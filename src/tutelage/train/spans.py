@@ -13,9 +13,9 @@ from tutelage.errors import TeacherError
 from tutelage.files import hash_json
 from tutelage.losses.language_spans import Voice, spans_loss
 from tutelage.students.decoder import Decoder
-from tutelage.tasks.chat_reading import Document
-from tutelage.tasks.chat_tokens import Writer
-from tutelage.tasks.spans import aligned, bytes_of_tokens, readable
+from tutelage.tasks.causal_lm.reading import Document
+from tutelage.tasks.causal_lm.spans import aligned, bytes_of_tokens, readable
+from tutelage.tasks.causal_lm.tokens import Writer
 from tutelage.train.checkpoint import digest
 
 # Of one side: row and place of each token of the spans, and how many each span has.

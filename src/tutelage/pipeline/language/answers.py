@@ -9,7 +9,7 @@ from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.students.decoder import Decoder
-from tutelage.tasks.chat_reading import Document, Message
+from tutelage.tasks.causal_lm.reading import Document, Message
 from tutelage.teach.generation import Sampling, write_answers
 
 _PROMPTS = 6

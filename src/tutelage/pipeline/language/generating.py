@@ -16,11 +16,17 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.recipe_data import GeneratePart
 from tutelage.run import Run
-from tutelage.tasks.causal_lm import LanguageData
-from tutelage.tasks.chat_reading import Document, Message
-from tutelage.tasks.chat_tokens import Writer
-from tutelage.tasks.generated import REASONS, Generated, fill_templates, generate, read_prompts
-from tutelage.tasks.packing import pack_nothing
+from tutelage.tasks.causal_lm.generated import (
+    REASONS,
+    Generated,
+    fill_templates,
+    generate,
+    read_prompts,
+)
+from tutelage.tasks.causal_lm.packing import pack_nothing
+from tutelage.tasks.causal_lm.reading import Document, Message
+from tutelage.tasks.causal_lm.task import LanguageData
+from tutelage.tasks.causal_lm.tokens import Writer
 from tutelage.teach.generation import Sampling, answering
 
 _BATCH = 16  # answers written at once, and lost at most where a run is killed

@@ -23,9 +23,9 @@ from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
 from tutelage.students.decoder import KINDS, DecoderSpec
 from tutelage.students.decoder_sizes import parameters, shapes_of
-from tutelage.tasks.chat_files import find_files
-from tutelage.tasks.chat_reading import Document, Findings, documents
-from tutelage.tasks.chat_tokens import Writer
+from tutelage.tasks.causal_lm.files import find_files
+from tutelage.tasks.causal_lm.reading import Document, Findings, documents
+from tutelage.tasks.causal_lm.tokens import Writer
 from tutelage.units import format_quantity
 
 _LENGTHS = (64, 128, 256, 512, 1024)  # tokens a sequence; more costs memory and is rarely read

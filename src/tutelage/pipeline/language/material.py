@@ -17,9 +17,9 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder
 from tutelage.students.slice_decoder import with_tokens
-from tutelage.tasks.causal_lm import LanguageData, load_language
-from tutelage.tasks.decoder_vocabulary import prune_tokenizer
-from tutelage.tasks.packing import Tokens
+from tutelage.tasks.causal_lm.packing import Tokens
+from tutelage.tasks.causal_lm.task import LanguageData, load_language
+from tutelage.tasks.causal_lm.vocabulary import prune_tokenizer
 
 _LENGTH = 512  # tokens a sequence, where the recipe names none
 _VALIDATION = 64  # sequences to choose by and to test on, at most: each is passed many times

@@ -8,7 +8,7 @@ from tutelage.errors import RecipeError
 from tutelage.losses.language_terms import LANGUAGE_LOSSES
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.recipe import Recipe
-from tutelage.tasks.chat_tokens import Writer
+from tutelage.tasks.causal_lm.tokens import Writer
 from tutelage.teach.token_signals import Speaker
 from tutelage.train.on_policy import Mixing, OnPolicy, check_longest, check_losses
 

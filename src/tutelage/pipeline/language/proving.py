@@ -30,7 +30,7 @@ from tutelage.records import Limit, Measurement
 from tutelage.run import Run
 from tutelage.students.decoder import Decoder, decoder_of
 from tutelage.students.decoder_sizes import parameters
-from tutelage.tasks.packing import Tokens
+from tutelage.tasks.causal_lm.packing import Tokens
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.teach.token_signals import sequences
 

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
-from tutelage.tasks.images_base import split_name
-from tutelage.tasks.series_cells import one_line as _line
+from tutelage.tasks.cells import one_line as _line
 from tutelage.tasks.several import several_labels
+from tutelage.tasks.splits import split_name
 
 LONGEST_TEXT = 100_000  # characters; what lies beyond is cut
 _LONGEST_LINE = 1 << 26  # characters of one cell, bytes of one line of JSON

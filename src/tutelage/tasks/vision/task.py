@@ -15,17 +15,7 @@ from jaxtyping import Int, UInt64
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks import TASKS
-from tutelage.tasks.augment import (
-    Augment,
-    Normalisation,
-    default_augment,
-    hash_keys,
-)
-from tutelage.tasks.augment import (
-    augment as augmented,
-)
-from tutelage.tasks.images import Images, Splits, read_splits
-from tutelage.tasks.images_base import make_images
+from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
 from tutelage.tasks.unlabelled import (
     NO_LABELS,
@@ -34,6 +24,16 @@ from tutelage.tasks.unlabelled import (
     strata,
     with_unlabelled,
 )
+from tutelage.tasks.vision.augment import (
+    Augment,
+    Normalisation,
+    default_augment,
+)
+from tutelage.tasks.vision.augment import (
+    augment as augmented,
+)
+from tutelage.tasks.vision.base import make_images
+from tutelage.tasks.vision.reading import Images, Splits, read_splits
 from tutelage.types import Batch, Decides
 
 _TEST_SHARE = 0.2

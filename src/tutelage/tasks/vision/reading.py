@@ -8,8 +8,8 @@ from typing import Literal
 
 from tutelage.errors import DataError
 from tutelage.registry import near_matches
-from tutelage.tasks.images_base import Images, ReadOptions, Splits
-from tutelage.tasks.images_files import (
+from tutelage.tasks.vision.base import Images, ReadOptions, Splits
+from tutelage.tasks.vision.files import (
     idx_files,
     is_idx,
     read_digits,
@@ -17,7 +17,7 @@ from tutelage.tasks.images_files import (
     read_idx,
     read_npz,
 )
-from tutelage.tasks.images_table import read_csv, read_parquet, read_saved_dataset
+from tutelage.tasks.vision.tables import read_csv, read_parquet, read_saved_dataset
 
 Format = Literal["auto", "idx", "folder", "npz", "parquet", "csv", "saved_dataset", "digits"]
 

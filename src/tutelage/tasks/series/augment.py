@@ -17,8 +17,8 @@ from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
-from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.series_base import Series, lengths_of
+from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.series.base import Series, lengths_of
 
 _NOISE, _HEIGHT, _SPEED, _WINDOW, _MOVE = range(1, 6)
 _WINDOW_SHARE = 0.1

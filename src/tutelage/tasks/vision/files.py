@@ -13,15 +13,15 @@ import numpy as np
 
 from tutelage.errors import DataError
 from tutelage.tasks.archives import read_arrays
-from tutelage.tasks.images_base import (
+from tutelage.tasks.splits import split_name
+from tutelage.tasks.vision.base import (
     Images,
     ReadOptions,
     Splits,
     gather_splits,
     make_images,
-    split_name,
 )
-from tutelage.tasks.images_decode import IMAGE_SUFFIXES, decode_images
+from tutelage.tasks.vision.decode import IMAGE_SUFFIXES, decode_images
 
 _IDX_UBYTE = 0x08
 _X_KEYS = ("x", "X", "images", "data", "image")

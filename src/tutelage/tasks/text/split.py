@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from tutelage.errors import DataError, RecipeError
-from tutelage.tasks.augment import hash_keys
+from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
-from tutelage.tasks.text_files import TextSource
+from tutelage.tasks.text.files import TextSource
 from tutelage.tasks.unlabelled import fresh, no_labels
 
 _TEST_SHARE = 0.2

@@ -11,10 +11,10 @@ from jaxtyping import Int
 
 from tutelage.errors import DataError
 from tutelage.progress import Progress, track
-from tutelage.tasks.text_encoding import encode
-from tutelage.tasks.text_files import Findings, TextSource, rows
-from tutelage.tasks.text_split import ReadTexts, TextPart
-from tutelage.tasks.text_vocabulary import (
+from tutelage.tasks.text.encoding import encode
+from tutelage.tasks.text.files import Findings, TextSource, rows
+from tutelage.tasks.text.split import ReadTexts, TextPart
+from tutelage.tasks.text.vocabulary import (
     Changed,
     Texts,
     Vocabulary,

@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from tutelage.errors import DataError, RecipeError
-from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.chat_files import find_files
-from tutelage.tasks.chat_reading import Document, Findings, documents
-from tutelage.tasks.chat_reading import read_documents as read_documents
-from tutelage.tasks.chat_tokens import Writer
-from tutelage.tasks.packing import FILLED, Tokens, Written, context, pack
+from tutelage.tasks.causal_lm.files import find_files
+from tutelage.tasks.causal_lm.packing import FILLED, Tokens, Written, context, pack
+from tutelage.tasks.causal_lm.reading import Document, Findings, documents
+from tutelage.tasks.causal_lm.reading import read_documents as read_documents
+from tutelage.tasks.causal_lm.tokens import Writer
+from tutelage.tasks.draws import hash_keys
 
 _TEST_SHARE, _MOST_HELD_OUT = 0.2, 2_000  # documents set aside for test or validation, at most
 _PROMPTS, _BEGINNING = 16, 200  # held-out prompts that are kept; characters of a text's beginning

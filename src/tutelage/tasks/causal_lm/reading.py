@@ -10,8 +10,8 @@ from typing import Any
 
 from tutelage.errors import DataError
 from tutelage.registry import near_matches
-from tutelage.tasks.chat_files import LONGEST, find_files, raw_rows, too_long
-from tutelage.tasks.text_files import sound
+from tutelage.tasks.causal_lm.files import LONGEST, find_files, raw_rows, too_long
+from tutelage.tasks.text.files import sound
 
 ROLES = ("system", "user", "assistant")
 _ANSWERS = ("response", "completion")

@@ -15,15 +15,15 @@ import numpy as np
 
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
-from tutelage.tasks.images_base import (
+from tutelage.tasks.splits import split_name
+from tutelage.tasks.vision.base import (
     Images,
     ReadOptions,
     Splits,
     gather_splits,
     make_images,
-    split_name,
 )
-from tutelage.tasks.images_decode import decode_images
+from tutelage.tasks.vision.decode import decode_images
 
 if TYPE_CHECKING:
     import pyarrow as pa

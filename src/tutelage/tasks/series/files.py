@@ -12,17 +12,17 @@ import numpy as np
 
 from tutelage.errors import DataError
 from tutelage.registry import near_matches
-from tutelage.tasks.images_base import split_name
-from tutelage.tasks.series_base import (
+from tutelage.tasks.cells import one_line, plain, stamped
+from tutelage.tasks.series.base import (
     SeriesOptions,
     SeriesParts,
     gather_parts,
     make_series,
     read_npz,
 )
-from tutelage.tasks.series_cells import one_line, plain, stamped
-from tutelage.tasks.series_tables import read_csv, read_parquet
+from tutelage.tasks.series.tables import read_csv, read_parquet
 from tutelage.tasks.several import parts_among, several_labels
+from tutelage.tasks.splits import split_name
 from tutelage.types import Decides
 
 _OUTSIDE = re.compile(r":(?![^(]*\))")

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from tutelage.tasks.series_base import Series
+from tutelage.tasks.series.base import Series
 
 _SHOWN = (192, 96)
 _LINES = ("#1f5fa8", "#c2571a", "#2c7d4f", "#8a3f94")

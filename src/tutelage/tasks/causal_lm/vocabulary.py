@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tutelage.errors import DataError
-from tutelage.tasks.token_pruning import dumped, opened, without_tokens
+from tutelage.tasks.text.token_pruning import dumped, opened, without_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from tutelage.errors import DataError
-from tutelage.tasks.token_pruning import dumped, library, opened, unknown_token, without_tokens
+from tutelage.tasks.text.token_pruning import dumped, library, opened, unknown_token, without_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
-from tutelage.tasks.text_files import ABSENT, TextSource
+from tutelage.tasks.text.files import ABSENT, TextSource
 
 _NAME = "the texts given"
 

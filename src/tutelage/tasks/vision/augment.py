@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8, UInt64
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
+from tutelage.tasks.draws import Draws
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _DY, _DX, _FLIP, _ERASE, _TALL, _WIDE, _TOP, _LEFT, _PARTNER, _SHARE, _ZOOM = range(11)
 
 
@@ -149,7 +148,7 @@ def augment_pixels(
             f"augment.shift is {config.shift} pixels, but the images are {pixels.shape[1]} x "
             f"{pixels.shape[2]}: make it smaller"
         )
-    draw = _Draws(seed, view, index)
+    draw = Draws(seed, view, index)
     if config.mixup:
         if all_pixels is None:
             raise RecipeError("augment.mixup needs the whole data set: pass all_pixels")
@@ -171,46 +170,10 @@ def partners(
     index: Int[np.ndarray, " b"], count: int, *, seed: int, view: int
 ) -> Int[np.ndarray, " b"]:
     """Return which of `count` images mixup adds to each image of `index` in `view`."""
-    return _Draws(seed, view, index).below(_PARTNER, count)
+    return Draws(seed, view, index).below(_PARTNER, count)
 
 
-class _Draws:
-    """Random numbers for one batch: the same for an (index, stream) whatever stands beside it."""
-
-    def __init__(self, seed: int, view: int, index: Int[np.ndarray, " b"]) -> None:
-        key = _splitmix_int(_splitmix_int(seed & _MASK) ^ (view & _MASK))
-        self.base = _splitmix(index.astype(np.uint64) ^ np.uint64(key))
-
-    def bits(self, stream: int) -> UInt64[np.ndarray, " b"]:
-        return _splitmix(self.base + np.uint64((stream + 1) * _GOLDEN & _MASK))
-
-    def uniform(self, stream: int) -> Float[np.ndarray, " b"]:
-        """Numbers in [0, 1) with 53 random bits."""
-        return (self.bits(stream) >> np.uint64(11)) * 2.0**-53
-
-    def below(self, stream: int, limit: int | Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        """Whole numbers in [0, limit)."""
-        return (self.bits(stream) % np.asarray(limit, np.uint64)).astype(np.int64)
-
-
-def _splitmix(x: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
-    """One step of splitmix64 (Steele, Lea & Flood 2014, "Fast splittable PRNGs")."""
-    x = x + np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _splitmix_int(x: int) -> int:
-    return int(_splitmix(np.array([x], np.uint64))[0])
-
-
-def hash_keys(keys: UInt64[np.ndarray, " n"], seed: int, salt: int) -> UInt64[np.ndarray, " n"]:
-    """Return pseudo-random 64-bit ranks: a pure function of each key, the seed and the salt."""
-    return _splitmix(keys ^ np.uint64(_splitmix_int(_splitmix_int(seed & _MASK) ^ salt)))
-
-
-def _mixed(pixels: np.ndarray, all_pixels: np.ndarray, draw: _Draws, most: float) -> np.ndarray:
+def _mixed(pixels: np.ndarray, all_pixels: np.ndarray, draw: Draws, most: float) -> np.ndarray:
     partner = all_pixels[draw.below(_PARTNER, len(all_pixels))]
     share = np.floor(draw.uniform(_SHARE) * (most * 256 + 1)).astype(np.uint16)  # of 256
     share = share[:, None, None, None]
@@ -218,7 +181,7 @@ def _mixed(pixels: np.ndarray, all_pixels: np.ndarray, draw: _Draws, most: float
     return (total >> np.uint16(8)).astype(np.uint8)
 
 
-def _shifted(pixels: np.ndarray, draw: _Draws, most: int) -> np.ndarray:
+def _shifted(pixels: np.ndarray, draw: Draws, most: int) -> np.ndarray:
     b, height, width, channels = pixels.shape
     padded = np.zeros((b, height + 2 * most, width + 2 * most, channels), np.uint8)
     padded[:, most : most + height, most : most + width] = pixels
@@ -231,7 +194,7 @@ def _shifted(pixels: np.ndarray, draw: _Draws, most: int) -> np.ndarray:
 
 
 def _rectangles(
-    draw: _Draws, height: int, width: int, share: float
+    draw: Draws, height: int, width: int, share: float
 ) -> Bool[np.ndarray, "b height width"]:
     on = draw.uniform(_ERASE) < share
     rows = _span(draw, _TALL, _TOP, height)
@@ -239,7 +202,7 @@ def _rectangles(
     return rows[:, :, None] & columns[:, None, :] & on[:, None, None]
 
 
-def _span(draw: _Draws, length: int, start: int, side: int) -> Bool[np.ndarray, "b side"]:
+def _span(draw: Draws, length: int, start: int, side: int) -> Bool[np.ndarray, "b side"]:
     least, most = max(1, side // 5), max(1, side // 2)
     long = least + draw.below(length, most - least + 1)
     first = draw.below(start, side - long + 1)

@@ -13,16 +13,16 @@ from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks import TASKS
-from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.series_augment import (
+from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.series.augment import (
     SeriesAugment,
     SeriesNormalisation,
     augment_series,
     fitted,
 )
-from tutelage.tasks.series_base import Series, SeriesOptions, SeriesParts, content_keys, make_series
-from tutelage.tasks.series_files import read_series
-from tutelage.tasks.series_plot import plot
+from tutelage.tasks.series.base import Series, SeriesOptions, SeriesParts, content_keys, make_series
+from tutelage.tasks.series.files import read_series
+from tutelage.tasks.series.plot import plot
 from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
 from tutelage.tasks.unlabelled import (
     NO_LABELS,

@@ -15,8 +15,8 @@ from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.passes import shown, tensors
-from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.loaders import Found
+from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.given.loaders import Found
 from tutelage.tasks.splits import overlap, set_aside
 from tutelage.types import Batch, Decides
 

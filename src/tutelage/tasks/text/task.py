@@ -20,14 +20,14 @@ from jaxtyping import Int
 from tutelage.errors import DataError, RecipeError
 from tutelage.progress import Progress, Silent
 from tutelage.tasks import TASKS
-from tutelage.tasks.augment import hash_keys
-from tutelage.tasks.text_encoding import encode_starts
-from tutelage.tasks.text_files import ABSENT, Findings, TextParts, TextSource, find_texts
-from tutelage.tasks.text_given import given_texts
-from tutelage.tasks.text_labels import class_numbers
-from tutelage.tasks.text_reading import as_texts, in_few_tokens, read_rows, taught_parts
-from tutelage.tasks.text_split import ReadTexts, TextPart, split_texts
-from tutelage.tasks.text_vocabulary import (
+from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.text.encoding import encode_starts
+from tutelage.tasks.text.files import ABSENT, Findings, TextParts, TextSource, find_texts
+from tutelage.tasks.text.given import given_texts
+from tutelage.tasks.text.labels import class_numbers
+from tutelage.tasks.text.reading import as_texts, in_few_tokens, read_rows, taught_parts
+from tutelage.tasks.text.split import ReadTexts, TextPart, split_texts
+from tutelage.tasks.text.vocabulary import (
     Texts,
     Vocabulary,
     cut,

@@ -11,18 +11,18 @@ import numpy as np
 
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
-from tutelage.tasks.series_base import (
-    Series,
-    SeriesOptions,
-    SeriesParts,
-    make_series,
-)
-from tutelage.tasks.series_cells import (
+from tutelage.tasks.cells import (
     MISSING,
     as_number,
     check_ascending,
     is_text,
     one_line,
+)
+from tutelage.tasks.series.base import (
+    Series,
+    SeriesOptions,
+    SeriesParts,
+    make_series,
 )
 from tutelage.tasks.several import refuse_lists
 from tutelage.types import Decides

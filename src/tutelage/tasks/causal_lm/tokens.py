@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from tutelage.errors import DataError
-from tutelage.tasks.chat_reading import Document
-from tutelage.tasks.series_cells import one_line
+from tutelage.tasks.causal_lm.reading import Document
+from tutelage.tasks.cells import one_line
 
 Spans = list[tuple[int, int]]
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")

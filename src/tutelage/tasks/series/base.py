@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt64
 
 from tutelage.errors import DataError
 from tutelage.tasks.archives import read_arrays
-from tutelage.tasks.series_cells import MISSING
+from tutelage.tasks.cells import MISSING
 from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
 from tutelage.tasks.values import as_values
 from tutelage.types import Decides

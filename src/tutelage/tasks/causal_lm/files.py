@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
-from tutelage.tasks.images_base import split_name
-from tutelage.tasks.series_cells import one_line
-from tutelage.tasks.text_files import (
+from tutelage.tasks.cells import one_line
+from tutelage.tasks.splits import split_name
+from tutelage.tasks.text.files import (
     check_encoding,
     csv_rows,
     json_object,

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int
 
 from tutelage.errors import DataError
-from tutelage.tasks.images_base import as_labels
+from tutelage.tasks.labels import as_labels
 from tutelage.tasks.several import refuse_joined
-from tutelage.tasks.text_files import TextSource, declared
+from tutelage.tasks.text.files import TextSource, declared
 
 _WHOLE = re.compile(r"-?\d{1,18}(\.0*)?")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")

@@ -18,8 +18,8 @@ from typing import Any
 from tutelage.errors import DataError, DiskError
 from tutelage.files import hash_json, write_atomically
 from tutelage.progress import Progress, Silent
-from tutelage.tasks.chat_files import find_files, raw_rows
-from tutelage.tasks.text_files import sound
+from tutelage.tasks.causal_lm.files import find_files, raw_rows
+from tutelage.tasks.text.files import sound
 
 _N = 4  # words: an n-gram that comes back marks a text that goes round in circles
 _MOST_REPEATED = 0.3  # the share of n-grams that are repeated, above which an answer is refused

@@ -1,0 +1,1 @@
+"""Loaders of the user's own: read as they are."""

@@ -1,0 +1,1 @@
+"""Images: read from any known form, checked, split, varied, and formed into batches."""
