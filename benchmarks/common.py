@@ -21,7 +21,7 @@ from tutelage.devices.profile import cpu_name
 from tutelage.files import write_json
 from tutelage.pipeline.material import Material, material_of, read_material
 from tutelage.recipe import Recipe
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.spec import StudentSpec, load
 
 HERE = Path(__file__).parent

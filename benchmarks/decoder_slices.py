@@ -43,17 +43,17 @@ from tutelage.export.block_rounding import rounded
 from tutelage.files import write_json
 from tutelage.recipe_language import Quantization
 from tutelage.run import machine, versions
-from tutelage.students.decoder import Decoder, DecoderSpec, decoder_of
-from tutelage.students.decoder_choice import (
+from tutelage.students.decoders.choice import (
     Parts,
     changes_without,
     depths_by_kl,
     energies,
     in_parts,
 )
-from tutelage.students.decoder_mixes import plan_mixes
-from tutelage.students.decoder_sizes import shapes_of, with_sizes
-from tutelage.students.slice_decoder import slice_decoder, with_layers, with_parts
+from tutelage.students.decoders.mixes import plan_mixes
+from tutelage.students.decoders.network import Decoder, DecoderSpec, decoder_of
+from tutelage.students.decoders.sizes import shapes_of, with_sizes
+from tutelage.students.decoders.slicing import slice_decoder, with_layers, with_parts
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "decoder"

@@ -24,8 +24,8 @@ from common import command, machine
 from torch import Tensor
 
 from tutelage.files import read_json, write_json
-from tutelage.students.decoder import Decoder, decoder_of
-from tutelage.students.decoder_choice import Depth, changes_without, depths_by_kl
+from tutelage.students.decoders.choice import Depth, changes_without, depths_by_kl
+from tutelage.students.decoders.network import Decoder, decoder_of
 from tutelage.teach.gguf_file import open_gguf
 
 RESULTS = Path(__file__).parent / "results" / "depth_search.json"

@@ -45,7 +45,7 @@ from tutelage.pipeline.teaching import Taught, teach
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.run import Run
-from tutelage.students.elastic import cut_of, ordered
+from tutelage.students.slices.elastic import cut_of, ordered
 from tutelage.students.spec import StudentSpec, sliced_from
 from tutelage.train.distill import Distillation, decisions
 from tutelage.train.elastic import ElasticLesson

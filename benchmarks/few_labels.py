@@ -36,7 +36,7 @@ from tutelage.losses.objective import Objective, Term
 from tutelage.pipeline.material import Material, material_of, read_material
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
-from tutelage.students.convnet import ConvNetSpec
+from tutelage.students.families.convnet import ConvNetSpec
 from tutelage.students.spec import StudentSpec
 from tutelage.tasks import accuracy
 from tutelage.tasks.splits import set_aside

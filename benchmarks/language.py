@@ -28,7 +28,7 @@ from tutelage.pipeline.language.proving import spoken
 from tutelage.pipeline.language.source import open_source
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
-from tutelage.students.decoder import decoder_of
+from tutelage.students.decoders.network import decoder_of
 from tutelage.tasks.causal_lm.task import load_language
 from tutelage.teach.gguf_file import open_gguf
 

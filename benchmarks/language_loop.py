@@ -33,8 +33,8 @@ from torch import Tensor
 from tutelage.files import hash_json, read_json, write_json
 from tutelage.losses.sparse import SparseDecision, top_of
 from tutelage.progress import Silent
-from tutelage.students.decoder import Decoder, decoder_of
-from tutelage.students.slice_decoder import with_layers, with_tokens
+from tutelage.students.decoders.network import Decoder, decoder_of
+from tutelage.students.decoders.slicing import with_layers, with_tokens
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.teach.token_signals import Speaker, TokenSignals, sequences
 from tutelage.train.language import LanguageLesson

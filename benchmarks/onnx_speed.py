@@ -51,9 +51,9 @@ from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import Precision, layer_names, quantize_int8
 from tutelage.measure.latency import prepare, time_calls
 from tutelage.pipeline.material import Material
-from tutelage.students.encoder import Encoder, EncoderSpec
+from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.families.textconv import TextConv, TextConvSpec
 from tutelage.students.spec import load
-from tutelage.students.textconv import TextConv, TextConvSpec
 
 BASE = "tutelage float32"
 TEXTS = {"vocabulary": 8_192, "length": 128, "classes": 2}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tutelage.students.decoder import KINDS, Decoder, spec_of
+from tutelage.students.decoders.network import KINDS, Decoder, spec_of
 
 pytest.importorskip("transformers")
 

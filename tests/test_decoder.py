@@ -12,8 +12,15 @@ from text_samples import bpe, refused
 
 from tutelage.errors import TeacherError
 from tutelage.files import read_tensors
-from tutelage.students.decoder import KINDS, Decoder, DecoderSpec, decoder_of, save_folder, spec_of
-from tutelage.students.decoder_sizes import shapes_of
+from tutelage.students.decoders.network import (
+    KINDS,
+    Decoder,
+    DecoderSpec,
+    decoder_of,
+    save_folder,
+    spec_of,
+)
+from tutelage.students.decoders.sizes import shapes_of
 from tutelage.students.spec import StudentSpec, load, save
 from tutelage.teach.decoder_folder import open_decoder, open_tokenizer
 

@@ -9,8 +9,8 @@ from decoders import config, decoder
 from text_samples import refused
 
 from tutelage.errors import InfeasibleError
-from tutelage.students.decoder import KINDS, spec_of
-from tutelage.students.decoder_sizes import (
+from tutelage.students.decoders.network import KINDS, spec_of
+from tutelage.students.decoders.sizes import (
     in_layers,
     parameters,
     plan_slices,

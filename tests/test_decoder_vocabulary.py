@@ -8,9 +8,9 @@ import torch
 from decoders import decoder, said
 from text_samples import KINDS, RARE, WORDS, refused, some_texts
 
-from tutelage.students.decoder import save_folder
-from tutelage.students.decoder_sizes import with_sizes
-from tutelage.students.slice_decoder import slice_decoder
+from tutelage.students.decoders.network import save_folder
+from tutelage.students.decoders.sizes import with_sizes
+from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.tasks.causal_lm.vocabulary import changed_texts, prune_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -11,11 +11,11 @@ from test_decoder_sizes import spec
 from text_samples import refused
 
 from tutelage.errors import InfeasibleError
-from tutelage.students.decoder import KINDS, DecoderSpec, Origin
-from tutelage.students.decoder_mixes import MIXES, largest_of, plan_mixes
-from tutelage.students.decoder_sizes import parameters, steps_to, why_no_part, with_sizes
-from tutelage.students.decoder_width import number_energies, with_numbers
-from tutelage.students.slice_decoder import slice_decoder
+from tutelage.students.decoders.mixes import MIXES, largest_of, plan_mixes
+from tutelage.students.decoders.network import KINDS, DecoderSpec, Origin
+from tutelage.students.decoders.sizes import parameters, steps_to, why_no_part, with_sizes
+from tutelage.students.decoders.slicing import slice_decoder
+from tutelage.students.decoders.width import number_energies, with_numbers
 
 SILENT = (1, 6, 30, 31, 20, 2, 11, 17)
 
@@ -111,7 +111,7 @@ def test_the_file_has_the_bytes_foretold_and_says_the_same(tmp_path, kind, hidde
 
     from tutelage.devices.gguf_sizes import gguf_bytes
     from tutelage.export.gguf import gguf_file_bytes, write_gguf
-    from tutelage.students.decoder_sizes import shapes_of
+    from tutelage.students.decoders.sizes import shapes_of
     from tutelage.teach.gguf_file import open_gguf
 
     tokenizer = chat_samples.tokenizer(most=128)
@@ -162,7 +162,7 @@ def test_a_way_may_lead_over_uneven_widths():
 
 
 def test_steps_of_all_sizes_lose_about_a_third_each():
-    from tutelage.students.decoder_sizes import in_layers
+    from tutelage.students.decoders.sizes import in_layers
 
     whole = spec("qwen3", hidden_size=256, num_hidden_layers=12)
     wanted = with_sizes(whole, hidden=96, layers=8, groups=2)

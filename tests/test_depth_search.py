@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tutelage.students.decoder import KINDS  # noqa: E402
-from tutelage.students.decoder_choice import changes_without, depths_by_kl  # noqa: E402
-from tutelage.students.decoder_stack import Stack, part_of  # noqa: E402
-from tutelage.students.depth_search import DepthSearch, Past  # noqa: E402
+from tutelage.students.decoders.choice import changes_without, depths_by_kl  # noqa: E402
+from tutelage.students.decoders.depth_search import DepthSearch, Past  # noqa: E402
+from tutelage.students.decoders.network import KINDS  # noqa: E402
+from tutelage.students.decoders.stack import Stack, part_of  # noqa: E402
 
 
 def naive(decoder, ids, least):

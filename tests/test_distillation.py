@@ -9,7 +9,7 @@ import torch
 from tutelage.errors import RecipeError, StudentError
 from tutelage.losses import Objective, Term
 from tutelage.progress import Silent
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.strided import sliced_strides
 from tutelage.students.taps import TapReader, find_taps
 from tutelage.teach.lenses import fit_lenses

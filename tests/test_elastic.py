@@ -21,10 +21,18 @@ from tutelage.files import read_tensors
 from tutelage.losses import Objective, Term
 from tutelage.pipeline.elastic import elastic_specs
 from tutelage.recipe import Recipe
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.elastic import Nested, cut_of, drawn, first_of, narrowed, ordered, smallest
-from tutelage.students.slice_convnet import slice_convnet
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.slices.convnet import slice_convnet
+from tutelage.students.slices.elastic import (
+    Nested,
+    cut_of,
+    drawn,
+    first_of,
+    narrowed,
+    ordered,
+    smallest,
+)
 from tutelage.train.distill import Distillation
 from tutelage.train.elastic import ElasticLesson
 from tutelage.train.loop import Trainer

@@ -27,7 +27,6 @@ from tutelage.export.unroll import way, ways
 from tutelage.files import hash_json
 from tutelage.pipeline.proving_exits import timed, went_through
 from tutelage.plan.costs import Costing, cost_of, shake
-from tutelage.students.convnet import ConvNet, ConvNetSpec
 from tutelage.students.exits import (
     ExitingNetwork,
     Exits,
@@ -36,6 +35,7 @@ from tutelage.students.exits import (
     load_exits,
     save_exits,
 )
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.taps import find_taps
 from tutelage.teach.signals import Split
 from tutelage.types import Batch, Tap

@@ -22,7 +22,7 @@ from tutelage.export.artifact import (
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.parity import parity
 from tutelage.export.shrink import shrink
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 
 SHAPE = (1, 12, 12)
 META = ArtifactMeta(

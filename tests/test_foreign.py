@@ -17,8 +17,8 @@ from torch import nn
 from tutelage.errors import RecipeError
 from tutelage.pipeline.foreign import sliceable
 from tutelage.students import spec as students
-from tutelage.students.graph_net import GraphNet, blocks_of, inherited
-from tutelage.students.slice_graph import (
+from tutelage.students.families.graph_net import GraphNet, blocks_of, inherited
+from tutelage.students.slices.graph import (
     is_part,
     narrower,
     shallower,

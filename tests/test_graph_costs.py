@@ -305,7 +305,7 @@ def test_onnxruntime_quantizers_agree_with_the_float_graph(tmp_path):
 def test_a_torch_export_with_dynamic_batch(tmp_path):
     import torch
 
-    from tutelage.students.convnet import ConvNet, ConvNetSpec
+    from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 
     spec = ConvNetSpec(image=(1, 8, 8), classes=10, widths=(4, 8), depths=(1, 1))
     module, path = ConvNet(spec).eval(), tmp_path / "student.onnx"

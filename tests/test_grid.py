@@ -131,12 +131,17 @@ def test_a_definition_follows_the_method_and_the_domain(monkeypatch: pytest.Monk
 def test_code_is_hashed_without_what_only_language_models_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("losses/a.py", "losses/language.py", "students/decoder.py", "report/b.py"):
+    for name in (
+        "losses/a.py",
+        "losses/language.py",
+        "students/decoders/network.py",
+        "report/b.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(jobs.tutelage, "__file__", str(tmp_path / "__init__.py"))
     before = jobs.code_hash()
-    for name in ("losses/language.py", "students/decoder.py", "report/b.py"):
+    for name in ("losses/language.py", "students/decoders/network.py", "report/b.py"):
         (tmp_path / name).write_text("2")
     assert jobs.code_hash() == before
     (tmp_path / "losses/a.py").write_text("2")

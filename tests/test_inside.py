@@ -10,8 +10,8 @@ from torch import nn
 
 from tutelage.errors import StudentError, TeacherError
 from tutelage.progress import Silent
-from tutelage.students import encoder, textconv
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families import encoder, textconv
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.inside import Inside, find_attention, look_inside
 from tutelage.students.taps import TapReader, find_taps
 from tutelage.teach.hf_teacher import HfEncoder

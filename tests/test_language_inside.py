@@ -17,8 +17,8 @@ from tutelage.losses.language_inside import (
     relations,
     relations_by_sequence,
 )
-from tutelage.students.decoder_sizes import with_sizes
-from tutelage.students.slice_decoder import slice_decoder
+from tutelage.students.decoders.sizes import with_sizes
+from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.train.inside import InsideLesson
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer

@@ -32,8 +32,8 @@ from tutelage.records import Limit, Measurement
 pytest.importorskip("gguf")
 torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 
-from tutelage.students.decoder import spec_of  # noqa: E402
-from tutelage.students.decoder_sizes import with_sizes  # noqa: E402
+from tutelage.students.decoders.network import spec_of  # noqa: E402
+from tutelage.students.decoders.sizes import with_sizes  # noqa: E402
 
 WHOLE = spec_of(
     transformers.LlamaConfig(

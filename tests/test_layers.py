@@ -241,7 +241,7 @@ def test_no_torch_can_be_reached_from_the_light_floors(name):
 
 
 def test_the_torch_search_can_fail():
-    assert "torch" in heavy_at_import("students.convnet")
+    assert "torch" in heavy_at_import("students.families.convnet")
     assert "torch" in heavy_at_import("pipeline")
 
 

@@ -7,8 +7,8 @@ import torch
 
 from tutelage.losses import Objective, Term
 from tutelage.progress import Silent
-from tutelage.students import encoder, textconv
 from tutelage.students.branches import Branch
+from tutelage.students.families import encoder, textconv
 from tutelage.students.taps import find_taps, reading
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher

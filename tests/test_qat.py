@@ -19,7 +19,7 @@ from tutelage.pipeline.teaching import Taught
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.run import Run
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.tasks import find_task
 from tutelage.tasks.vision.base import make_images
 from tutelage.tasks.vision.task import arrange

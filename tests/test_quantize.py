@@ -21,7 +21,7 @@ from tutelage.export.quantize import (
     quantize_int8,
     quantize_within,
 )
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 
 SHAPE = (1, 12, 12)
 

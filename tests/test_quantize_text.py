@@ -20,9 +20,9 @@ from tutelage.export.quantize import Precision, layer_names, quantize_int8
 from tutelage.plan.compact import weigh
 from tutelage.plan.costs import Costing, cost_of
 from tutelage.records import Limit, SideFile
-from tutelage.students.encoder import Encoder, EncoderSpec
+from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.families.textconv import TextConv, TextConvSpec
 from tutelage.students.spec import StudentSpec
-from tutelage.students.textconv import TextConv, TextConvSpec
 from tutelage.train.qat import quantization_aware
 
 LENGTH, VOCABULARY = 24, 500

@@ -29,7 +29,7 @@ from tutelage.plan.compact import _by_turns, structures_of, widest
 from tutelage.plan.costs import Costing
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
-from tutelage.students.convnet import Structure
+from tutelage.students.families.convnet import Structure
 from tutelage.students.spec import StudentSpec, sliced_from
 from tutelage.tasks import find_task
 

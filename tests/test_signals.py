@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tutelage.errors import CorruptFileError, DiskError, TeacherError
 from tutelage.progress import Silent
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.teach import signals
 from tutelage.teach.lenses import Lens
 from tutelage.teach.signals import LiveSignals, SignalCache, Split

@@ -9,10 +9,16 @@ import torch
 from torch import nn
 
 from tutelage.errors import StudentError
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.slice import cut, even_share, importance, recalibrated, slice_channels
-from tutelage.students.slice_convnet import is_part, slice_convnet, without_blocks
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.slices.channels import (
+    cut,
+    even_share,
+    importance,
+    recalibrated,
+    slice_channels,
+)
+from tutelage.students.slices.convnet import is_part, slice_convnet, without_blocks
 
 
 def convnet(block="plain", widths=(8, 12), depths=(2, 2), classes=5, seed=0, **knobs):

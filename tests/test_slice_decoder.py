@@ -11,10 +11,10 @@ from decoders import decoder, said, some_ids
 from text_samples import refused
 from torch import nn
 
-from tutelage.students.decoder import KINDS
-from tutelage.students.decoder_choice import Parts, changes_without, depths_by_kl, energies
-from tutelage.students.decoder_sizes import with_sizes
-from tutelage.students.slice_decoder import slice_decoder, with_layers, with_parts
+from tutelage.students.decoders.choice import Parts, changes_without, depths_by_kl, energies
+from tutelage.students.decoders.network import KINDS
+from tutelage.students.decoders.sizes import with_sizes
+from tutelage.students.decoders.slicing import slice_decoder, with_layers, with_parts
 
 
 def sliced(whole, *, tokens=None, kept=None, **sizes):
@@ -125,7 +125,7 @@ def test_changes_are_those_of_whole_networks_without_a_layer(kind):
 def test_many_tokens_are_judged_in_parts(monkeypatch):
     whole, ids = decoder(), some_ids(7, 10)
     at_once = changes_without(whole, ids, range(4)), energies(whole, ids)
-    monkeypatch.setattr("tutelage.students.decoder_choice._TOKENS", 25)
+    monkeypatch.setattr("tutelage.students.decoders.choice._TOKENS", 25)
     assert changes_without(whole, ids, range(4)) == pytest.approx(at_once[0], rel=1e-4)
     torch.testing.assert_close(energies(whole, ids).units, at_once[1].units)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.students.encoder import Encoder, EncoderSpec
-from tutelage.students.slice_encoder import SLICING, is_part, narrower, slice_encoder
-from tutelage.students.slice_layers import shallower, without_layers
+from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.slices.encoder import SLICING, is_part, narrower, slice_encoder
+from tutelage.students.slices.layers import shallower, without_layers
 
 KINDS = [
     {"norm": "post"},

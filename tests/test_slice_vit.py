@@ -23,8 +23,8 @@ from tutelage.export.parity import parity
 from tutelage.export.quantize import quantize_int8
 from tutelage.files import read_tensors
 from tutelage.pipeline.inheriting import own_network
-from tutelage.students.slice_layers import narrower, shallower
-from tutelage.students.slice_vit import SLICING, is_part, slice_vit
+from tutelage.students.slices.layers import narrower, shallower
+from tutelage.students.slices.vit import SLICING, is_part, slice_vit
 from tutelage.students.spec import StudentSpec, load, save, sliced_from
 from tutelage.teach.hf_vision import HfClassifier, Preprocessing
 from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher

@@ -25,8 +25,8 @@ from tutelage.recipe import Recipe
 from tutelage.records import Limit
 from tutelage.report.candidates import candidates as table
 from tutelage.run import Run
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.slice_convnet import shallower
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.students.slices.convnet import shallower
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.torch_teacher import Reordered, TorchTeacher
 

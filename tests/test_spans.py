@@ -23,7 +23,7 @@ from text_samples import some_texts
 from tokenizers import Tokenizer, models
 
 from tutelage.export.gguf import write_gguf
-from tutelage.students.decoder import save_folder
+from tutelage.students.decoders.network import save_folder
 from tutelage.tasks.causal_lm.task import load_language
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.train.language import LanguageLesson

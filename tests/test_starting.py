@@ -17,7 +17,7 @@ from torch import nn
 from tutelage.errors import RecipeError, StudentError, TeacherError
 from tutelage.pipeline.starting import first_student
 from tutelage.recipe import Recipe
-from tutelage.students import encoder, textconv
+from tutelage.students.families import encoder, textconv
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.starting import as_encoder, start_from
 

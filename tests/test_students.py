@@ -10,7 +10,7 @@ import torch
 
 from tutelage.errors import CorruptFileError, RecipeError, StudentError, TutelageError
 from tutelage.students.branches import Branch, Branches
-from tutelage.students.convnet import STRUCTURES, ConvNetSpec, stem_stride
+from tutelage.students.families.convnet import STRUCTURES, ConvNetSpec, stem_stride
 from tutelage.students.spec import FAMILIES, StudentSpec, load, save
 from tutelage.students.taps import find_taps
 

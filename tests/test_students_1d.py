@@ -18,8 +18,8 @@ from tutelage.export.graph import graph_costs
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.quantize import layer_names, quantize_int8
 from tutelage.measure.costs import graph_figures
-from tutelage.students import convnet1d, gru
 from tutelage.students.branches import Branch
+from tutelage.students.families import convnet1d, gru
 from tutelage.students.spec import FAMILIES, Family, StudentSpec, load, save
 from tutelage.students.taps import find_taps
 from tutelage.train.qat import quantization_aware

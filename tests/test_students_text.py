@@ -14,9 +14,9 @@ from tutelage.errors import RecipeError, StudentError
 from tutelage.export.artifact import ArtifactMeta, load_onnx
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.parity import parity
-from tutelage.students import encoder, textconv
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.encoder import EncoderSpec, initialise_from
+from tutelage.students.families import encoder, textconv
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.encoder import EncoderSpec, initialise_from
 from tutelage.students.spec import FAMILIES, Family, StudentSpec, load, save
 from tutelage.students.taps import find_taps
 

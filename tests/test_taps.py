@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import StudentError, TeacherError
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.taps import TapReader, describe_taps, find_taps, first_tensor, reading
 from tutelage.types import energy_map, pooled
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from tutelage.errors import TeacherError
-from tutelage.students.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.teach.teachers import load_teacher
 from tutelage.teach.torch_teacher import PROBABILITY_NOTE, REPEAT_NOTE, TorchTeacher, fingerprint
 

@@ -27,10 +27,10 @@ from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.narrowing import Narrowed, replace_one, tried_widths
-from tutelage.students.slice import moved
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.slices.channels import moved
+from tutelage.students.slices.narrowing import Narrowed, replace_one, tried_widths
 from tutelage.students.spec import StudentSpec, sliced_from
 from tutelage.teach.torch_teacher import TorchTeacher
 

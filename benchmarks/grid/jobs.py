@@ -17,7 +17,7 @@ SEARCH_SEED = 1_000  # of searches and clocks; none of the seeds that are report
 SEEDS = (0, 1, 2, 3, 4)
 BASE = "kd"  # the method whose time is everyone's budget
 _FOLDERS = ("losses", "train", "students", "tasks", "teach", "pipeline")
-_OF_LANGUAGE = ("language", "decoder", "gguf", "chat_", "causal_lm", "packing", "generat")
+_OF_LANGUAGE = ("language", "decoder", "gguf", "causal_lm", "generat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,8 +34,8 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.students.elastic import cut_of, narrowed, ordered, smallest
-from tutelage.students.narrowing import Narrowed
+from tutelage.students.slices.elastic import cut_of, narrowed, ordered, smallest
+from tutelage.students.slices.narrowing import Narrowed
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
 from tutelage.train.distill import Distillation
 from tutelage.train.elastic import ElasticLesson

@@ -17,9 +17,9 @@ from torch import nn
 
 from tutelage.passes import call
 from tutelage.pipeline.inheriting import own_network
-from tutelage.students.graph import ACTIVATIONS, INPUT, GraphSpec, Node
-from tutelage.students.graph_net import GraphNet, inherited
-from tutelage.students.slice_graph import width_groups
+from tutelage.students.families.graph import ACTIVATIONS, INPUT, GraphSpec, Node
+from tutelage.students.families.graph_net import GraphNet, inherited
+from tutelage.students.slices.graph import width_groups
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import Teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled, TorchTeacher

@@ -26,11 +26,11 @@ from tutelage.progress import Progress
 from tutelage.run import Run
 from tutelage.students import exits
 from tutelage.students import spec as students
-from tutelage.students.convnet import ConvNet
-from tutelage.students.convnet1d import ConvNet1d
-from tutelage.students.encoder import Encoder
+from tutelage.students.families.convnet import ConvNet
+from tutelage.students.families.convnet1d import ConvNet1d
+from tutelage.students.families.encoder import Encoder
+from tutelage.students.families.vit import ViT
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
-from tutelage.students.vit import ViT
 from tutelage.teach.hf_teacher import HfEncoder
 from tutelage.teach.starting import as_encoder
 from tutelage.teach.teachers import Teacher

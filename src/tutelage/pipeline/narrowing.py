@@ -14,7 +14,7 @@ from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.naming import name_spec
 from tutelage.progress import Progress
 from tutelage.run import Run
-from tutelage.students.narrowing import SHARES, Narrowed, replace_one, tried_widths
+from tutelage.students.slices.narrowing import SHARES, Narrowed, replace_one, tried_widths
 from tutelage.students.spec import FAMILIES, StudentSpec
 
 _JUDGED = 512  # examples on which decisions are compared

@@ -9,7 +9,7 @@ from tutelage.plan.costs import Costing
 from tutelage.plan.refusal import infeasible, shortfall
 from tutelage.plan.sliced import widest_slice
 from tutelage.plan.uneven import uneven_slices
-from tutelage.students.narrowing import Narrowed
+from tutelage.students.slices.narrowing import Narrowed
 from tutelage.students.spec import StudentSpec
 
 

@@ -15,7 +15,7 @@ from tutelage.errors import InfeasibleError
 from tutelage.plan.candidate import Candidate, weigh
 from tutelage.plan.costs import Costing
 from tutelage.plan.uneven import uneven_slices
-from tutelage.students.narrowing import Narrowed
+from tutelage.students.slices.narrowing import Narrowed
 from tutelage.students.spec import FAMILIES, StudentSpec
 
 

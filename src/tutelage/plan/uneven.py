@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from tutelage.plan.candidate import Candidate, weigh
 from tutelage.plan.costs import Costing
 from tutelage.plan.widths import Chosen, Cost, Cut, Stage, choose, cut_off, fitted, stages_of
-from tutelage.students.narrowing import Narrowed
-from tutelage.students.slice import Slicing
+from tutelage.students.slices.channels import Slicing
+from tutelage.students.slices.narrowing import Narrowed
 from tutelage.students.spec import FAMILIES, StudentSpec
 
 MOST_MISSES = 16

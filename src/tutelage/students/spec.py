@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from tutelage.errors import CorruptFileError, RecipeError, StudentError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.registry import Registry, near_matches
-from tutelage.students import (
+from tutelage.students.decoders import network as decoder
+from tutelage.students.ensemble import MOST_MEMBERS, Ensemble, networks_of
+from tutelage.students.families import (
     convnet,
     convnet1d,
-    decoder,
     encoder,
     graph,
     graph_net,
     gru,
-    slice_convnet,
-    slice_encoder,
-    slice_graph,
-    slice_vit,
     textconv,
     vit,
 )
-from tutelage.students.ensemble import MOST_MEMBERS, Ensemble, networks_of
-from tutelage.students.slice import Slicing, recalibrated
+from tutelage.students.slices import convnet as slice_convnet
+from tutelage.students.slices import encoder as slice_encoder
+from tutelage.students.slices import graph as slice_graph
+from tutelage.students.slices import vit as slice_vit
+from tutelage.students.slices.channels import Slicing, recalibrated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +83,12 @@ for _name, _module, _spec, _build, _teacher in (
     )
 # By its spec, or as a slice: the planner ranks by operations, which say little across kinds.
 FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT, slicing=slice_vit.SLICING))
-# Traced from a foreign teacher, or sliced from what was (see `slice_graph`).
+# Traced from a foreign teacher, or sliced from what was (see `slices.graph`).
 FAMILIES.add(
     "graph",
     Family(spec=graph.GraphSpec, build=graph_net.GraphNet, slicing=slice_graph.SLICING),
 )
-# Sliced from a language model alone (see `slice_decoder`).
+# Sliced from a language model alone (see `decoders.slicing`).
 FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))
 
 

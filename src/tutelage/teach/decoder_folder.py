@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import StudentError, TeacherError
-from tutelage.students.decoder import KINDS, Decoder, decoder_of, unlike
+from tutelage.students.decoders.network import KINDS, Decoder, decoder_of, unlike
 from tutelage.teach.hf_folder import (
     check_weights,
     checked,

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.errors import TeacherError
-from tutelage.students.encoder import masked_mean
+from tutelage.students.families.encoder import masked_mean
 from tutelage.teach.hf_folder import (
     check_weights,
     checked,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError
-from tutelage.students.encoder import Encoder, EncoderSpec, initialise_from
+from tutelage.students.families.encoder import Encoder, EncoderSpec, initialise_from
 from tutelage.teach.hf_teacher import HfEncoder
 
 _Parts = dict[str, Any]

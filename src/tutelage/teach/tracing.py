@@ -1,8 +1,8 @@
 """A foreign convolutional network as a list of known operators, by tracing it once.
 
-Covers what `students.graph` does, however the network's own code is written: torch.export follows
-it on one example. It does not cover operators outside that list, layers that are called twice, or
-code that decides by its input.
+Covers what `students.families.graph` does, however the network's own code is written: torch.export
+follows it on one example. It does not cover operators outside that list, layers that are called
+twice, or code that decides by its input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.passes import reason
-from tutelage.students.graph import INPUT, GraphSpec, Node
-from tutelage.students.graph_net import GraphNet, inherited
+from tutelage.students.families.graph import INPUT, GraphSpec, Node
+from tutelage.students.families.graph_net import GraphNet, inherited
 
 _CLOSE = 1e-5  # of the largest logit, or of 1
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.vit import ViT, ViTSpec
+from tutelage.students.families.vit import ViT, ViTSpec
 from tutelage.teach.hf_vision import HfClassifier
 from tutelage.teach.starting import by_heads
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tutelage.files import hash_json
 from tutelage.losses.objective import Objective
-from tutelage.students.elastic import Nested, Spec, cut_of, drawn
+from tutelage.students.slices.elastic import Nested, Spec, cut_of, drawn
 from tutelage.train.distill import Distillation
 from tutelage.types import Batch, Reading
 

@@ -19,8 +19,8 @@ from tutelage.errors import RecipeError
 from tutelage.files import hash_json
 from tutelage.losses.language_inside import relations_by_sequence
 from tutelage.losses.language_terms import LANGUAGE_LOSSES
-from tutelage.students.decoder import Decoder
-from tutelage.students.decoder_sizes import parameters
+from tutelage.students.decoders.network import Decoder
+from tutelage.students.decoders.sizes import parameters
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 Pairs = tuple[tuple[int, int], ...]

@@ -12,7 +12,7 @@ from torch import Tensor
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json
 from tutelage.losses.language_spans import Voice, spans_loss
-from tutelage.students.decoder import Decoder
+from tutelage.students.decoders.network import Decoder
 from tutelage.tasks.causal_lm.reading import Document
 from tutelage.tasks.causal_lm.spans import aligned, bytes_of_tokens, readable
 from tutelage.tasks.causal_lm.tokens import Writer

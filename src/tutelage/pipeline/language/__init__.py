@@ -25,7 +25,7 @@ from tutelage.pipeline.result import Result
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.report import build_report
-from tutelage.students.decoder_sizes import parameters
+from tutelage.students.decoders.sizes import parameters
 
 
 def run_language(recipe: Recipe, folder: Path, *, progress: Progress | None = None) -> Result:

@@ -8,7 +8,7 @@ from tutelage.audit.language import degeneration
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.students.decoder import Decoder
+from tutelage.students.decoders.network import Decoder
 from tutelage.tasks.causal_lm.reading import Document, Message
 from tutelage.teach.generation import Sampling, write_answers
 

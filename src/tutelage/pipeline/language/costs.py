@@ -17,8 +17,8 @@ from tutelage.pipeline.language.pace import Pace
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import Quantization
 from tutelage.records import Measurement
-from tutelage.students.decoder import DecoderSpec
-from tutelage.students.decoder_sizes import shapes_of
+from tutelage.students.decoders.network import DecoderSpec
+from tutelage.students.decoders.sizes import shapes_of
 
 Figures = tuple[Measurement, ...]
 Price = Callable[[DecoderSpec], Figures]

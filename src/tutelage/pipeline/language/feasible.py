@@ -29,8 +29,8 @@ from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
 from tutelage.records import WouldDo
-from tutelage.students.decoder import DecoderSpec
-from tutelage.students.decoder_sizes import parameters
+from tutelage.students.decoders.network import DecoderSpec
+from tutelage.students.decoders.sizes import parameters
 
 
 def plan_language(

@@ -13,9 +13,9 @@ from tutelage.pipeline.proving import verdicts
 from tutelage.plan.refusal import infeasible, looser, others
 from tutelage.recipe_language import Quantization
 from tutelage.records import Limit, Shortfall, Verdict, WouldDo
-from tutelage.students.decoder import DecoderSpec
-from tutelage.students.decoder_mixes import plan_mixes
-from tutelage.students.decoder_sizes import parameters, with_sizes
+from tutelage.students.decoders.mixes import plan_mixes
+from tutelage.students.decoders.network import DecoderSpec
+from tutelage.students.decoders.sizes import parameters, with_sizes
 
 _FULL = 10**9  # a limit that is used up, in the whole numbers that sizes are searched by
 

@@ -18,8 +18,8 @@ from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.language.planning import name_of_slice, spec_json
 from tutelage.pipeline.language.scores import SliceScore, SliceScores
 from tutelage.records import Measurement
-from tutelage.students.decoder import DecoderSpec
-from tutelage.students.decoder_sizes import parameters
+from tutelage.students.decoders.network import DecoderSpec
+from tutelage.students.decoders.sizes import parameters
 
 AXES = ("storage_bytes", "ram_bytes", "latency_s")
 _WORDS = {"storage_bytes": "storage", "ram_bytes": "memory"}

@@ -21,8 +21,8 @@ from tutelage.pipeline.paths import full_path, path_from
 from tutelage.plan.refusal import amount, name_of
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
-from tutelage.students.decoder import KINDS, DecoderSpec
-from tutelage.students.decoder_sizes import parameters, shapes_of
+from tutelage.students.decoders.network import KINDS, DecoderSpec
+from tutelage.students.decoders.sizes import parameters, shapes_of
 from tutelage.tasks.causal_lm.files import find_files
 from tutelage.tasks.causal_lm.reading import Document, Findings, documents
 from tutelage.tasks.causal_lm.tokens import Writer

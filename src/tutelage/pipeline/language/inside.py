@@ -10,7 +10,7 @@ from tutelage.losses.language_inside import apart_inside
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
-from tutelage.students.decoder import Decoder
+from tutelage.students.decoders.network import Decoder
 from tutelage.train.inside import InsideLesson
 
 Weighed = tuple[Mapping[str, float], Mapping[str, Mapping[str, Any]]]

@@ -15,8 +15,8 @@ from tutelage.pipeline.language.source import Source
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
-from tutelage.students.decoder import Decoder
-from tutelage.students.slice_decoder import with_tokens
+from tutelage.students.decoders.network import Decoder
+from tutelage.students.decoders.slicing import with_tokens
 from tutelage.tasks.causal_lm.packing import Tokens
 from tutelage.tasks.causal_lm.task import LanguageData, load_language
 from tutelage.tasks.causal_lm.vocabulary import prune_tokenizer

@@ -24,7 +24,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
-from tutelage.students.decoder_sizes import shapes_of
+from tutelage.students.decoders.sizes import shapes_of
 
 _LEAST_CONTEXT = 64
 

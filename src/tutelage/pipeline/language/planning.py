@@ -27,10 +27,10 @@ from tutelage.recipe import Recipe
 from tutelage.recipe_language import Quantization
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
-from tutelage.students.decoder import Decoder, DecoderSpec
-from tutelage.students.decoder_choice import depths_by_kl
-from tutelage.students.decoder_sizes import parameters, shapes_of, with_sizes
-from tutelage.students.slice_decoder import slice_decoder
+from tutelage.students.decoders.choice import depths_by_kl
+from tutelage.students.decoders.network import Decoder, DecoderSpec
+from tutelage.students.decoders.sizes import parameters, shapes_of, with_sizes
+from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.train.block_rounding import block_rounded
 from tutelage.train.checkpoint import digest
 

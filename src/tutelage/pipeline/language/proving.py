@@ -28,8 +28,8 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
 from tutelage.run import Run
-from tutelage.students.decoder import Decoder, decoder_of
-from tutelage.students.decoder_sizes import parameters
+from tutelage.students.decoders.network import Decoder, decoder_of
+from tutelage.students.decoders.sizes import parameters
 from tutelage.tasks.causal_lm.packing import Tokens
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.teach.token_signals import sequences

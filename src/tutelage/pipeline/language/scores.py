@@ -21,7 +21,7 @@ from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import Quantization
 from tutelage.records import Measurement
-from tutelage.students.decoder import DecoderSpec
+from tutelage.students.decoders.network import DecoderSpec
 
 FILE = "slices.json"
 _FORMAT = 2

@@ -14,7 +14,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Artifact
 from tutelage.run import Run
-from tutelage.students.decoder import save_folder
+from tutelage.students.decoders.network import save_folder
 from tutelage.students.spec import StudentSpec
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.files import sha256_file
 from tutelage.recipe import Recipe
-from tutelage.students.decoder import Decoder, decoder_of
+from tutelage.students.decoders.network import Decoder, decoder_of
 from tutelage.teach.decoder_folder import open_decoder, open_tokenizer
 from tutelage.teach.gguf_file import open_gguf
 

@@ -11,7 +11,7 @@ from tutelage.files import read_json
 from tutelage.pipeline.language.source import open_source
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
-from tutelage.students.decoder import Decoder, decoder_of
+from tutelage.students.decoders.network import Decoder, decoder_of
 from tutelage.tasks.causal_lm.reading import Document, Message
 from tutelage.teach.generation import Sampling, write_answers
 from tutelage.teach.gguf_file import open_gguf

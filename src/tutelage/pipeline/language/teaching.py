@@ -21,9 +21,9 @@ from tutelage.progress import Progress
 from tutelage.recipe import LossPart, Recipe
 from tutelage.recipe_language import Quantization
 from tutelage.run import Run
-from tutelage.students.decoder import Decoder, DecoderSpec, Origin
-from tutelage.students.decoder_sizes import parameters, steps_to
-from tutelage.students.slice_decoder import slice_decoder
+from tutelage.students.decoders.network import Decoder, DecoderSpec, Origin
+from tutelage.students.decoders.sizes import parameters, steps_to
+from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.teach.token_signals import Speaker, TokenSignals
 from tutelage.train.block_rounding import block_rounded
 from tutelage.train.inside import InsideLesson

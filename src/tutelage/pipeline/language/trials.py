@@ -22,7 +22,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
-from tutelage.students.slice_decoder import slice_decoder
+from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.teach.token_signals import TokenSignals
 from tutelage.train.block_rounding import block_rounded
 from tutelage.train.loop import Trainer

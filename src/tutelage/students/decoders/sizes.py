@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tutelage.errors import InfeasibleError, StudentError
-from tutelage.students.decoder import ENDS, SIZES, Decoder, DecoderSpec
+from tutelage.students.decoders.network import ENDS, SIZES, Decoder, DecoderSpec
 
 _BLOCK = 32  # weights that share a scale in a quantized file: rows of the down projection are whole
 _CUT = ("layers", "groups", "inner", "hidden", "vocabulary")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.knobs import check_whole
 
 INPUT = "input"
 ACTIVATIONS = (

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.knobs import check_whole
 
 _LARGEST = {
     "vocabulary": 10_000_000, "length": 65_536, "classes": 1_000_000, "layers": 256,

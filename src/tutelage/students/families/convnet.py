@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.knobs import check_whole
 
 MOST_STAGES = 3
 _LARGEST = {

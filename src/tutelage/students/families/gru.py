@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.knobs import check_whole
 
 _LARGEST = {
     "channels": 8_192, "length": 1_000_000, "classes": 1_000_000, "hidden": 8_192,

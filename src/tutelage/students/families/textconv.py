@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tutelage.students.encoder import check_pad, masked_mean
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.encoder import check_pad, masked_mean
+from tutelage.students.families.knobs import check_whole
 
 _LARGEST = {
     "vocabulary": 10_000_000, "length": 65_536, "classes": 1_000_000, "embedding": 8_192,

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.errors import StudentError
-from tutelage.students.decoder import ENDS, Decoder, DecoderSpec, filled
-from tutelage.students.decoder_choice import Parts, depths_by_kl, energies
-from tutelage.students.decoder_sizes import why_no_part, with_sizes
-from tutelage.students.decoder_width import number_energies, with_numbers
+from tutelage.students.decoders.choice import Parts, depths_by_kl, energies
+from tutelage.students.decoders.network import ENDS, Decoder, DecoderSpec, filled
+from tutelage.students.decoders.sizes import why_no_part, with_sizes
+from tutelage.students.decoders.width import number_energies, with_numbers
 
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
 

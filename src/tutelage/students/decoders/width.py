@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.errors import StudentError
-from tutelage.students.decoder import Decoder, filled
-from tutelage.students.decoder_choice import in_parts
-from tutelage.students.decoder_sizes import with_sizes
+from tutelage.students.decoders.choice import in_parts
+from tutelage.students.decoders.network import Decoder, filled
+from tutelage.students.decoders.sizes import with_sizes
 
 _READ = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _WRITE = ("o_proj", "down_proj")

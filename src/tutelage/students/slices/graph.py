@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.errors import StudentError
-from tutelage.students.graph import INPUT, GraphSpec, Node
-from tutelage.students.graph_net import Block, GraphNet, blocks_of, inherited, stages_of
-from tutelage.students.slice import Slicing, cut, even_share, least_missed
+from tutelage.students.families.graph import INPUT, GraphSpec, Node
+from tutelage.students.families.graph_net import Block, GraphNet, blocks_of, inherited, stages_of
+from tutelage.students.slices.channels import Slicing, cut, even_share, least_missed
 
 _MOST_DEPTHS, _MOST_STEPS = 5, 64  # what is tried of a large network, each exported and weighed
 _WIDE = ("conv", "linear")  # the operators that have a width of their own
@@ -182,7 +182,7 @@ def slice_graph(
     """Return a network of `spec` that starts with this one's weights, in eval mode.
 
     `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
-    `slice.importance`); what stays is copied as it is, statistics of the norms included. Raises
+    `channels.importance`); what stays is copied as it is, statistics of the norms included. Raises
     `StudentError` where that is impossible.
     """
     fewer = _fewer_blocks(network, spec, inputs)

@@ -2,8 +2,8 @@
 
 Layers go first: one at a time the one without which the decision changes least. Then the parts of
 the residual stream, whole attention heads, and inner units go by the Fisher information of their
-gates (see `slice.importance`). What stays is copied as it is. The size of a head stays, so numbers
-a token and heads shrink together.
+gates (see `channels.importance`). What stays is copied as it is. The size of a head stays, so
+numbers a token and heads shrink together.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tutelage.students.encoder import Layer
-from tutelage.students.slice import Slicing, drawn_decision, even_share, least_missed
+from tutelage.students.families.encoder import Layer
+from tutelage.students.slices.channels import Slicing, drawn_decision, even_share, least_missed
 
 SIZES = ("layers", "hidden", "heads", "inner")
 _STEPS_A_HEAD = 2
@@ -36,7 +36,7 @@ def is_smaller(spec: Any, whole: Any) -> bool:
 
 
 def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
-    """Return a copy with so many layers, in eval mode; see `slice.least_missed`."""
+    """Return a copy with so many layers, in eval mode; see `channels.least_missed`."""
     small: Any = copy.deepcopy(network).eval()
     with torch.no_grad():
         own = _decided(small, inputs)

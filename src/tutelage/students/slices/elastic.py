@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tutelage.errors import StudentError
-from tutelage.students.convnet import ConvNetSpec
-from tutelage.students.convnet1d import ConvNet1dSpec
-from tutelage.students.narrowing import SHARES, Narrowed
-from tutelage.students.slice import channel_groups, even_share, moved, recalibrated
-from tutelage.students.slice_convnet import is_part
+from tutelage.students.families.convnet import ConvNetSpec
+from tutelage.students.families.convnet1d import ConvNet1dSpec
+from tutelage.students.slices.channels import channel_groups, even_share, moved, recalibrated
+from tutelage.students.slices.convnet import is_part
+from tutelage.students.slices.narrowing import SHARES, Narrowed
 from tutelage.students.strided import sliced_strides
 
 Spec = ConvNetSpec | ConvNet1dSpec
@@ -35,7 +35,7 @@ def ordered(network: nn.Module, inputs: Float[Tensor, "b ..."]) -> nn.Module:
     """Return a copy that decides the same, the most important channels of each layer first.
 
     `inputs` are some dozens of examples; channels that go together move together (see
-    `slice.importance`). Raises `StudentError` where channels lie side by side.
+    `channels.importance`). Raises `StudentError` where channels lie side by side.
     """
     found = copy.deepcopy(network).eval().requires_grad_(True)
     with torch.enable_grad():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tutelage.errors import InfeasibleError, StudentError
-from tutelage.students.decoder import DecoderSpec
-from tutelage.students.decoder_sizes import plan_slices, widest, widths_of, with_sizes
+from tutelage.students.decoders.network import DecoderSpec
+from tutelage.students.decoders.sizes import plan_slices, widest, widths_of, with_sizes
 
 # What is cut together, and how fast: a size is the whole one times a common share to this power.
 MIXES: tuple[Mapping[str, float], ...] = (

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from tutelage.students import slice_layers as layers
-from tutelage.students.encoder import Encoder, EncoderSpec
+from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.slices import layers
 
 
 def is_part(spec: EncoderSpec, whole: EncoderSpec) -> bool:

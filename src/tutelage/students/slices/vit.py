@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tutelage.students import slice_layers as layers
-from tutelage.students.vit import ViT, ViTSpec
+from tutelage.students.families.vit import ViT, ViTSpec
+from tutelage.students.slices import layers
 
 
 def is_part(spec: ViTSpec, whole: ViTSpec) -> bool:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutelage.students.decoder_stack import Stack
+from tutelage.students.decoders.stack import Stack
 
 _TOKENS, _TOKENS_GPU = 64, 1_024  # passed at once: fewer stop sooner, more are faster each
 

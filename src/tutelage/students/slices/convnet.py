@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.convnet import ConvNet, ConvNetSpec
-from tutelage.students.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.slice import Slicing, cut, even_share, least_missed
+from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.slices.channels import Slicing, cut, even_share, least_missed
 
 Staged = TypeVar("Staged", ConvNet, ConvNet1d)
 
@@ -37,7 +37,7 @@ def slice_convnet(
     """Return a network of `spec` that starts with this one's weights, in eval mode.
 
     `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
-    `slice.importance`); what stays is copied as it is, statistics of the norms included. Raises
+    `channels.importance`); what stays is copied as it is, statistics of the norms included. Raises
     `StudentError` where that is impossible.
     """
     fewer = without_blocks(network, spec.depths, inputs)

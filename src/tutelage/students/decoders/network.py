@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tutelage.errors import MissingExtra, StudentError
 from tutelage.files import write_json, write_tensors
 from tutelage.passes import reason
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.knobs import check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

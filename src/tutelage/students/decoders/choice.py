@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.errors import StudentError
-from tutelage.students.decoder import Decoder
-from tutelage.students.decoder_stack import Stack
-from tutelage.students.depth_search import DepthSearch
+from tutelage.students.decoders.depth_search import DepthSearch
+from tutelage.students.decoders.network import Decoder
+from tutelage.students.decoders.stack import Stack
 
 _TOKENS = 1_024  # passed at once: their logits over a whole vocabulary are in memory twice
 

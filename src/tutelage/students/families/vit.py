@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.encoder import Layer
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.encoder import Layer
+from tutelage.students.families.knobs import check_whole
 
 _LARGEST = {
     "image": 16_384, "classes": 1_000_000, "patch": 256, "layers": 256, "hidden": 16_384,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.slice import moved, recalibrated
+from tutelage.students.slices.channels import moved, recalibrated
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)

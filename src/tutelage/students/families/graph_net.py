@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.graph import INPUT, WEIGHTED, GraphSpec, Node, Shape
+from tutelage.students.families.graph import INPUT, WEIGHTED, GraphSpec, Node, Shape
 
 _ACTIVATION: dict[str, Callable[[Node], nn.Module]] = {
     "relu": lambda _: nn.ReLU(),

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.convnet import MOST_STAGES, depths_of
-from tutelage.students.knobs import check_whole
+from tutelage.students.families.convnet import MOST_STAGES, depths_of
+from tutelage.students.families.knobs import check_whole
 
 Block = Literal["separable", "plain", "inception"]
 _BLOCKS = ("separable", "plain", "inception")

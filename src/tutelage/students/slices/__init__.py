@@ -1,0 +1,1 @@
+"""Networks cut to smaller ones that keep their weights."""
