@@ -51,21 +51,12 @@ class Slicing:
     resized: Callable[[Any, tuple[int, ...]], Any] | None = None
 
 
-def slice_channels(network: nn.Module, examples: Float[Tensor, "b ..."], share: float) -> nn.Module:
-    """Return a copy with about `share` (above 0, up to 1) of each layer's channels, in eval mode.
-
-    The outputs are all kept. Counts are even, as in the compact families: kernels of int8 work on
-    pairs at the least, and an odd channel costs as much as the next. `examples` decide which
-    channels stay (see `importance`): some dozens, as the network reads them. Raises `StudentError`
-    where the network cannot be sliced, saying why.
-    """
-    if not 0 < share <= 1:
-        raise StudentError(f"share is {share}; give a number above 0 and up to 1")
-    return cut(network, examples, lambda _, channels: even_share(channels, share))
-
-
 def even_share(channels: int, share: float) -> int:
-    """Return about `share` of some channels: an even number from 2 up, or all there are."""
+    """Return about `share` of some channels: an even number from 2 up, or all there are.
+
+    Even, as in the compact families: kernels of int8 work on pairs at the least, and an odd channel
+    costs as much as the next.
+    """
     return channels if share == 1 else min(channels, max(2, 2 * round(share * channels / 2)))
 
 
