@@ -9,6 +9,7 @@ scores and students taught before are at hand as they are for a user who changes
 
 compact       the families of the task, fresh weights (the default)
 width         the teacher's structure with fewer channels, the same share everywhere; fresh weights
+magnitude     the same structure, starting from the teacher's channels of the largest weights
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one
 auto          compact families and slices of the teacher side by side
@@ -27,6 +28,7 @@ import json
 import statistics
 import time
 from typing import Any
+from unittest import mock
 
 import torch
 from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
@@ -39,6 +41,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of
 from tutelage.plan.sliced import depths, widest_slice
 from tutelage.recipe import Recipe
+from tutelage.students.slices import channels
 from tutelage.students.spec import StudentSpec, load
 
 RESULTS = HERE / "results" / "budgets.json"
@@ -46,6 +49,7 @@ WORK = HERE / ".work" / "budgets"
 ARMS: dict[str, dict[str, Any]] = {
     "compact": {},
     "width": {},
+    "magnitude": {"start": "teacher"},
     "teacher": {"start": "teacher"},
     "nearest": {"start": "nearest"},
     "auto": {"space": "auto"},
@@ -124,6 +128,19 @@ def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
     raise InfeasibleError("the teacher's structure fits at no width")
 
 
+def by_magnitude(members: Any, _: Any, count: int) -> torch.Tensor:
+    """Weigh channels that go together by the sum of their filters' absolute weights.
+
+    Source: Li et al., Pruning filters for efficient ConvNets (ICLR 2017), section 3.1.
+    """
+    weights = torch.zeros(count)
+    for module, own, root in members:
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            sums = module.weight.detach().flatten(1).abs().sum(1)
+            weights.index_add_(0, torch.tensor(root), sums[own])
+    return weights
+
+
 def cell(which: str, arm: str, seed: int, number: int, material: Material) -> dict[str, Any]:
     """Run one budget; return its line."""
     budget = BUDGETS[which][number]
@@ -140,10 +157,12 @@ def cell(which: str, arm: str, seed: int, number: int, material: Material) -> di
     started = time.process_time()
     try:
         recipe = recipe_of(which, budget, seed, ARMS[arm])
-        if arm == "width":
+        if arm in ("width", "magnitude"):
             spec = scaled_teacher(recipe, material)
-            recipe = recipe_of(which, budget, seed, {"spec": spec})
-        result = run_recipe(recipe, folder, material=material)
+            recipe = recipe_of(which, budget, seed, ARMS[arm] | {"spec": spec})
+        weigh = by_magnitude if arm == "magnitude" else channels._weigh
+        with mock.patch.object(channels, "_weigh", weigh):
+            result = run_recipe(recipe, folder, material=material)
     except InfeasibleError as error:
         return {**row, "status": "infeasible", "why": str(error)}
     stages = read_json(folder / "run.json")["stages"]
