@@ -6,8 +6,11 @@ python benchmarks/exits.py --table
 Every arm teaches the same student (plain convolutions, 8-10-16 channels, two blocks a stage) by
 DIST on part of Fashion-MNIST, from the same first weights; branches stand behind stages 1 and 2,
 and are taught by labels, by the teacher's trajectory, or by its final decision. `none` has no
-branches. All arms learn for the same epochs; the table says what processor time that took (one
-thread; asking the teacher is the same for all and left out). The epoch is chosen on validation.
+branches; those of `inside` arms have one more behind the first block, where a third of the
+operations are done; `narrow` arms are what exits compete with: students with fewer channels and
+operations, and no branches. All arms learn for the same epochs; the table says what processor time
+that took (one thread; asking the teacher is the same for all and left out). The epoch is chosen on
+validation.
 Thresholds are then chosen on validation so that stopping early loses at most `--lost` of the
 decisions there, at least mean cost in multiply-accumulates (branches included), and read on the
 test split once. Every cell keeps its decisions, so `--table` can count again.
@@ -20,6 +23,7 @@ import json
 import shutil
 import statistics
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +56,48 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.exits import ExitingNetwork, fresh_exits
 from tutelage.students.spec import StudentSpec
-from tutelage.students.taps import find_taps
+from tutelage.students.taps import describe_taps
 from tutelage.train.distill import decisions, early_decisions
 from tutelage.train.loop import Trainer
 
 RESULTS = HERE / "results" / "exits.json"
 WORK = HERE / ".work" / "exits"
-SPEC = {
-    "family": "convnet", "image": [1, 28, 28], "classes": 10, "widths": [8, 10, 16],
-    "depths": [2, 2, 2],
-}  # fmt: skip
-_KL = {"weight": 1.0, "by": "kl"}
-ARMS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "labels": {"deep_supervision": 1.0},
-    "trajectory": {"trajectory": 1.0},
-    "decision": {"decision_everywhere": 1.0},
-    "decision by kl": {"decision_everywhere": _KL},
-    "both": {"decision_everywhere": 0.5, "trajectory": 0.5},
+STAGES = ("stages.0", "stages.1", "stages.2")
+INSIDE = ("stages.0.0", *STAGES)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What teaches the branches, behind which taps but the last, in a student of which widths."""
+
+    losses: dict[str, Any] = field(default_factory=dict)
+    taps: tuple[str, ...] = STAGES
+    widths: tuple[int, ...] = (8, 10, 16)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The student's structure, as JSON."""
+        return {
+            "family": "convnet", "image": [1, 28, 28], "classes": 10,
+            "widths": list(self.widths), "depths": [2, 2, 2],
+        }  # fmt: skip
+
+
+_KL = {"decision_everywhere": {"weight": 1.0, "by": "kl"}}
+_TRAJECTORY = {"trajectory": 1.0}
+ARMS = {
+    "none": Arm(),
+    "labels": Arm({"deep_supervision": 1.0}),
+    "trajectory": Arm(_TRAJECTORY),
+    "decision": Arm({"decision_everywhere": 1.0}),
+    "decision by kl": Arm(_KL),
+    "both": Arm({"decision_everywhere": 0.5, "trajectory": 0.5}),
+    "inside, labels": Arm({"deep_supervision": 1.0}, taps=INSIDE),
+    "inside, trajectory": Arm(_TRAJECTORY, taps=INSIDE),
+    "inside, decision by kl": Arm(_KL, taps=INSIDE),
+    "narrow 7-10-16": Arm(widths=(7, 10, 16)),
+    "narrow 7-9-14": Arm(widths=(7, 9, 14)),
+    "narrow 6-10-16": Arm(widths=(6, 10, 16)),
 }
 
 
@@ -81,9 +109,9 @@ def recipe_of(arm: str, seed: int, options: argparse.Namespace) -> Recipe:
             "data": {"train": FASHION_MNIST},
             "teacher": {"source": str(TEACHER)},
             "augment": {"views": options.views, "flip": True},
-            "student": {"spec": SPEC},
+            "student": {"spec": ARMS[arm].spec, "taps": list(ARMS[arm].taps)},
             "distill": {
-                "losses": {"dist": 1.0, **ARMS[arm]}, "epochs": options.epochs,
+                "losses": {"dist": 1.0, **ARMS[arm].losses}, "epochs": options.epochs,
                 "precision": "float32",
             },
             "threads": 1,
@@ -95,14 +123,14 @@ def cell(arm: str, seed: int, base: Material, options: argparse.Namespace) -> An
     """Teach one student, keep its decisions, return its row."""
     recipe = recipe_of(arm, seed, options)
     material = material_of(base.task, base.data, recipe)
-    folder = WORK / f"{arm.replace(' ', '_')}-{seed}"
+    folder = decided(arm, seed).with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     (WORK / "signals").mkdir(exist_ok=True)
     if not (folder / "signals").exists():
         (folder / "signals").symlink_to(WORK / "signals")
     with Run(folder) as run:
         taught = teach(recipe, material, run, Silent(), trust_code=False)
-        spec = StudentSpec.from_json(SPEC)
+        spec = StudentSpec.from_json(ARMS[arm].spec)
         torch.manual_seed(seed)
         network = spec.build()
         count = sum(p.numel() for p in network.parameters())
@@ -118,7 +146,7 @@ def cell(arm: str, seed: int, base: Material, options: argparse.Namespace) -> An
     kept: dict[str, torch.Tensor] = {}
     for name in ("validation", "test"):
         split = getattr(material, name)
-        said = early_decisions(lesson, split) if ARMS[arm] else ()
+        said = early_decisions(lesson, split) if ARMS[arm].losses else ()
         for i, each in enumerate([*(s for s in said if len(s)), decisions(network, split)]):
             kept[f"{name}.{i}"] = each.contiguous()
     write_tensors(decided(arm, seed), kept)
@@ -132,7 +160,7 @@ def cell(arm: str, seed: int, base: Material, options: argparse.Namespace) -> An
 
 def decided(arm: str, seed: int) -> Path:
     """Return where a cell's decisions lie: each exit's and the final one, of both splits."""
-    return WORK / f"{arm.replace(' ', '_')}-{seed}.safetensors"
+    return WORK / f"{arm.replace(' ', '_').replace(',', '')}-{seed}.safetensors"
 
 
 def measured(path: Path) -> dict[str, Any]:
@@ -165,15 +193,18 @@ def write(path: Path, found: dict[str, Any]) -> None:
     write_json(path, found | {"command": command(), "machine": machine()})
 
 
-def costs_of(folder: Path) -> Any:
+def costs_of(arm: str) -> Any:
     """Return the multiply-accumulates of every way through the student with its exits."""
-    network = StudentSpec.from_json(SPEC).build().eval()
-    exits = fresh_exits(find_taps(network, torch.zeros(2, 1, 28, 28)), 10)
+    network = StudentSpec.from_json(ARMS[arm].spec).build().eval()
+    taps = describe_taps(network, torch.zeros(2, 1, 28, 28), ARMS[arm].taps)
+    exits = fresh_exits(taps, 10)
     meta = ArtifactMeta(
         task="vision", classes=tuple("0123456789"), shape=(1, 28, 28), mean=(0.0,), std=(1.0,),
         version="",
     )  # fmt: skip
-    path = export_onnx(ExitingNetwork(network, exits).eval(), (1, 28, 28), folder, meta=meta)
+    path = export_onnx(
+        ExitingNetwork(network, exits).eval(), (1, 28, 28), WORK / "e.onnx", meta=meta
+    )
     return path_costs(path, lambda counted: counted.macs)
 
 
@@ -190,13 +221,16 @@ def stopping(arm: str, seed: int, labels: dict[str, np.ndarray], costs: Any, mos
     asked = [*chosen.used, len(right["test"]) - 1]
     after = np.choose(place, [right["test"][i] for i in asked])
     price = costs(chosen.used)
+    mean = float(np.mean([price[i] for i in place]))
     return {
         "branches": [float(r.mean()) for r in right["test"][:-1]],
         "used": list(chosen.used),
         "stopped": float((place < len(chosen.used)).mean()),
         "lost_validation": chosen.lost,
         "lost_test": float(right["test"][-1].mean() - after.mean()),
-        "saved": 1 - float(np.mean([price[i] for i in place])) / chosen.whole,
+        "saved": 1 - mean / chosen.whole,
+        "operations": mean,
+        "test": float(after.mean()),
     }
 
 
@@ -207,11 +241,13 @@ def table(options: argparse.Namespace) -> None:
         FASHION_MNIST, examples=options.examples, flip=True, shift=2, views=options.views
     )
     labels = {name: np.asarray(getattr(base.data, name).labels) for name in ("validation", "test")}
-    costs = costs_of(WORK / "exits.onnx")
+    costs = {arm: costs_of(arm) for arm in {row["arm"] for row in found["rows"]}}
     for row in found["rows"]:
-        if ARMS[row["arm"]] and decided(row["arm"], row["seed"]).exists():
+        if not ARMS[row["arm"]].losses:
+            row["operations"] = costs[row["arm"]](())[0]
+        elif decided(row["arm"], row["seed"]).exists():
             row["exits"] = {
-                str(most): stopping(row["arm"], row["seed"], labels, costs, most)
+                str(most): stopping(row["arm"], row["seed"], labels, costs[row["arm"]], most)
                 for most in options.lost
             }
     write_json(options.out, found)
@@ -220,10 +256,18 @@ def table(options: argparse.Namespace) -> None:
         for arm in ARMS
         if any(r["arm"] == arm for r in found["rows"])
     }
+    _print_branches(by)
+    _print_stops({arm: of for arm, of in by.items() if all("exits" in r for r in of.values())}, by)
+
+
+Found = dict[str, dict[int, dict[str, Any]]]
+
+
+def _print_branches(by: Found) -> None:
     tests = {arm: {s: r["test"] for s, r in rows.items()} for arm, rows in by.items()}
     rows = []
     for arm, of in by.items():
-        early = [first(row)["branches"] for row in of.values() if "exits" in row]
+        early = [first(row["exits"])["branches"] for row in of.values() if "exits" in row]
         rows.append(
             [
                 arm, len(of), f"{statistics.mean(row['taught_cpu_s'] for row in of.values()):.0f}",
@@ -234,26 +278,42 @@ def table(options: argparse.Namespace) -> None:
         )  # fmt: skip
     head = ["arm", "seeds", "CPU s", "final test", "to none", "to labels", "branches"]
     print_table(head, rows)
-    print_table(
-        ["arm", "may lose", "stop early", "operations saved", "lost on test (points)"],
+
+
+def _print_stops(stopped: Found, by: Found) -> None:
+    """Print what stopping saves, and beside it what narrower students save."""
+    whole = {s: (r["operations"], r["test"]) for s, r in by.get("none", {}).items()}
+    rows = [
         [
-            [
-                arm, f"{most:.1%}",
-                *(
-                    interval([100 * r["exits"][str(most)][key] for r in rows.values()])
-                    for key in ("stopped", "saved", "lost_test")
-                ),
-            ]
-            for arm, rows in by.items()
-            if all("exits" in r for r in rows.values())
-            for most in options.lost
-        ],
-    )  # fmt: skip
+            arm, f"{float(most):.1%}",
+            *(
+                interval([100 * r["exits"][most][key] for r in of.values()])
+                for key in ("stopped", "saved", "lost_test")
+            ),
+            *_beside({s: r["exits"][most] for s, r in of.items()}, whole),
+        ]
+        for arm, of in stopped.items()
+        for most in map(str, first(of)["exits"])
+    ]  # fmt: skip
+    rows += [
+        [arm, *[""] * 4, *_beside(of, whole)] for arm, of in by.items() if not ARMS[arm].losses
+    ]
+    head = ["arm", "may lose", "stop early", "operations saved", "lost on test (points)"]
+    print_table([*head, "operations of none's", "test", "to none"], rows)
 
 
-def first(row: dict[str, Any]) -> Any:
-    """Return the first entry of what thresholds come to."""
-    return next(iter(row["exits"].values()))
+def _beside(of: dict[int, dict[str, Any]], whole: dict[int, tuple[float, float]]) -> list[str]:
+    shares = [100 * r["operations"] / whole[s][0] for s, r in of.items() if s in whole]
+    return [
+        interval(shares) if shares else "",
+        interval([100 * r["test"] for r in of.values()]),
+        apart({s: r["test"] for s, r in of.items()}, {s: test for s, (_, test) in whole.items()}),
+    ]
+
+
+def first(rows: dict[Any, Any]) -> Any:
+    """Return the first value."""
+    return next(iter(rows.values()))
 
 
 def main() -> None:
