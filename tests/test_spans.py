@@ -20,7 +20,7 @@ import chat_samples
 import gguf_samples
 from decoders import decoder
 from text_samples import some_texts
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
 from tutelage.export.gguf import write_gguf
 from tutelage.students.decoder import save_folder
@@ -85,6 +85,13 @@ def test_a_tokenizer_that_loses_text_is_refused():
     )
     with pytest.raises(DataError, match="cannot be told as bytes"):
         bytes_of_tokens(made)
+
+
+def test_ids_need_not_follow_one_another():
+    made = Tokenizer(models.BPE({"a": 0, "b": 4}, []))
+    made.decoder = decoders.ByteLevel()
+    known = gguf_samples.transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+    assert bytes_of_tokens(known) == [b"a", None, None, None, b"b"]
 
 
 def voice(seed, lengths, vocabulary, cap=None):
@@ -162,6 +169,17 @@ def test_equal_models_with_equal_tokenizers_have_nothing_to_learn(tokenizers, tm
     assert max(parts).item() < 1e-5 and not teacher.left_out
     other = SpanTeacher(decoder(seed=1, vocab_size=gguf_samples.ROWS), tokenizer, tokenizer)
     assert lesson(found, network, other).loss(next(made.batches(0, 0)))[1]["uld"] > 0.01
+
+
+def test_rows_without_text_teach_nothing(tokenizers):
+    tokenizer, network = tokenizers[0], decoder(vocab_size=gguf_samples.ROWS)
+    teacher, end = SpanTeacher(network, tokenizer, tokenizer), tokenizer.eos_token_id
+    for inner in (end, teacher.mine.index(b"\xff")):  # no text, and bytes that are none
+        ids = torch.tensor([[end, inner, inner, end]])
+        states = network.states(ids[:, :-1])
+        value = teacher.value(network, states, ids, torch.ones(1, 3, dtype=torch.bool))
+        value.backward()
+        assert value.item() == 0.0
 
 
 def test_a_student_learns_how_sure_a_teacher_with_another_tokenizer_is(tokenizers, tmp_path):

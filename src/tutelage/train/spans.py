@@ -45,8 +45,10 @@ class SpanTeacher:
     ) -> Tensor:  # fmt: skip
         """Return the loss, not weighted; `states` are before each token of `ids` but the first."""
         rows, here, there = self._aligned(ids.cpu().numpy(), learned.cpu().numpy())
+        if not here[2]:  # of rows without any text there would be nothing to ask
+            return states[:0].sum()
         device = states.device
-        asked = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
+        asked = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for number, row in enumerate(rows):
             asked[number, : len(row)] = torch.tensor(row)
         if asked.shape[1] > self._most:
