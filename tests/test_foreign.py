@@ -195,6 +195,26 @@ def test_what_is_done_round_a_teacher_is_part_of_its_graph() -> None:
     assert torch.allclose(found[0](inputs), teacher.read(inputs).decision, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_slice_may_teach_the_next_one() -> None:
+    own = SimpleNamespace(mean=(0.3,), std=(0.2,))
+    teacher: Any = TorchTeacher(foreign_net.build(), classes=3, image_shape=IMAGE)
+    inputs = noise(4)
+    for _ in range(2):  # the second is a graph that scales its input already
+        teacher = Renormalised(teacher, own, (0.4,), (0.1,))
+        found, _ = sliceable(teacher, IMAGE)
+        assert found is not None
+        assert torch.allclose(found[0](inputs), teacher.read(inputs).decision, atol=1e-5)
+        teacher = TorchTeacher(found[0], classes=3, image_shape=IMAGE)
+
+
+@torch.no_grad()
+def test_windows_of_a_pooling_are_counted_as_torch_does() -> None:
+    pools = [nn.MaxPool2d(3, 2, ceil_mode=True) for _ in range(3)]  # the last reads 2 x 2 pixels
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), *pools, nn.Flatten(), nn.Linear(4, 3)).eval()
+    assert torch.allclose(as_graph(network, IMAGE, 3)(noise(4)), network(noise(4)), atol=1e-5)
+
+
 def test_a_function_as_teacher_is_sliced_and_ships(tmp_path: Path) -> None:
     tiny.write_data(tmp_path / "data.npz", count=120)
     shutil.copy(foreign_net.__file__, tmp_path / "net.py")
