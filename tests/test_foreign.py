@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,12 @@ class Deciding(Twice):
         return self.a(x if x.sum() > 0 else -x).mean((2, 3))
 
 
+class Held(Twice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()  # what cannot be copied
+
+
 class Attending(Twice):
     def forward(self, x):
         return (self.a(x).softmax(1)).mean((2, 3))
@@ -174,6 +181,7 @@ class Attending(Twice):
     [
         (Twice(), "'b' is called twice"),
         (Deciding(), "torch.export cannot follow it"),
+        (Held(), "cannot follow it"),
         (Attending(), "it computes softmax"),
     ],
 )
