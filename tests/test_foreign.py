@@ -17,6 +17,7 @@ from torch import nn
 
 from tutelage.errors import RecipeError
 from tutelage.pipeline.foreign import sliceable
+from tutelage.report.overview import describe
 from tutelage.students import spec as students
 from tutelage.students.graph_net import GraphNet, blocks_of, inherited
 from tutelage.students.slice_graph import (
@@ -72,6 +73,12 @@ def test_channels_that_go_together_have_one_width(graph: GraphNet) -> None:
     free = {name.partition("_")[2] for name in groups}
     assert {least[name] for name in grouped} == {4}
     assert {least[name] for name in free - grouped} == {2}
+
+
+def test_different_slices_are_told_apart_in_the_report(graph: GraphNet) -> None:
+    every = [narrower(spec, n / 8) for spec in shallower(graph.spec) for n in range(1, 9)]
+    found = [json.dumps(StudentSpec(family="graph", knobs=s).to_json()) for s in every]
+    assert len({describe(json.loads(x)) for x in found}) == len(set(found)) > 16
 
 
 @torch.no_grad()
