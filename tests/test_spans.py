@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -169,6 +170,16 @@ def test_equal_models_with_equal_tokenizers_have_nothing_to_learn(tokenizers, tm
     assert max(parts).item() < 1e-5 and not teacher.left_out
     other = SpanTeacher(decoder(seed=1, vocab_size=gguf_samples.ROWS), tokenizer, tokenizer)
     assert lesson(found, network, other).loss(next(made.batches(0, 0)))[1]["uld"] > 0.01
+
+
+def test_the_key_names_all_that_the_teacher_says(tokenizers):
+    tokenizer, changes = tokenizers[0], [{}, {"final_logit_softcapping": 20.0}]
+    networks = [decoder("gemma2", vocab_size=gguf_samples.ROWS, **change) for change in changes]
+    assert len({SpanTeacher(each, tokenizer, tokenizer).key for each in networks}) == 2
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token = next(t for t in tokenizer.all_special_tokens if t != tokenizer.eos_token)
+    asked = [SpanTeacher(networks[0], each, tokenizer) for each in (tokenizer, ended)]
+    assert asked[0].key != asked[1].key
 
 
 def test_rows_without_text_teach_nothing(tokenizers):

@@ -37,7 +37,8 @@ class SpanTeacher:
         self.theirs, self.mine = bytes_of_tokens(tokenizer), bytes_of_tokens(own)
         self._most = int(network.spec.config.get("max_position_embeddings", 1 << 30))
         words = [t.backend_tokenizer.to_str() for t in (tokenizer, own)]
-        self.key = hash_json(["uld", weight, digest(network.state_dict(), *words)])
+        how = [network.spec.config, self.writer.end]
+        self.key = hash_json(["uld", weight, how, digest(network.state_dict(), *words)])
 
     def value(
         self, student: Any, states: Float[Tensor, "b t d"], ids: Int[Tensor, "b u"],
