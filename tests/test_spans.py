@@ -172,6 +172,17 @@ def test_equal_models_with_equal_tokenizers_have_nothing_to_learn(tokenizers, tm
     assert lesson(found, network, other).loss(next(made.batches(0, 0)))[1]["uld"] > 0.01
 
 
+def test_a_student_in_bfloat16_is_compared_in_float32(tokenizers, tmp_path):
+    tokenizer = tokenizers[0]
+    teacher, student = (decoder(seed=n, vocab_size=gguf_samples.ROWS) for n in range(2))
+    found = data(tmp_path, tokenizer, some_texts(8))
+    values = []
+    for network in (student, copy.deepcopy(student).bfloat16()):
+        made = lesson(found, network, SpanTeacher(teacher, tokenizer, tokenizer))
+        values.append(made.loss(next(made.batches(0, 0)))[1]["uld"].item())
+    assert values[1] == pytest.approx(values[0], rel=0.05)
+
+
 def test_the_key_names_all_that_the_teacher_says(tokenizers):
     tokenizer, changes = tokenizers[0], [{}, {"final_logit_softcapping": 20.0}]
     networks = [decoder("gemma2", vocab_size=gguf_samples.ROWS, **change) for change in changes]

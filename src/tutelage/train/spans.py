@@ -61,7 +61,8 @@ class SpanTeacher:
         with torch.no_grad():
             theirs = self.network.states(asked[:, :-1].to(device))
         with torch.autocast(device.type, enabled=False):
-            mine = _voice(states.float(), ids, here, student.head, getattr(student, "cap", None))
+            head, cap = student.head.float(), getattr(student, "cap", None)
+            mine = _voice(states.float(), ids, here, head, cap)
             said = _voice(theirs, asked.to(device), there, self.network.head, self.network.cap)
             return spans_loss(mine, said) / learned.sum().clamp(min=1)
 
