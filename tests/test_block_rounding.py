@@ -8,11 +8,13 @@ import pytest
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 
+from language_samples import Speech, rows  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tutelage.devices.gguf_sizes import QUANTIZATIONS, stored_type  # noqa: E402
 from tutelage.export.block_rounding import rounded  # noqa: E402
 from tutelage.train.block_rounding import block_rounded  # noqa: E402
+from tutelage.train.language import LanguageLesson  # noqa: E402
 
 
 def weights(rows=64, columns=96):
@@ -63,3 +65,16 @@ def test_eight_bits_and_more_are_not_felt(quantization):
     network = Small()
     with block_rounded(network, quantization):
         assert not any("parametrizations" in name for name, _ in network.named_modules())
+
+
+def test_a_lesson_is_named_by_the_rounding_that_it_feels():
+    student, keys = Speech(), []
+    student.layers.append(nn.Linear(32, 32))
+    for quantization in ("f16", "q8_0", "q5_1", "q4_1"):
+        with block_rounded(student, quantization):
+            made = LanguageLesson(
+                student, rows(4), rows(4, seed=1), losses={"token_cross_entropy": 1.0}, batch=2,
+                seed=0,
+            )  # fmt: skip
+        keys.append(made.key)
+    assert len(set(keys)) == 3 and keys[0] == keys[1]

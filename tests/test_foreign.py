@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from tutelage.errors import RecipeError
 from tutelage.pipeline.foreign import sliceable
+from tutelage.report.overview import describe
 from tutelage.students import spec as students
 from tutelage.students.families.graph_net import GraphNet, blocks_of, inherited
 from tutelage.students.slices.graph import (
@@ -71,6 +73,12 @@ def test_channels_that_go_together_have_one_width(graph: GraphNet) -> None:
     free = {name.partition("_")[2] for name in groups}
     assert {least[name] for name in grouped} == {4}
     assert {least[name] for name in free - grouped} == {2}
+
+
+def test_different_slices_are_told_apart_in_the_report(graph: GraphNet) -> None:
+    every = [narrower(spec, n / 8) for spec in shallower(graph.spec) for n in range(1, 9)]
+    found = [json.dumps(StudentSpec(family="graph", knobs=s).to_json()) for s in every]
+    assert len({describe(json.loads(x)) for x in found}) == len(set(found)) > 16
 
 
 @torch.no_grad()
@@ -164,6 +172,12 @@ class Deciding(Twice):
         return self.a(x if x.sum() > 0 else -x).mean((2, 3))
 
 
+class Held(Twice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()  # what cannot be copied
+
+
 class Attending(Twice):
     def forward(self, x):
         return (self.a(x).softmax(1)).mean((2, 3))
@@ -174,6 +188,7 @@ class Attending(Twice):
     [
         (Twice(), "'b' is called twice"),
         (Deciding(), "torch.export cannot follow it"),
+        (Held(), "cannot follow it"),
         (Attending(), "it computes softmax"),
     ],
 )
@@ -193,6 +208,26 @@ def test_what_is_done_round_a_teacher_is_part_of_its_graph() -> None:
     assert found is not None and not why and found[1].knobs.image == IMAGE
     inputs = noise(4)
     assert torch.allclose(found[0](inputs), teacher.read(inputs).decision, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_slice_may_teach_the_next_one() -> None:
+    own = SimpleNamespace(mean=(0.3,), std=(0.2,))
+    teacher: Any = TorchTeacher(foreign_net.build(), classes=3, image_shape=IMAGE)
+    inputs = noise(4)
+    for _ in range(2):  # the second is a graph that scales its input already
+        teacher = Renormalised(teacher, own, (0.4,), (0.1,))
+        found, _ = sliceable(teacher, IMAGE)
+        assert found is not None
+        assert torch.allclose(found[0](inputs), teacher.read(inputs).decision, atol=1e-5)
+        teacher = TorchTeacher(found[0], classes=3, image_shape=IMAGE)
+
+
+@torch.no_grad()
+def test_windows_of_a_pooling_are_counted_as_torch_does() -> None:
+    pools = [nn.MaxPool2d(3, 2, ceil_mode=True) for _ in range(3)]  # the last reads 2 x 2 pixels
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), *pools, nn.Flatten(), nn.Linear(4, 3)).eval()
+    assert torch.allclose(as_graph(network, IMAGE, 3)(noise(4)), network(noise(4)), atol=1e-5)
 
 
 def test_a_function_as_teacher_is_sliced_and_ships(tmp_path: Path) -> None:

@@ -22,9 +22,14 @@ from tutelage.pipeline import run_recipe
 from tutelage.pipeline.language import pace, proving
 from tutelage.pipeline.language.costs import Terms, figures_on
 from tutelage.pipeline.language.fitting import fitting_slices, no_slice, smallest, use_of
-from tutelage.pipeline.language.frontiers import Placed, beaten_nowhere, best_of
+from tutelage.pipeline.language.frontiers import (
+    Placed,
+    beaten_nowhere,
+    best_of,
+    language_frontiers,
+)
 from tutelage.pipeline.language.planning import candidates
-from tutelage.pipeline.language.scores import SliceScore, lesson_of
+from tutelage.pipeline.language.scores import SliceScore, SliceScores, lesson_of
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.records import Limit, Measurement
@@ -143,6 +148,14 @@ def test_a_slice_that_was_only_taught_is_not_held_against_one_that_was_not():
     assert beaten_nowhere(taught, [taught, better]) == []
     assert best_of([untaught, taught, better]) is untaught  # nearer, as its KL tells
     assert best_of([taught, better]) is better
+
+
+def test_files_of_one_slice_are_told_apart(tmp_path):
+    scores = SliceScores(path=tmp_path / "slices.json", lesson="", terms=TERMS)
+    scores.add(WHOLE, "q5_1", 0.1)
+    scores.add(WHOLE, "q4_1", 0.2)
+    found = language_frontiers(scores, WHOLE, PI, None)["frontier"]["students"]
+    assert [s["name"] for s in found] == [f"8 layers, 256 units, {x}" for x in ("q4_1", "q5_1")]
 
 
 # --- a run whose file is slower than planned -----------------------------------------------------

@@ -9,6 +9,7 @@ from tutelage.errors import RecipeError
 from tutelage.progress import Silent
 from tutelage.tasks.causal_lm.packing import FILLED, Tokens
 from tutelage.teach.token_signals import Speaker, TokenSignals
+from tutelage.train import block_rounding
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer
 from tutelage.train.on_policy import Mixing, OnPolicy, cut, padded
@@ -105,6 +106,17 @@ def test_what_is_written_hangs_on_seed_step_and_weights_alone(teacher):
     others = [write(step=1), write(seed=5), write(network=decoder(seed=8, **SMALL))]
     assert all(other != write() for other in others)
     assert write(longest=3) != write()
+
+
+def test_weights_that_feel_rounding_are_rounded_once_a_batch(teacher, monkeypatch):
+    network, felt, words = decoder(seed=3, hidden_size=32), [], own(teacher)
+    rounded = block_rounding.rounded
+    monkeypatch.setattr(block_rounding, "rounded", lambda *x: felt.append(x[1]) or rounded(*x))
+    with block_rounding.block_rounded(network, "q4_1"):
+        layers = sum("original" in name for name in network.state_dict())
+        felt.clear()
+        words.written(network, words.beginnings(np.array([0, 1]), 0))
+        assert layers and len(felt) == layers
 
 
 def test_equal_prompts_are_gone_on_with_differently(teacher):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -20,7 +21,7 @@ import chat_samples
 import gguf_samples
 from decoders import decoder
 from text_samples import some_texts
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
 from tutelage.export.gguf import write_gguf
 from tutelage.students.decoders.network import save_folder
@@ -85,6 +86,13 @@ def test_a_tokenizer_that_loses_text_is_refused():
     )
     with pytest.raises(DataError, match="cannot be told as bytes"):
         bytes_of_tokens(made)
+
+
+def test_ids_need_not_follow_one_another():
+    made = Tokenizer(models.BPE({"a": 0, "b": 4}, []))
+    made.decoder = decoders.ByteLevel()
+    known = gguf_samples.transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+    assert bytes_of_tokens(known) == [b"a", None, None, None, b"b"]
 
 
 def voice(seed, lengths, vocabulary, cap=None):
@@ -162,6 +170,38 @@ def test_equal_models_with_equal_tokenizers_have_nothing_to_learn(tokenizers, tm
     assert max(parts).item() < 1e-5 and not teacher.left_out
     other = SpanTeacher(decoder(seed=1, vocab_size=gguf_samples.ROWS), tokenizer, tokenizer)
     assert lesson(found, network, other).loss(next(made.batches(0, 0)))[1]["uld"] > 0.01
+
+
+def test_a_student_in_bfloat16_is_compared_in_float32(tokenizers, tmp_path):
+    tokenizer = tokenizers[0]
+    teacher, student = (decoder(seed=n, vocab_size=gguf_samples.ROWS) for n in range(2))
+    found = data(tmp_path, tokenizer, some_texts(8))
+    values = []
+    for network in (student, copy.deepcopy(student).bfloat16()):
+        made = lesson(found, network, SpanTeacher(teacher, tokenizer, tokenizer))
+        values.append(made.loss(next(made.batches(0, 0)))[1]["uld"].item())
+    assert values[1] == pytest.approx(values[0], rel=0.05)
+
+
+def test_the_key_names_all_that_the_teacher_says(tokenizers):
+    tokenizer, changes = tokenizers[0], [{}, {"final_logit_softcapping": 20.0}]
+    networks = [decoder("gemma2", vocab_size=gguf_samples.ROWS, **change) for change in changes]
+    assert len({SpanTeacher(each, tokenizer, tokenizer).key for each in networks}) == 2
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token = next(t for t in tokenizer.all_special_tokens if t != tokenizer.eos_token)
+    asked = [SpanTeacher(networks[0], each, tokenizer) for each in (tokenizer, ended)]
+    assert asked[0].key != asked[1].key
+
+
+def test_rows_without_text_teach_nothing(tokenizers):
+    tokenizer, network = tokenizers[0], decoder(vocab_size=gguf_samples.ROWS)
+    teacher, end = SpanTeacher(network, tokenizer, tokenizer), tokenizer.eos_token_id
+    for inner in (end, teacher.mine.index(b"\xff")):  # no text, and bytes that are none
+        ids = torch.tensor([[end, inner, inner, end]])
+        states = network.states(ids[:, :-1])
+        value = teacher.value(network, states, ids, torch.ones(1, 3, dtype=torch.bool))
+        value.backward()
+        assert value.item() == 0.0
 
 
 def test_a_student_learns_how_sure_a_teacher_with_another_tokenizer_is(tokenizers, tmp_path):

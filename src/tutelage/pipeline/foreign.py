@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -63,11 +64,12 @@ def _as_asked(teacher: Teacher, shape: Sequence[int]) -> GraphNet:
     network = _traced_once(inner, (3 if inner.repeats else shape[0], shape[1], shape[2]))
     nodes: list[Node] = []
     if inner.repeats:
-        nodes.append(Node(name="0_repeat", op="cat", of=(INPUT,) * 3))
+        nodes.append(Node(name=_unused("repeat", network.spec), op="cat", of=(INPUT,) * 3))
     if scale is not None:
         by, plus = (tuple(x.flatten().expand(network.spec.image[0]).tolist()) for x in scale)
         of = nodes[-1].name if nodes else INPUT
-        nodes.append(Node(name="0_scale", op="scale", of=(of,), by=by, plus=plus))
+        name = _unused("scale", network.spec)
+        nodes.append(Node(name=name, op="scale", of=(of,), by=by, plus=plus))
     if nodes:
         image = (shape[0], shape[1], shape[2])
         network = inherited(_behind(nodes, network.spec, image), network.state_dict())
@@ -89,6 +91,12 @@ def _traced_once(teacher: TorchTeacher, image: tuple[int, int, int]) -> GraphNet
     if isinstance(found, str):
         raise Untraced(found)
     return copy.deepcopy(found)
+
+
+def _unused(label: str, spec: GraphSpec) -> str:
+    """Return a name that no node has: a student that was sliced so may teach the next one."""
+    taken = {node.name for node in spec.nodes}
+    return next(name for i in count() if (name := f"{i}_{label}") not in taken)
 
 
 def _behind(first: list[Node], spec: GraphSpec, image: tuple[int, int, int]) -> GraphSpec:

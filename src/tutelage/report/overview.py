@@ -289,7 +289,9 @@ def structure(spec: dict[str, Any]) -> tuple[str, str]:
     """Return a spec's size and its other knobs in words; an unknown family lists all of them."""
     if spec.get("family") == "graph":
         outs = [node["out"] for node in spec["nodes"] if "out" in node]
-        return f"widths\u00a0{min(outs)} to {max(outs)}", f"{len(outs)} layers, as the teacher has"
+        # The sum tells slices apart whose narrowest and widest layers are given.
+        detail = f"{len(outs)} layers, {sum(outs):,} channels in all"
+        return f"widths\u00a0{min(outs)} to {max(outs)}", detail
     if spec.get("family") == "decoder" and "vocabulary" in spec:
         detail = f"{spec['groups']} groups, {spec['hidden']:,} numbers a token, knows "
         size = f"{spec['layers']}\u00a0layers, {spec['inner']:,}\u00a0units"

@@ -33,12 +33,12 @@ def as_graph(module: nn.Module, image: tuple[int, int, int], classes: int) -> Gr
     `image` is (channels, height, width) as it reads them. Both are asked about the same noise.
     Raises `Untraced` where that is impossible, or their logits differ by over 1e-5.
     """
-    own = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
-    if isinstance(own, GraphNet) and own.spec.image == image:
-        return own
     draw = torch.Generator().manual_seed(0)
     example = torch.rand(3, *image, generator=draw)
     try:
+        own = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+        if isinstance(own, GraphNet) and own.spec.image == image:
+            return own
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             logits = own(example)

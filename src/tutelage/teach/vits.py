@@ -73,8 +73,8 @@ def as_vit(teacher: nn.Module, size: tuple[int, int]) -> ViT | None:
     """
     if not any(_parts(module, paths) for module in teacher.modules() for paths in _LAYERS):
         return None
-    teacher = copy.deepcopy(teacher).cpu().float().eval()
     try:
+        teacher = copy.deepcopy(teacher).cpu().float().eval()
         network = _read(teacher, size)
         images = torch.randn(2, *network.spec.image, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

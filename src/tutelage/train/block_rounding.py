@@ -28,6 +28,11 @@ class _RoundBlocks(nn.Module):
         return weight + (rounded(weight, self.stored) - weight).detach()
 
 
+def forms_felt(network: nn.Module) -> list[str]:
+    """Return the names of the types that `network` is rounded to just now, if it is."""
+    return sorted({m.stored.name for m in network.modules() if isinstance(m, _RoundBlocks)})
+
+
 @contextmanager
 def block_rounded(network: nn.Module, quantization: Quantization) -> Iterator[None]:
     """Let the linear layers of `network` compute with weights rounded as in a file of that type.

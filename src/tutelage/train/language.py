@@ -21,6 +21,7 @@ from tutelage.losses.language_terms import language_terms
 from tutelage.losses.sparse import SparseDecision
 from tutelage.teach.token_signals import TokenRows, TokenSignals, learned_counts, sequences
 from tutelage.train import sharded, together
+from tutelage.train.block_rounding import forms_felt
 from tutelage.train.inside import InsideLesson
 from tutelage.train.on_policy import Beginnings, OnPolicy
 from tutelage.train.spans import SpanTeacher
@@ -305,7 +306,7 @@ class LanguageLesson:
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
         said = ["language", sources, data, how, self.seed, self.recompute, self.chunk]
         more = [each.key for each in (self.inside, self.spans) if each is not None]
-        return hash_json([*said, *more])
+        return hash_json([*said, *more, *forms_felt(self.student)])
 
 
 class _Handed(torch.autograd.Function):

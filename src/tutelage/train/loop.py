@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tutelage.errors import TrainingError
 from tutelage.progress import Progress, Silent
@@ -272,7 +273,7 @@ class Trainer:
         self.running, self.met, self.counted = {}, {}, 0
         for average in self.average:
             average.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), parametrize.cached():
             figure = float(self.lesson.evaluate(tuple(self.average)))
             if self.shares is not None:
                 sharded.settle(self.average)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tutelage.errors import RecipeError
 from tutelage.losses.language_terms import LANGUAGE_LOSSES, language_terms
@@ -96,10 +97,11 @@ class OnPolicy:
         """Return sequences with the student's continuations, which are learned, in parts."""
         count = len(given.prompts)
         network: Any = student.network
-        said = write_tokens(
-            network, given.prompts, self.ends, self.sampling,
-            numbers=range(given.step * count, (given.step + 1) * count),
-        )  # fmt: skip
+        with parametrize.cached():  # weights that feel rounding are rounded once, not each token
+            said = write_tokens(
+                network, given.prompts, self.ends, self.sampling,
+                numbers=range(given.step * count, (given.step + 1) * count),
+            )  # fmt: skip
         rows = [
             (prompt, [*tokens, *([min(self.ends)] if ended else [])])
             for prompt, (tokens, ended) in zip(given.prompts, said, strict=True)

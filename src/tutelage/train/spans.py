@@ -37,7 +37,8 @@ class SpanTeacher:
         self.theirs, self.mine = bytes_of_tokens(tokenizer), bytes_of_tokens(own)
         self._most = int(network.spec.config.get("max_position_embeddings", 1 << 30))
         words = [t.backend_tokenizer.to_str() for t in (tokenizer, own)]
-        self.key = hash_json(["uld", weight, digest(network.state_dict(), *words)])
+        how = [network.spec.config, self.writer.end]
+        self.key = hash_json(["uld", weight, how, digest(network.state_dict(), *words)])
 
     def value(
         self, student: Any, states: Float[Tensor, "b t d"], ids: Int[Tensor, "b u"],
@@ -45,8 +46,10 @@ class SpanTeacher:
     ) -> Tensor:  # fmt: skip
         """Return the loss, not weighted; `states` are before each token of `ids` but the first."""
         rows, here, there = self._aligned(ids.cpu().numpy(), learned.cpu().numpy())
+        if not here[2]:  # of rows without any text there would be nothing to ask
+            return states[:0].sum()
         device = states.device
-        asked = torch.zeros(len(rows), max(map(len, rows), default=1), dtype=torch.long)
+        asked = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for number, row in enumerate(rows):
             asked[number, : len(row)] = torch.tensor(row)
         if asked.shape[1] > self._most:
@@ -58,7 +61,8 @@ class SpanTeacher:
         with torch.no_grad():
             theirs = self.network.states(asked[:, :-1].to(device))
         with torch.autocast(device.type, enabled=False):
-            mine = _voice(states.float(), ids, here, student.head, getattr(student, "cap", None))
+            head, cap = student.head.float(), getattr(student, "cap", None)
+            mine = _voice(states.float(), ids, here, head, cap)
             said = _voice(theirs, asked.to(device), there, self.network.head, self.network.cap)
             return spans_loss(mine, said) / learned.sum().clamp(min=1)
 

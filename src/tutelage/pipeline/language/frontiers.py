@@ -121,7 +121,7 @@ def _student(placed: Placed, whole: DecoderSpec) -> dict[str, Any]:
     figure = score.perplexity or score.untaught
     kind = "taught" if score.taught else "trial" if score.trial else "untaught"
     return {
-        "name": name_of_slice(score.spec, whole),
+        "name": f"{name_of_slice(score.spec, whole)}, {score.form}",
         "spec": spec_json(score.spec),
         "parameters": parameters(score.spec),
         "precision": score.form,

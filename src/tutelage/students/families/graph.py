@@ -237,8 +237,8 @@ def _windows(node: Node, axis: int, size: int) -> int:
     """Return how many windows fit along one side, as torch counts them."""
     stride, padding = node.stride[axis], node.padding[axis]
     room = size + 2 * padding - node.dilation[axis] * (node.kernel[axis] - 1) - 1
-    if room < 0:
-        return 0
-    count = (math.ceil(room / stride) if node.ceil else room // stride) + 1
+    if not node.ceil or "pool" not in node.op:
+        return room // stride + 1
+    count = math.ceil(room / stride) + 1
     # The last window of a pooling must start inside the image or its padding on the left.
-    return count - (node.ceil and (count - 1) * stride >= size + padding)
+    return count - ((count - 1) * stride >= size + padding)

@@ -33,9 +33,9 @@ def bytes_of_tokens(tokenizer: Any) -> list[bytes | None]:
             "tokenizer knows bytes, or falls back to them (Llama, Qwen, Gemma, SmolLM)"
         )
     by_byte, letters = "ByteLevel" in kinds, _byte_letters()
-    found: list[bytes | None] = [None] * len(tokenizer)
-    added = tokenizer.added_tokens_decoder
-    for token, number in tokenizer.get_vocab().items():
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    found: list[bytes | None] = [None] * (1 + max(vocabulary.values(), default=-1))
+    for token, number in vocabulary.items():
         if number in added:
             found[number] = None if added[number].special else token.encode()
         elif by_byte:
