@@ -216,6 +216,8 @@ RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "limit -1": ({"budget": {"latency": "-1 ms"}}, ("latency",)),
     "accuracy 0": ({"budget": {"accuracy": 0}}, ("accuracy", "between 0 and 1")),
     "wrong unit": ({"budget": {"energy": "5 kB"}}, ("energy", "not in J")),
+    "no part": ({"budget": "100 kB"}, ("budget: wants keys of its own below it",)),
+    "no number": ({"seed": "abc"}, ("seed: should be a valid integer (given: 'abc')",)),
     "key": ({"distil": {}}, ("unknown key 'distil'", "'distill'")),
     "inner key": ({"distill": {"epoch": 2}}, ("unknown key 'distill.epoch'", "'epochs'")),
     "task": ({"task": "visoin"}, ("visoin", "vision")),

@@ -227,6 +227,24 @@ def test_init_does_not_overwrite(finished: Finished, tmp_path: Path) -> None:
     assert Recipe.read(out).data.train == "digits"
 
 
+def test_init_says_what_it_saw_in_words_of_the_recipe(tmp_path: Path) -> None:
+    pixels, labels = tiny.images(30)
+    rows = [",".join(f"pixel{i}" for i in range(64)) + ",kind"]
+    rows += [
+        ",".join(map(str, x.ravel())) + f",shape {y}" for x, y in zip(pixels, labels, strict=True)
+    ]
+    (tmp_path / "shapes.csv").write_text("\n".join(rows))
+    given = ("init", "fit", tmp_path / "shapes.csv", "--device", "nucleo-l4r5")
+    out = tmp_path / "recipe.yaml"
+    said = tiny.cli(*given, "--out", out)
+    assert said.status == 2 and "--label-column" in said.errors[0]
+    assert tiny.cli(*given, "--out", out, "--label-column", "kind").status == 0
+    text = out.read_text()
+    assert "# 30 examples (21 train, 3 validation, 6 test) of 8 x 8 x 1 pixels, 3 classes" in text
+    assert "the device's own limits: memory 608 kB and storage 1.87 MB" in text
+    assert Recipe.read(out).data.label_column == "kind"
+
+
 def test_devices_are_listed_and_shown_with_their_sources() -> None:
     listed = tiny.cli("devices", "--json").answer["devices"]
     assert len(listed) >= 8

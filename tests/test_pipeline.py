@@ -260,6 +260,10 @@ def test_a_budget_that_cannot_be_met_is_an_answer(job: Job, student: dict[str, A
     nearest = "3.0" if "spec" in student else "2.7"
     assert f"needs {nearest}" in said.errors[0], "the nearest point is named"
     assert "No other known device would do: raise the limit to budget: {storage:" in said.errors[0]
+    planned = tiny.cli("plan", recipe, "--json")
+    (verdict,) = [row for row in planned.answer["budget"] if row["metric"] == "storage_bytes"]
+    assert f"needs {nearest}" in planned.errors[0], "plan and run name the same student"
+    assert verdict["value"] <= would_do["limit"]["storage_bytes"]
     again = job({"budget": {"storage": would_do["limit"]["storage_bytes"]}, "student": student})
     assert tiny.cli("plan", again, "--json").answer["status"] == "feasible"
 

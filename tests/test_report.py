@@ -310,6 +310,13 @@ def test_absent_parts_are_left_out(tmp_path):
     assert "proven for nucleo-l4r5" in headline(text)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_taps_that_no_loss_reads_are_said_to_be_unread(tmp_path, reads):
+    run = run_json()
+    run["stages"]["distill"]["result"]["reads_pairs"] = reads
+    assert ("No loss of this run reads taps" in read(write(tmp_path, run=run))) != reads
+
+
 def test_class_without_examples_is_named_not_dropped(tmp_path):
     proof = proof_json()
     proof["classes"][3].update(n=0, teacher=None, student=None, name="rare")

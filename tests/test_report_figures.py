@@ -16,6 +16,7 @@ from tutelage.report import candidates, comparison, figures, overview, training
         ("calibration_error_student", 0.0003, "1", "0.03 %"),
         ("parameters", 696554.0, "1", "696,554"),
         ("kl", 0.0412, "1", "0.0412"),
+        ("latency_noise_floor", 0.03634, "1", "3.6 %"),
         ("storage_bytes", 24312, "B", "24.3 kB"),
         ("latency_p50_s", 0.00021, "s", "210 µs"),
         ("energy_j", float("nan"), "J", "unknown"),

@@ -14,6 +14,7 @@ from tutelage.teach.lenses import Lens
 from tutelage.teach.signals import LiveSignals, SignalCache, Split
 from tutelage.teach.torch_teacher import TorchTeacher
 from tutelage.types import Batch, Reading
+from tutelage.units import format_quantity
 
 COUNT, CLASSES, PROBE = 21, 4, 2
 SPEC = ConvNetSpec(image=(1, 8, 8), classes=CLASSES, widths=(4, 6), depths=(1, 1))
@@ -171,7 +172,8 @@ def test_bytes_are_told_before_and_are_what_is_written(tmp_path, shards):
     assert held.bytes_per_example == 4 * 4 + 3 * 2 + 2 * 2 + 64 * 2
     assert held.total_bytes == 2 * COUNT * held.bytes_per_example
     line = held.describe()
-    assert f"{COUNT} examples x 2 views x {held.bytes_per_example} B" in line
+    whole = format_quantity(held.total_bytes, "B")
+    assert f"{COUNT} examples x 2 views x {held.bytes_per_example} B = {whole} in" in line
     assert not held.folder.exists()
     paths = held.fill(Silent())
     stored = sum(t.nbytes for path in paths for t in load_file(path).values())

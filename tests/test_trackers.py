@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tiny
 
 from tutelage.errors import MissingExtra
 from tutelage.train.trackers import open_tracker
@@ -50,6 +51,14 @@ def test_a_missing_library_is_told_with_its_install_command(tmp_path, monkeypatc
     with pytest.raises(MissingExtra, match=rf"pip install 'tutelage\[{extra}\]'"):
         open_tracker(name, tmp_path / "tracking")
     assert not (tmp_path / "tracking").exists()
+
+
+def test_a_missing_library_is_told_before_anything_is_done(tmp_path, monkeypatch):
+    recipe = tiny.write_recipe(tmp_path, {"tracking": "wandb"})
+    monkeypatch.setattr("tutelage.train.trackers._MODULES", {"wandb": "no_such_module"})
+    said = tiny.cli("run", recipe, "--run", tmp_path / "run")
+    assert said.status == 2 and "pip install 'tutelage[wandb]'" in said.errors[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_extra_that_is_named_exists():

@@ -9,6 +9,13 @@ from pydantic import BaseModel, ValidationError
 from tutelage.plain_yaml import line_of
 from tutelage.registry import near_matches
 
+_WORDS = {  # of pydantic's kinds of error, what a writer of YAML understands
+    "dict_type": "wants keys of its own below it, as in docs/recipe.md",
+    "model_type": "wants keys of its own below it, as in docs/recipe.md",
+    "string_too_short": "is empty",
+    "tuple_type": "wants a list, such as [8, 8]",
+}
+
 
 def explain(
     error: ValidationError,
@@ -33,7 +40,8 @@ def explain(
     key = ".".join(str(part) for part in keys) if keys else "recipe"
     line = line_of(text, keys) if text else None
     place = f"{where}:{line}" if line else where
-    message = first["msg"].removeprefix("Value error, ").split(" or instance of ")[0]
+    message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    message = message.split(" or instance of ")[0].replace("Input should", "should")
     given = first.get("input")
     if isinstance(given, (str, int, float, bool)) and not message.startswith("'"):
         message += f" (given: {given!r:.60})"

@@ -29,7 +29,8 @@ app = typer.Typer(
 )
 
 RunDir = Annotated[
-    Path | None, typer.Option("--run", help="The run directory; by default named after the recipe.")
+    Path | None,
+    typer.Option("--run", help="The run directory; runs/ and the recipe's name when unset."),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")

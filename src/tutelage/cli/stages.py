@@ -34,12 +34,16 @@ RecipePath = Annotated[Path, typer.Argument(help="A recipe in YAML (see: tutelag
     epilog="Example: [bold]tutelage demo --run /tmp/demo[/bold], then open report.html in it."
 )
 def demo(
-    run: RunDir = None, as_json: AsJson = False, seed: Annotated[int, typer.Option()] = 0
+    run: Annotated[
+        Path, typer.Option("--run", help="The run directory; run again to go on in it.")
+    ] = Path("tutelage-demo"),
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option()] = 0,
 ) -> int:
     """Distil scikit-learn's digits to a Cortex-M4 board: teacher trained on the spot, offline."""
     from tutelage.pipeline.demo import demo_recipe
 
-    return _run(demo_recipe(seed), run or Path("tutelage-demo"), as_json, trust_code=False)
+    return _run(demo_recipe(seed), run, as_json, trust_code=False)
 
 
 @app.command("run", epilog="Example: [bold]tutelage run recipe.yaml --run runs/first[/bold]")

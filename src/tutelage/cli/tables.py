@@ -64,8 +64,8 @@ def show_result(answer: dict[str, Any]) -> None:
         out.print(
             f"test {name}: student {student['value']:.2%}, teacher {teacher['value']:.2%} "
             f"(kept {kept:.1%}), measured on the {chosen['precision']} file",
-            markup=False,
-        )
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     out.print(
         f"artifact: {answer['run']}/{answer['chosen']} ({format_quantity(chosen['bytes'], 'B')})",
         markup=False, soft_wrap=True,

@@ -46,6 +46,12 @@ def init(
     target: Annotated[
         str, typer.Option("--target", help="Of series, what a label is: auto, classes or values.")
     ] = "auto",
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            "--label-column", help="Of a table, where the labels are; found by usual names."
+        ),
+    ] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="The teacher's weights.")] = None,
     trust_code: Trust = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
@@ -58,7 +64,7 @@ def init(
         raise RecipeError(f"{out} exists; choose another with --out, or pass --force")
     text = initial_recipe(
         teacher, data, folder=out.resolve().parent, device=device, weights=weights,
-        trust_code=trust_code, task=task, target=target,
+        trust_code=trust_code, task=task, target=target, label_column=label_column,
     )  # fmt: skip
     write_atomically(out, text)
     typer.echo(f"wrote {out}; next: tutelage plan {out}, then tutelage run {out}")

@@ -137,6 +137,11 @@ class Objective(nn.Module):
         """What must be read of the student beside its decision: fields of a reading."""
         return frozenset().union(*(_WANTS[entry.reads][1] for entry in self.losses))
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a loss compares paired taps."""
+        return any(entry.reads in _PAIRED for entry in self.losses)
+
     def weights(self) -> dict[str, float]:
         """Return the weights in use, by loss name; a balanced one moves until it is frozen."""
         values = self._weights().tolist()

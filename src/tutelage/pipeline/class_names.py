@@ -26,7 +26,8 @@ def with_classes(
     if recipe.teacher.fit and module is None:
         raise TeacherError(
             f"teacher.fit learns from labels, and {recipe.data.train} has none: name a teacher "
-            "that is trained in teacher.source, or the column of labels in data.label_column"
+            "that is trained in teacher.source, or the column of labels in data.label_column (of "
+            "tutelage init: --label-column)"
         )
     teacher = open_teacher(recipe, material, trust_code=trust_code, module=module)
     if teacher.classes < 2:

@@ -32,7 +32,7 @@ from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
 from tutelage.plan.elastic import widest_cut
 from tutelage.plan.estimates import estimator
-from tutelage.plan.refusal import advice, amount, name_of, shortfall
+from tutelage.plan.refusal import advice, amount, largest_ratio, name_of, shortfall
 from tutelage.plan.scores import Score
 from tutelage.plan.sliced import depths, widest_slice
 from tutelage.progress import Progress, Silent, track
@@ -92,8 +92,11 @@ def plan_recipe(
             fresh = _in_order(fresh)
         rows, trials = [*fresh, *rows], [*[None] * len(fresh), *trials]
     estimates = _estimates([score for score, _ in stored], fresh, len(rows))
+    table = list(zip(rows, trials, estimates, strict=True))
     fitting = [c for _, c in rows if not c.missed]
-    best = fitting[0] if fitting else rows[0][1]
+    if not fitting:  # the nearest comes first, as the refusal names it
+        table.sort(key=lambda row: largest_ratio(row[0][1], limits))
+    best = fitting[0] if fitting else table[0][0][1]
     budget = [v.to_json() for v in verdicts(limits, best.figures)]
     would_do = None
     if not fitting:
@@ -120,7 +123,7 @@ def plan_recipe(
                 "trial": None if figure is None else figure.to_json(),
                 "estimate": estimate,
             }
-            for (name, c), figure, estimate in zip(rows, trials, estimates, strict=True)
+            for (name, c), figure, estimate in table
         ],
         "from_scores": bool(stored),
         "would_do": would_do,

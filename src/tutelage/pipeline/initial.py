@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from tutelage.pipeline.language.initial import initial_language, writes_texts
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.paths import full_path, path_from
 from tutelage.pipeline.teaching import open_teacher
+from tutelage.plan.refusal import amount, name_of
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
-from tutelage.units import format_quantity
 
 _OWN_MEAN = [
     "  # mean: [0.5]          # the teacher's own normalisation, if it is not the data's",
@@ -42,7 +43,7 @@ _AUGMENT = {
 
 def initial_recipe(
     teacher: str, data: str, *, folder: Path, device: str, weights: str | None, trust_code: bool,
-    task: str | None = None, target: str = "auto",
+    task: str | None = None, target: str = "auto", label_column: str | None = None,
 ) -> str:  # fmt: skip
     """Read the data, load the teacher once, and return a commented recipe for both.
 
@@ -58,7 +59,9 @@ def initial_recipe(
     part: dict[str, Any] = {"fit": True} if fit else {"source": full_path(teacher)}
     if weights is not None:
         part["weights"] = full_path(weights)
-    read = {"train": full_path(data)} | ({} if target == "auto" else {"target": target})
+    named = {} if target == "auto" else {"target": target}
+    named |= {} if label_column is None else {"label_column": label_column}
+    read = {"train": full_path(data), **named}
     given = {"task": task, "data": read, "teacher": part, "device": device}
     recipe = Recipe.parse(given)
     profile = load_device(device)
@@ -75,9 +78,9 @@ def initial_recipe(
         "seed: 0",
         "data:",
         f"  train: {path_from(data, folder)}",
-        *([] if target == "auto" else [f"  target: {target}         # what a label is"]),
+        *(f"  {key}: {json.dumps(value)}" for key, value in named.items()),
         "  validation: 0.1        # share of the training examples to choose by",
-        "  # test: path           # unset: a fifth is set aside, and read once at the end",
+        "  # test: path           # unset: a test part that the data has, else a fifth of it",
         "  # unlabelled: path     # more examples to teach on, without labels",
         f"teacher:                 # {said}",
     ]
@@ -86,11 +89,10 @@ def initial_recipe(
         + ([f"  weights: {path_from(weights, folder)}"] if weights else [])
         + (_OWN_MEAN if task == "vision" else [])
     )  # fmt: skip
-    lines += [f"device: {device}", "budget:                  # what the device itself allows:"]
-    for limit in device_limits(profile):
-        lines.append(f"  # {limit.metric}: {format_quantity(limit.value, 'B')}")
+    own = " and ".join(f"{name_of(x)} {amount(x, x.value)}" for x in device_limits(profile))
+    lines += [f"device: {device}", f"budget:                  # the device's own limits: {own}"]
     headline = "R2" if material.metric == "r2" else material.metric
-    tail = f"""  storage: 100 kB
+    tail = f"""  storage: 100 kB        # an example: what the file that ships may take
   # memory: 64 kB
   # latency: 2 ms
   # energy: 5 mJ
@@ -108,8 +110,11 @@ export:
 
 
 def _summary(material: Material) -> str:
-    total = material.train.count + material.validation.count + material.test.count
-    return f"{total:,} examples of {_KIND[material.task.name](material.shape)}, {_labels(material)}"
+    splits = (material.train, material.validation, material.test)
+    counts = ", ".join(f"{split.count:,} {split.name}" for split in splits)
+    what = _KIND[material.task.name](material.shape)
+    total = sum(split.count for split in splits)
+    return f"{total:,} examples ({counts}) of {what}, {_labels(material)}"
 
 
 def _labels(material: Material) -> str:

@@ -189,6 +189,7 @@ def distill(
             "weights": lesson.objective.weights(),
             "confidence_scale": _as_sure(network, material, taught, chosen.forward),
             "pairing": paired.pairing.to_json() if paired.pairing else None,
+            "reads_pairs": lesson.objective.reads_pairs,
             **({"start": started} if started else {}),
         }
         unit = material.target and {"target": dataclasses.asdict(material.target)}

@@ -15,6 +15,7 @@ from tutelage.pipeline.timekeeping import Timekeeper
 from tutelage.progress import Progress, Silent
 from tutelage.recipe import Recipe
 from tutelage.run import Run
+from tutelage.train.trackers import check_tracker
 from tutelage.units import parse_quantity
 
 _SHORTEST_S = 1.0  # between two notes of the time, however short the checkpoints' interval
@@ -30,6 +31,7 @@ def opened(
             "a run holds its directory alone: start it in one process (docs/cluster.md says what "
             "several can do)"
         )
+    check_tracker(recipe.tracking)
     with Run(folder, command=" ".join(sys.argv)) as run:
         interval = parse_quantity(recipe.distill.checkpoint, "s")
         yield run, Timekeeper(progress or Silent(), run, max(interval, _SHORTEST_S))

@@ -36,7 +36,7 @@ def shortfall(
     `networks` are their stand-ins, in the same order. Nearest is the one whose largest ratio of
     figure to limit is smallest.
     """
-    nearest = min(tried, key=lambda c: _largest_ratio(c, costing.limits))
+    nearest = min(tried, key=lambda c: largest_ratio(c, costing.limits))
     verdicts = tuple(
         Verdict(limit=limit, figure=figure)
         for limit in costing.limits
@@ -115,7 +115,8 @@ def amount(limit: Limit, value: float) -> str:
     return format_quantity(value, _UNITS.get(limit.metric, "1"))
 
 
-def _largest_ratio(candidate: Candidate, limits: Sequence[Limit]) -> float:
+def largest_ratio(candidate: Candidate, limits: Sequence[Limit]) -> float:
+    """Return the largest ratio of figure to hard limit: over 1 where one is missed."""
     values = {f.name: f.value for f in candidate.figures}
     ratios = [values[x.metric] / x.value for x in limits if x.hard and x.metric in values]
     return max(ratios, default=math.inf)

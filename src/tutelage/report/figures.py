@@ -13,7 +13,7 @@ from tutelage.units import format_quantity
 _KINDS: tuple[Kind, ...] = get_args(Kind)  # from the surest to the least sure
 _SHARES = (
     "accuracy", "balanced_accuracy", "macro_f1", "agreement", "kept", "calibration_error",
-    "confidence", "share", "ended", "repeated",
+    "confidence", "share", "ended", "repeated", "latency_noise_floor",
 )  # fmt: skip
 _LABELS = {
     "accuracy": "Accuracy",

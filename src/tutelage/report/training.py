@@ -24,7 +24,10 @@ class LossRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """Curves, the table of losses, facts in words, the pairing and the lenses."""
+    """Curves, the table of losses, facts in words, the pairing and the lenses.
+
+    `unread`: no loss of the run reads the paired taps.
+    """
 
     curves: tuple[Chart, ...]
     losses: tuple[LossRow, ...]
@@ -32,6 +35,7 @@ class Training:
     pairing: Chart | None
     pairs: tuple[str, ...]
     paired_by: str
+    unread: bool
     lenses: Chart | None
 
 
@@ -46,6 +50,7 @@ def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | N
         pairing=_heat(distilled.get("pairing") or {}),
         pairs=_pairs(distilled.get("pairing") or {}),
         paired_by=str((distilled.get("pairing") or {}).get("by", "")),
+        unread=not distilled.get("reads_pairs", True),
         lenses=_lenses(teacher.get("lenses") or [], metric),
     )
     return found if distilled or found.lenses else None

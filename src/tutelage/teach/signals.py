@@ -19,6 +19,7 @@ from tutelage.progress import Progress
 from tutelage.teach.lenses import Lens
 from tutelage.teach.shards import Shards
 from tutelage.types import Batch, Reading
+from tutelage.units import format_quantity
 
 _SHARD_BYTES = 64_000_000
 _BATCH = 256
@@ -93,9 +94,10 @@ class SignalCache:
 
     def describe(self) -> str:
         """Say in one line what will be stored."""
+        total = format_quantity(self.total_bytes, "B")
         return (
             f"signals, {self.split.name}: {self.split.count} examples x {self.views} views x "
-            f"{self.bytes_per_example} B = {self.total_bytes / 1e6:.1f} MB in {self.folder}"
+            f"{self.bytes_per_example} B = {total} in {self.folder}"
         )
 
     def fill(self, progress: Progress) -> list[Path]:

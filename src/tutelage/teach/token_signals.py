@@ -32,6 +32,7 @@ from tutelage.losses.language_terms import capped
 from tutelage.losses.sparse import NOTHING, SparseDecision, dense_of, drawn_of, top_of
 from tutelage.progress import Progress
 from tutelage.teach.shards import Shards
+from tutelage.units import format_quantity
 
 Kind = Literal["dense", "topk", "sampled"]
 DENSE_BYTES = 1_000_000_000  # of a whole cache; beyond, not every token's probability is kept
@@ -203,7 +204,7 @@ class TokenSignals:
                 "sampled": f"{self.kept} drawn"}[self.kind]  # fmt: skip
         return (
             f"token signals ({what}): {self.starts[-1]:,} tokens x {self.bytes_per_token} B = "
-            f"{self.total_bytes / 1e6:.1f} MB in {self.folder}"
+            f"{format_quantity(self.total_bytes, 'B')} in {self.folder}"
         )
 
     def read(self, index: Int[Tensor, " b"]) -> SparseDecision:

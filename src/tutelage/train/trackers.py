@@ -31,6 +31,12 @@ class OpenTracker:
         _unset(self._variables)
 
 
+def check_tracker(name: str | None) -> None:
+    """Raise `MissingExtra` where the named tracker's library is not installed."""
+    if name is not None and importlib.util.find_spec(_MODULES[name]) is None:
+        raise MissingExtra(f"tracking: {name}", "tracking" if name == "tensorboard" else name)
+
+
 def open_tracker(name: str | None, folder: Path) -> OpenTracker | None:
     """Open the named tracker with its files under `folder`; None when the recipe names none.
 
@@ -38,8 +44,7 @@ def open_tracker(name: str | None, folder: Path) -> OpenTracker | None:
     """
     if name is None:
         return None
-    if importlib.util.find_spec(_MODULES[name]) is None:
-        raise MissingExtra(f"tracking: {name}", "tracking" if name == "tensorboard" else name)
+    check_tracker(name)
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     folder.mkdir(parents=True, exist_ok=True)
