@@ -112,6 +112,11 @@ def test_paths_and_files_that_hold_no_data(job: Job, tmp_path: Path) -> None:
         refused(run(job({"data": {"train": name}})), 2, name, *words)
 
 
+def test_a_labels_file_that_would_not_be_read_is_refused(job: Job) -> None:
+    said = run(job({"data": {"train": "data.npz", "labels": "labels.idx"}}))
+    refused(said, 2, "data.npz is no IDX file", "labels.idx", "remove")
+
+
 def test_a_folder_of_images_works(job: Job, tmp_path: Path) -> None:
     save_folder(tmp_path / "photos")
     said = run(job({"data": {"train": "photos", "validation": 0.2}}))

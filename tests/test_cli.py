@@ -19,6 +19,7 @@ from tutelage import __version__
 from tutelage.api import export
 from tutelage.cli import stages
 from tutelage.cli.tables import show_plan, show_result
+from tutelage.devices import list_devices
 from tutelage.pipeline.result import Result
 from tutelage.recipe import Recipe
 
@@ -243,6 +244,25 @@ def test_init_says_what_it_saw_in_words_of_the_recipe(tmp_path: Path) -> None:
     assert "# 30 examples (21 train, 3 validation, 6 test) of 8 x 8 x 1 pixels, 3 classes" in text
     assert "the device's own limits: memory 608 kB and storage 1.87 MB" in text
     assert Recipe.read(out).data.label_column == "kind"
+
+
+def test_small_margins_and_shares_are_legible(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"metric": "accuracy", "hard": False, "limit": 0.99, "value": 0.9857, "margin": -0.0043}
+    figure = {"metric": "accuracy", "value": 0.93}
+    answer = {
+        "device": "board", "status": "met", "student": figure, "teacher": figure, "run": "run",
+        "budget": [{**row, "kind": "measured", "met": False}], "chosen": "a.onnx", "seconds": 1.0,
+        "artifacts": [{"path": "a.onnx", "precision": "int8", "bytes": 1_000}],
+    }  # fmt: skip
+    show_result(answer)
+    shown = capsys.readouterr().out
+    assert "99.00%" in shown and "98.57%" in shown and "-0.4%" in shown
+
+
+def test_no_name_of_a_device_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = tiny.cli("devices").out
+    assert all(name in shown for name in list_devices()) and "…" not in shown
 
 
 def test_devices_are_listed_and_shown_with_their_sources() -> None:

@@ -119,6 +119,7 @@ def test_latency_of_a_file_and_of_a_function(save):
     assert 0 < low <= result.p50.value <= high
     assert result.p50.value <= result.p95.value and result.noise_floor.value >= 0
     assert "onnxruntime" in result.p50.where and "1 thread" in result.p50.where
+    assert result.p50.where.endswith(", warm")
     calls = []
     timed = measure_latency(lambda: calls.append(1), warmup=3, repeats=20)
     assert len(calls) == 23 and timed.p50.n == 20 and "function" in timed.p50.where

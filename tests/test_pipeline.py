@@ -63,6 +63,7 @@ def test_verdicts_and_hashes_agree_with_the_files(finished: Finished) -> None:
         assert row["met"] == (row["value"] <= row["limit"])
     assert proof["status"] == "met"
     assert proof["chosen"] == "artifacts/student-int8.onnx"
+    assert [row["n"] for row in proof["parity"]] == [1_000, 1_000], "views fill up"
 
 
 def test_every_figure_has_its_kind(finished: Finished) -> None:

@@ -144,5 +144,5 @@ def _corrupt(path: Path, error: Exception) -> CorruptFileError:
 
 def _why(error: OSError, path: Path) -> str:
     if error.errno in _FULL:
-        return f"no space left to write {path}; free some or choose another folder with --run"
-    return f"cannot write {path}: {error.strerror or error}; choose another folder with --run"
+        return f"no space left to write {path}; free some or choose another folder (--run or --out)"
+    return f"cannot write {path}: {error.strerror or error}; choose another folder (--run or --out)"

@@ -34,7 +34,7 @@ class Bars:
             self._plain = _Plain(label, total, done)
             return
         self._live = Progress(
-            TextColumn("{task.description:<28}", markup=False),
+            TextColumn("{task.description:<31}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

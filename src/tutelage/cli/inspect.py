@@ -52,9 +52,10 @@ def schema() -> None:
 
 
 def _list(answer: dict[str, Any]) -> None:
-    table = Table()
-    for column in ("device", "what it is", "memory", "storage", "runtime"):
-        table.add_column(column)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("device", no_wrap=True)  # to be copied: never cut short
+    for column in ("what it is", "memory", "storage", "runtime"):
+        table.add_column(column, overflow="fold")
     for row in answer["devices"]:
         limits = row["limits"]
         table.add_row(

@@ -15,6 +15,7 @@ _NAMES = {
     "energy_j": "energy per inference", "accuracy": "accuracy (validation)",
 }  # fmt: skip
 
+_SIDES = ("limit", "value")
 _SHORT = {
     "latency_s": "latency", "ram_bytes": "memory", "storage_bytes": "storage", "energy_j": "energy",
 }  # fmt: skip
@@ -33,9 +34,8 @@ def show_result(answer: dict[str, Any]) -> None:
         unit = _UNITS.get(row["metric"], "1")
         table.add_row(
             _NAMES[row["metric"]] + ("" if row["hard"] else " (soft)"),
-            format_quantity(row["limit"], unit),
-            format_quantity(row["value"], unit),
-            f"{row['margin']:+.0%}",
+            *(f"{row[k]:.2%}" if unit == "1" else format_quantity(row[k], unit) for k in _SIDES),
+            f"{row['margin']:+.{int(abs(row['margin']) < 0.01)}%}",
             row["kind"],
             "yes" if row["met"] else "NO",
         )

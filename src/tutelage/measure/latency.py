@@ -56,7 +56,8 @@ def measure_latency(
             f"budget above 0 s; got {repeats}, {threads}, {warmup}, {budget_s}: correct them"
         )
     call, where = prepare(model, threads)
-    return summarise(time_calls(call, warmup, repeats, budget_s), where)
+    warm = ", warm" if warmup else ""
+    return summarise(time_calls(call, warmup, repeats, budget_s), f"{where}{warm}")
 
 
 def time_calls(call: Call, warmup: int, repeats: int, budget_s: float) -> list[float]:

@@ -334,15 +334,25 @@ def _parity_row(material: Material, path: Path, found: Parity) -> dict[str, Any]
 
 
 def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """Return at least 1,000 inputs (all there are, if fewer) and the network's logits."""
-    chosen = _spread(material.train, _PARITY_EXAMPLES)
-    inputs = material.train.batch(chosen, 0).tensor
+    """Return 1,000 inputs and the network's logits: training examples, and views of them.
 
-    def batch(index: torch.Tensor, view: int) -> Any:
-        return material.train.batch(chosen[index], 0)
+    Views fill up where there are fewer examples; there are fewer inputs where nothing varies.
+    """
+    train, chosen = material.train, _spread(material.train, _PARITY_EXAMPLES)
+    few = chosen[:8]
+    varies = not torch.equal(train.batch(few, 0).tensor, train.batch(few, 1).tensor)
+    views = range(-(-_PARITY_EXAMPLES // len(chosen)) if varies else 1)
 
-    picked = Split(name="parity", count=len(chosen), content="", batch=batch)
-    return inputs.numpy(), decisions(network.cpu(), picked).numpy()
+    def said(view: int) -> torch.Tensor:
+        picked = Split(
+            name="parity", count=len(chosen), content="",
+            batch=lambda index, _: train.batch(chosen[index], view),
+        )  # fmt: skip
+        return decisions(network.cpu(), picked)
+
+    inputs = torch.cat([train.batch(chosen, view).tensor for view in views])
+    logits = torch.cat([said(view) for view in views])
+    return inputs[:_PARITY_EXAMPLES].numpy(), logits[:_PARITY_EXAMPLES].numpy()
 
 
 def _spread(split: Split, most: int) -> torch.Tensor:

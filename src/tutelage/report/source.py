@@ -51,7 +51,7 @@ def load(folder: Path) -> Sources:
     found = {name: _load(folder / name) for name in NAMES}
     if not any(found.values()):
         raise RecipeError(
-            f"{folder} holds no run (none of {', '.join(NAMES)}); name a run directory with --run"
+            f"{folder} holds no run (none of {', '.join(NAMES)}); name a run directory"
         )
     return Sources(
         folder=folder,

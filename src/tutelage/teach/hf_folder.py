@@ -42,7 +42,7 @@ def read_config(path: Path, trust_code: bool) -> dict[str, Any]:
     if "auto_map" in config and not trust_code:
         raise TeacherError(
             f"the teacher '{path}' means running Python code that came with it (auto_map in "
-            "config.json). If you trust it, pass --trust-code"
+            "config.json). If you trust it, pass --trust-code (from Python: trust_code=True)"
         )
     return config
 

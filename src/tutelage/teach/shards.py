@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.errors import CorruptFileError, DiskError
 from tutelage.files import read_json, sha256_file, write_json, write_tensors
+from tutelage.units import format_quantity
 
 
 class Shards:
@@ -50,8 +51,8 @@ class Shards:
         free = shutil.disk_usage(existing).free
         if need > 0.95 * free:
             raise DiskError(
-                f"the signals need {need / 1e6:.0f} MB and {existing} has {free / 1e6:.0f} MB "
-                f"free; {advice} or choose another disk with --run"
+                f"the signals need {format_quantity(need, 'B')} and {existing} has "
+                f"{format_quantity(free, 'B')} free; {advice} or choose another disk with --run"
             )
 
     def _read(self) -> dict[str, Any]:

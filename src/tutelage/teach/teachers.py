@@ -154,7 +154,7 @@ def from_function(
     if not trust_code:
         raise error(
             f"the {who} '{path.name}:{name}' means running the code in '{path}'. If you trust "
-            "it, pass --trust-code"
+            "it, pass --trust-code (from Python: trust_code=True)"
         )
     code = path.read_bytes()
     with _one_line(path, who, error), _beside(path):

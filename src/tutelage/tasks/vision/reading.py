@@ -65,6 +65,10 @@ def read_splits(
     if where.exists() and chosen in (_FOLDERS_ONLY if where.is_file() else _FILES_ONLY):
         kind = "file" if where.is_file() else "folder"
         raise DataError(f"{path} is a {kind}, which '{chosen}' cannot be: correct data.format")
+    if labels is not None and chosen != "idx":
+        raise DataError(
+            f"{path} is no IDX file, and holds its labels itself: remove the labels file '{labels}'"
+        )
     options = ReadOptions(
         labels=labels, image_column=image_column, label_column=label_column, size=size, bare=bare
     )
