@@ -10,10 +10,12 @@ import sys
 
 import pytest
 import tiny
+from test_language_plan import llama_cpp
 from test_language_run import write_job
 
 from tutelage.files import read_json
 from tutelage.pipeline import run_recipe
+from tutelage.pipeline.language import pace, proving
 from tutelage.recipe import Recipe
 from tutelage.train.loop import Trainer
 
@@ -181,3 +183,17 @@ def test_what_cannot_be_is_one_line(apart, tmp_path, command, changes, status, w
     assert said.status == status, said.err
     line = [x for x in said.err.splitlines() if x.startswith("error")]
     assert len(line) == 1 and words in line[0], said.err
+
+
+def test_where_the_file_misses_a_limit_a_coarser_one_is_taught_on(apart, tmp_path, monkeypatch):
+    for module in (pace, proving):
+        monkeypatch.setattr(module, "here", lambda path, *_: llama_cpp(path, 1.1))
+    shutil.copytree(apart[0], tmp_path / "job", ignore=shutil.ignore_patterns("run", "less"))
+    few = {"language": {"tokens": 300, "answer": 2}, "budget": {"speed": "24.5 token/s"}}
+    path = write_pair(tmp_path / "job", APART, device="host", **few)
+    result = run_recipe(Recipe.read(path), tmp_path / "run")
+    stages = read_json(tmp_path / "run/run.json")["stages"]
+    assert result.met, result.proof["verdicts"]
+    assert result.artifact.name == "student-q5_1.gguf" and {"teach-2", "tighten-1"} <= set(stages)
+    configs = [stages[f"teach-{n}"]["result"]["config"] for n in (1, 2)]
+    assert configs[0] == configs[1]

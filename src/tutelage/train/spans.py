@@ -109,8 +109,8 @@ class SpanTeacher:
         learned: Bool[Tensor, "b t"],
     ) -> Tensor:  # fmt: skip
         """Return the loss, not weighted; `states` are before each token of `ids` but the first."""
+        mine, said, _ = self._voices(student, states, ids, learned)
         with torch.autocast(states.device.type, enabled=False):
-            mine, said, _ = self._voices(student, states, ids, learned)
             return spans_loss(mine, said) / learned.sum().clamp(min=1)
 
     @torch.inference_mode()
