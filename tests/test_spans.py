@@ -192,8 +192,9 @@ def test_a_teacher_reads_a_chat_in_its_own_special_tokens(tokenizers):
         chat = theirs.apply_chat_template(words, tokenize=False)
         ids = np.array([own(chat, add_special_tokens=False)["input_ids"]])
         teacher = SpanTeacher(decoder(vocab_size=len(theirs)), theirs, own)
-        (read,), here, _ = teacher._aligned(ids, np.ones((1, ids.size - 1), bool))
-        assert read == said and len(here[2]) > 5 and not teacher.left_out
+        (read,), here, _, sizes = teacher._aligned(ids, np.ones((1, ids.size - 1), bool))
+        assert read == said and not teacher.left_out
+        assert len(sizes) == len(here[2]) > 5 and sum(sizes) < len(chat)
 
 
 def test_a_student_learns_how_sure_a_teacher_with_another_tokenizer_is(tokenizers, tmp_path):

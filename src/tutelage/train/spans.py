@@ -109,18 +109,20 @@ class SpanTeacher:
         learned: Bool[Tensor, "b t"],
     ) -> Tensor:  # fmt: skip
         """Return the loss, not weighted; `states` are before each token of `ids` but the first."""
-        mine, said, _ = self._voices(student, states, ids, learned)
+        found = self._aligned(ids.cpu().numpy(), learned.cpu().numpy())
+        mine, said = self._voices(student, states, ids, found[:3])
         with torch.autocast(states.device.type, enabled=False):
             return spans_loss(mine, said) / learned.sum().clamp(min=1)
 
     @torch.inference_mode()
     def told(self, student: Any, ids: Int[Tensor, "b u"], learned: Bool[Tensor, "b t"]) -> Told:
         """Return what both say of the spans that are learned whole; as for `value`."""
-        mine, said, here = self._voices(student, student.states(ids[:, :-1]), ids, learned)
+        rows, here, there, sizes = self._aligned(ids.numpy(), learned.numpy())
+        mine, said = self._voices(student, student.states(ids[:, :-1]), ids, (rows, here, there))
         row, at = (np.array(x, np.int64) for x in here[:2])
         first = mine.lengths.cumsum(0).numpy() - mine.lengths.numpy()
         return Told(
-            student=mine.told(), teacher=said.told(), sizes=self._sizes(ids.numpy(), here),
+            student=mine.told(), teacher=said.told(), sizes=np.array(sizes, np.int64),
             row=row[first], place=at[first],
         )  # fmt: skip
 
@@ -133,10 +135,10 @@ class SpanTeacher:
         before, learned_bytes, span_bytes = self.left_out, 0, 0
         for number in range(len(tokens)):
             ids, learned = (x.numpy() for x in sequences(tokens, slice(number, number + 1)))
-            rows, here, _ = self._aligned(ids, learned[:, 1:])
+            rows, _, _, sizes = self._aligned(ids, learned[:, 1:])
             self._check_length(len(rows[0]))
             learned_bytes += sum(len(self.mine[i] or b"") for i in ids[learned].tolist())
-            span_bytes += int(self._sizes(ids, here).sum())
+            span_bytes += sum(sizes)
         left_out, self.left_out = self.left_out - before, before
         if not span_bytes:
             raise DataError(
@@ -152,12 +154,6 @@ class SpanTeacher:
         met = np.unique(np.asarray(tokens.ids)).tolist()
         return tuple(self.names[i] for i in met if i in self.names and i not in self.same)
 
-    def _sizes(self, ids: Int[np.ndarray, "b u"], here: Places) -> Int[np.ndarray, " spans"]:
-        """Return the bytes of each span."""
-        each = [len(self.mine[i] or b"") for i in ids[here[0], here[1]].tolist()]
-        span = np.repeat(np.arange(len(here[2])), here[2])
-        return np.bincount(span, weights=each, minlength=len(here[2])).astype(np.int64)
-
     def _check_length(self, length: int) -> None:
         if length > self._most:
             raise TeacherError(
@@ -167,10 +163,10 @@ class SpanTeacher:
 
     def _voices(
         self, student: Any, states: Float[Tensor, "b t d"], ids: Int[Tensor, "b u"],
-        learned: Bool[Tensor, "b t"],
-    ) -> tuple[Voice, Voice, Places]:  # fmt: skip
-        """Return what student and teacher say of the spans, and where these lie in `ids`."""
-        rows, here, there = self._aligned(ids.cpu().numpy(), learned.cpu().numpy())
+        found: tuple[list[list[int]], Places, Places],
+    ) -> tuple[Voice, Voice]:  # fmt: skip
+        """Return what student and teacher say of the spans that were aligned."""
+        rows, here, there = found
         device = states.device
         asked = torch.zeros(len(rows), max(2, *map(len, rows)), dtype=torch.long)
         for number, row in enumerate(rows):
@@ -181,15 +177,16 @@ class SpanTeacher:
             theirs = self.network.states(asked[:, :-1].to(device))
         mine = _voice(states.float(), ids, here, student.head, getattr(student, "cap", None))
         said = _voice(theirs, asked.to(device), there, self.network.head, self.network.cap)
-        return mine, said, here
+        return mine, said
 
     def _aligned(
         self, ids: Int[np.ndarray, "b u"], learned: Bool[np.ndarray, "b t"]
-    ) -> tuple[list[list[int]], Places, Places]:
-        """Return the teacher's tokens of each row, and where the spans lie on both sides."""
+    ) -> tuple[list[list[int]], Places, Places, list[int]]:
+        """Return the teacher's tokens of each row, where spans lie on both sides, their bytes."""
         rows: list[list[int]] = []
         here: Places = ([], [], [])
         there: Places = ([], [], [])
+        sizes: list[int] = []
         for number, row in enumerate(ids.tolist()):
             said: list[int] = []
             for start, pieces in self._parts(row):
@@ -203,14 +200,16 @@ class SpanTeacher:
                     if a > 0 and c > 0 and learned[number, a - 1 : b - 1].all():
                         _note(here, number, a, b)
                         _note(there, number, c, d)
+                        sizes.append(sum(map(len, pieces[a - start : b - start])))
                 said += written
             rows.append(said or [self.writer.end])
-        return rows, here, there
+        return rows, here, there, sizes
 
     def _parts(self, row: list[int]) -> list[tuple[int, list[bytes]]]:
         """Return runs of tokens that write text: where each begins, and what each token writes.
 
-        A special token is a part of its own, which writes nothing.
+        A special token is a part of its own, which writes nothing. A space that the tokenizer puts
+        before a text is left out.
         """
         parts: list[tuple[int, list[bytes]]] = []
         for place, number in enumerate(row):
@@ -220,7 +219,7 @@ class SpanTeacher:
             elif parts and parts[-1][1]:
                 parts[-1][1].append(piece)
             else:
-                parts.append((place, [piece]))
+                parts.append((place, [piece.removeprefix(b" ") if self._spaced else piece]))
         return parts
 
     def _write(
@@ -234,7 +233,6 @@ class SpanTeacher:
         if found is None:
             return [], np.zeros((0, 4), np.int64)
         first, last, text = found
-        text = text.removeprefix(" ") if self._spaced else text  # which no one wrote
         written = self.writer.prompt(Document(text=text))
         said, lead = [self._written[number] for number in written], len(self.writer.start)
         if not fresh:

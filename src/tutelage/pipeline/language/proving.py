@@ -121,7 +121,9 @@ def _proof(
         "figures": {who: [f.to_json() for f in found] for who, found in figures.items()},
         "others": [],
         "fidelity": [m.to_json() for m in compared],
-        "partings": [] if material.theirs else _partings(material, student, said["test"]),
+        "partings": []
+        if material.theirs is not None
+        else _partings(material, student, said["test"]),
         **answer_side_by_side(recipe, material, student, progress),
         "parity": [],
         "artifacts": [shipped.artifact.to_json()],

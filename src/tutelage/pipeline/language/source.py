@@ -84,7 +84,7 @@ def open_both(recipe: Recipe) -> Source:
         raise StudentError(f"student.source: {said}") from None
     apart = teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab()
     found = replace(teacher, student=student, apart=apart)
-    check_named(recipe, found)
+    _check_named(recipe, found)
     return found
 
 
@@ -97,7 +97,7 @@ def refuse_named(recipe: Recipe, option: str) -> None:
         )
 
 
-def check_named(recipe: Recipe, teacher: Source) -> None:
+def _check_named(recipe: Recipe, teacher: Source) -> None:
     """Refuse losses that the two tokenizers, or layers of another network, cannot have."""
     weights = dict.fromkeys(recipe.distill.losses, 0.0)
     tokens, spans = apart_spans(weights)
