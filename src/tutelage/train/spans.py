@@ -89,7 +89,8 @@ class SpanTeacher:
             for n, token in special.items()
             if token in known and self.theirs[known[token]] is None
         }
-        self.names = {n: token for n, token in special.items() if n != own.eos_token_id}
+        around = {own.eos_token_id, *Writer(own).start}  # parts documents, or begins one
+        self.names = {n: token for n, token in special.items() if n not in around}
         a = [self.mine[i] or b"" for i in own("a", add_special_tokens=False)["input_ids"]]
         self._spaced = b"".join(a) == b" a"
         self._written = list(self.theirs)  # a text may spell a special token, which then writes it
