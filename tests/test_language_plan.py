@@ -87,7 +87,7 @@ def test_use_of_a_limit_by_hand():
 
 def forms_within(share, forms=("q8_0", "q5_1", "q4_1")):
     """Return the forms and sizes of what is a candidate where storage is a share of q8_0's."""
-    material = SimpleNamespace(decoder=SimpleNamespace(spec=WHOLE))
+    material = SimpleNamespace(start=SimpleNamespace(spec=WHOLE), given=None)
     limit = Limit(metric="storage_bytes", value=share * value(WHOLE, "storage_bytes"))
     found = candidates(material, TERMS, (limit,), PI, forms=forms)
     for one in found:
@@ -217,7 +217,7 @@ def test_a_missed_limit_is_tightened_and_the_student_taught_on(tmp_path, slow):
 
 
 def test_another_lesson_or_file_takes_over_no_scores_and_no_tightened_limit(tmp_path):
-    material = SimpleNamespace(content="", teacher="", vocabulary={}, length=64)
+    material = SimpleNamespace(content="", teacher="", vocabulary={}, length=64, student="")
     known = [
         lesson_of(Recipe.read(write_job(tmp_path, language=FEW["language"] | part)), material)
         for part in (

@@ -7,10 +7,11 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from tutelage.errors import DataError, RecipeError
+from tutelage.errors import DataError, RecipeError, TeacherError
 from tutelage.losses.language_spans import Voice, spans_loss, uld
 from tutelage.losses.language_terms import language_terms
 from tutelage.tasks.causal_lm.spans import aligned, bytes_of_tokens, readable
@@ -27,6 +28,7 @@ from tutelage.export.gguf import write_gguf
 from tutelage.students.decoders.network import save_folder
 from tutelage.tasks.causal_lm.task import load_language
 from tutelage.teach.gguf_file import open_gguf
+from tutelage.teach.token_signals import sequences
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer
 from tutelage.train.schedule import Schedule
@@ -204,6 +206,37 @@ def test_rows_without_text_teach_nothing(tokenizers):
         assert value.item() == 0.0
 
 
+def test_what_both_say_of_spans_sums_up_to_what_they_say_of_tokens(tokenizers, tmp_path):
+    tokenizer = tokenizers[0]
+    found = data(tmp_path, tokenizer, some_texts(8) + TEXTS)
+    student, network = (decoder(seed=s, vocab_size=gguf_samples.ROWS) for s in (0, 1))
+    teacher = SpanTeacher(network, tokenizer, tokenizer)
+    ids, learned = sequences(found.test, slice(None))
+    told = teacher.told(student, ids, learned[:, 1:])
+    text = learned & torch.tensor([[teacher.mine[i] is not None for i in row] for row in ids])
+    for each, said in ((student, told.student), (network, told.teacher)):
+        p = each(ids[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        assert said.sum().item() == pytest.approx(p[text[:, 1:]].sum().item(), rel=1e-5)
+    shared = teacher.survey(found.test)
+    assert shared.span_bytes == shared.learned_bytes == told.sizes.sum()
+    assert "100.0%" in shared.describe()
+    teacher._most = 8
+    with pytest.raises(TeacherError, match=r"lower data\.length"):
+        teacher.survey(found.test)
+
+
+def test_a_teacher_reads_a_chat_in_its_own_special_tokens(tokenizers):
+    theirs, words = chat_samples.tokenizer(), chat_samples.chat("good film", "the plot was dull")
+    said = theirs(theirs.apply_chat_template(words, tokenize=False))["input_ids"]
+    for own in tokenizers:  # to one of them, the marks of a turn are text
+        chat = theirs.apply_chat_template(words, tokenize=False)
+        ids = np.array([own(chat, add_special_tokens=False)["input_ids"]])
+        teacher = SpanTeacher(decoder(vocab_size=len(theirs)), theirs, own)
+        (read,), here, _, sizes = teacher._aligned(ids, np.ones((1, ids.size - 1), bool))
+        assert read == said and not teacher.left_out
+        assert len(sizes) == len(here[2]) > 5 and sum(sizes) < len(chat)
+
+
 def test_a_student_learns_how_sure_a_teacher_with_another_tokenizer_is(tokenizers, tmp_path):
     own, theirs = tokenizers[0], chat_samples.tokenizer()
     found = data(tmp_path, own, some_texts(16) + TEXTS)
@@ -232,5 +265,5 @@ def test_losses_that_compare_the_same_tokens_are_refused(tokenizers, tmp_path):
             network, found.train, found.validation, losses={"forward_kl": 1.0}, batch=4, seed=0,
             spans=teacher,
         )  # fmt: skip
-    with pytest.raises(RecipeError, match=r"teach from Python, with spans=SpanTeacher"):
+    with pytest.raises(RecipeError, match=r"from Python give spans=SpanTeacher"):
         language_terms({"uld": 1.0}, {}, 1.0)

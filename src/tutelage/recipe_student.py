@@ -15,7 +15,11 @@ from tutelage.units import parse_share
 class StudentPart(Part):
     """Who learns: chosen among the spaces of students, a fixed spec, or one's own function."""
 
-    source: Text | None = Field(None, description="file.py:function of your own student")
+    source: Text | None = Field(
+        None,
+        description="file.py:function of your own student; of a language model its Hugging Face "
+        "folder or GGUF file",
+    )
     spec: Annotated[dict[str, Any], BeforeValidator(check_plain)] | None = Field(
         None, description="a fixed spec, e.g. {family: convnet, …}"
     )

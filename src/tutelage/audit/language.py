@@ -1,8 +1,8 @@
 """How well a language model foretells held-out texts, how near its teacher, how it writes.
 
-Covers perplexity, divergence and agreement a token, and signs of degenerate answers. Does not cover
-whether answers are right, harmless or in style, nor perplexities across tokenizers: those count
-different tokens.
+Covers perplexity, divergence and agreement a token, bits per byte where tokenizers differ, and
+signs of degenerate answers. Does not cover whether answers are right, harmless or in style, nor
+perplexities across tokenizers: those count different tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tutelage.tasks import wilson_interval
 from tutelage.tasks.causal_lm.generated import Reply, repeated_share
 
 _RESAMPLES = 1_000
+_COLUMNS = ("student", "document", "teacher", "kl", "same", "sizes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,7 +27,8 @@ class TokenScores:
     """What is known of each learned token, in nats; `document` says of which text it is part.
 
     `student` and `teacher` are their log-probabilities of the token itself, `kl` is
-    KL(teacher || student) at its place, `same` whether both find the same token likeliest.
+    KL(teacher || student) at its place, `same` whether both find the same token likeliest. Where
+    tokenizers differ, rows are spans of text that both write, of `sizes` bytes.
     """
 
     student: Float[np.ndarray, " n"]
@@ -34,6 +36,7 @@ class TokenScores:
     teacher: Float[np.ndarray, " n"] | None = None
     kl: Float[np.ndarray, " n"] | None = None
     same: Bool[np.ndarray, " n"] | None = None
+    sizes: Int[np.ndarray, " n"] | None = None
     where: str = ""
 
 
@@ -65,7 +68,7 @@ def joined(parts: Sequence[TokenScores]) -> TokenScores:
 
     if not parts:
         raise DataError("there are no tokens to measure; give at least one")
-    columns = {name: whole(name) for name in ("student", "document", "teacher", "kl", "same")}
+    columns = {name: whole(name) for name in _COLUMNS}
     return TokenScores(**columns, where=parts[0].where)  # pyright: ignore[reportArgumentType]
 
 
@@ -79,21 +82,7 @@ def token_metrics(scores: TokenScores, *, seed: int = 0) -> tuple[Measurement, .
     tokens of a document are not independent. Raises `DataError` for no tokens, or scores that are
     not finite or not of one length.
     """
-    _check(scores)
-    columns = {"student": scores.student, "teacher": scores.teacher, "kl": scores.kl,
-               "same": scores.same}  # fmt: skip
-    known = {name: np.asarray(c, np.float64) for name, c in columns.items() if c is not None}
-    sums = _by_document(scores.document, known)
-    at = {name: i for i, name in enumerate(known)}
-    means = _resampled_means(sums, seed)
-
-    def measured(name: str, of: Callable[[np.ndarray], np.ndarray]) -> Measurement:
-        low, high = np.quantile(of(means[1:]), [0.025, 0.975])
-        return Measurement(
-            name=name, value=float(of(means[:1])[0]), unit="1", kind="measured", n=len(sums),
-            spread=(float(low), float(high)), where=scores.where,
-        )  # fmt: skip
-
+    measured, at = _measuring(scores, seed)
     found = [measured("perplexity", lambda m: np.exp(-m[:, at["student"]]))]
     if "teacher" in at:
         found += [
@@ -106,6 +95,42 @@ def token_metrics(scores: TokenScores, *, seed: int = 0) -> tuple[Measurement, .
         if column in at:
             found.append(measured(name, lambda m, i=at[column]: m[:, i]))
     return tuple(found)
+
+
+def byte_metrics(scores: TokenScores, *, seed: int = 0) -> tuple[Measurement, ...]:
+    """Measure `bits_per_byte` of the student, of the teacher, and their ratio, over spans.
+
+    Bits per byte are -sum log2 p / bytes, of the same text for both, whatever their tokens. `n`
+    and intervals are as those of `token_metrics`, and so are the errors.
+    """
+    measured, at = _measuring(scores, seed)
+    q, p = at["student"], at["teacher"]
+    return (
+        measured("bits_per_byte", lambda m: -m[:, q] / np.log(2)),
+        measured("bits_per_byte_teacher", lambda m: -m[:, p] / np.log(2)),
+        measured("bits_per_byte_ratio", lambda m: m[:, q] / m[:, p]),
+    )
+
+
+def _measuring(
+    scores: TokenScores, seed: int
+) -> tuple[Callable[[str, Callable[[np.ndarray], np.ndarray]], Measurement], dict[str, int]]:
+    """Return what makes a figure of means a token (a byte where sizes are known), and columns."""
+    _check(scores)
+    columns = {"student": scores.student, "teacher": scores.teacher, "kl": scores.kl,
+               "same": scores.same}  # fmt: skip
+    known = {name: np.asarray(c, np.float64) for name, c in columns.items() if c is not None}
+    sums = _by_document(scores.document, known, scores.sizes)
+    means = _resampled_means(sums, seed)
+
+    def measured(name: str, of: Callable[[np.ndarray], np.ndarray]) -> Measurement:
+        low, high = np.quantile(of(means[1:]), [0.025, 0.975])
+        return Measurement(
+            name=name, value=float(of(means[:1])[0]), unit="1", kind="measured", n=len(sums),
+            spread=(float(low), float(high)), where=scores.where,
+        )  # fmt: skip
+
+    return measured, {name: i for i, name in enumerate(known)}
 
 
 def degeneration(
@@ -146,12 +171,13 @@ def degeneration(
 
 
 def _by_document(
-    document: Int[np.ndarray, " n"], columns: dict[str, np.ndarray]
-) -> Float[np.ndarray, "documents columns+1"]:
-    """Return the sums of each document, and how many tokens it has."""
+    document: Int[np.ndarray, " n"], columns: dict[str, np.ndarray],
+    sizes: Int[np.ndarray, " n"] | None,
+) -> Float[np.ndarray, "documents columns+1"]:  # fmt: skip
+    """Return the sums of each document, and how many tokens it has, or bytes."""
     _, number = np.unique(document, return_inverse=True)
     sums = [np.bincount(number, weights=column) for column in columns.values()]
-    return np.stack([*sums, np.bincount(number)], axis=1)
+    return np.stack([*sums, np.bincount(number, weights=sizes)], axis=1)
 
 
 def _resampled_means(
@@ -176,7 +202,7 @@ def _check(scores: TokenScores) -> None:
     at, n = (f" ({scores.where})" if scores.where else ""), len(scores.student)
     if not n:
         raise DataError(f"there are no tokens to measure{at}; give at least one")
-    for name in ("student", "document", "teacher", "kl", "same"):
+    for name in _COLUMNS:
         values = getattr(scores, name)
         if values is None:
             continue

@@ -41,10 +41,11 @@ def show_result(answer: dict[str, Any]) -> None:
         )
     out.print(table)
     chosen = next(a for a in answer["artifacts"] if a["path"] == answer["chosen"])
-    if student["metric"] == "perplexity":
-        times = student["value"] / teacher["value"]
+    if student["metric"] in ("perplexity", "bits_per_byte"):
+        times, digits = student["value"] / teacher["value"], 2 + ("byte" in student["metric"])
         out.print(
-            f"test perplexity: student {student['value']:.2f}, teacher {teacher['value']:.2f} "
+            f"test {student['metric'].replace('_', ' ')}: student {student['value']:.{digits}f}, "
+            f"teacher {teacher['value']:.{digits}f} "
             f"({times:.3f} times the teacher's), measured on the {chosen['precision']} file",
             markup=False, soft_wrap=True,
         )  # fmt: skip

@@ -7,6 +7,7 @@ the first token's outcomes instead is wrong for all others: huggingface/trl#5152
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,12 @@ def uld(
 ULD = LANGUAGE_LOSSES.add("uld", Loss(name="uld", function=uld, reads="spans"))
 
 
+def apart_spans(weights: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the weights of losses of single tokens, and those of losses of spans."""
+    spans = {name: w for name, w in weights.items() if LANGUAGE_LOSSES[name].reads == "spans"}
+    return {name: w for name, w in weights.items() if name not in spans}, spans
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
     """What one network says of the spans' tokens, span by span: states before each, and the head.
@@ -64,14 +71,22 @@ class Voice:
 
     def outcomes(self) -> Float[Tensor, "spans vocabulary"]:
         """Return log-probabilities of the spans' outcomes."""
+        log_p, own, said = self._said()
+        last = self.lengths.cumsum(0) - 1
+        return log_p[last] + (said - own[last])[:, None]
+
+    def told(self) -> Float[Tensor, " spans"]:
+        """Return the log-probability of each span's own text."""
+        return self._said()[2]
+
+    def _said(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities a token: of all, of the one that came, and its sum a span."""
         logits = self.states @ self.head.T
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_p = capped(exact, self.cap).log_softmax(dim=1)
         own = log_p.gather(1, self.targets[:, None])[:, 0]
-        last = self.lengths.cumsum(0) - 1
         span = torch.repeat_interleave(self.lengths)
-        said = torch.zeros_like(own[last]).index_add(0, span, own)
-        return log_p[last] + (said - own[last])[:, None]
+        return log_p, own, own.new_zeros(len(self.lengths)).index_add(0, span, own)
 
 
 def spans_loss(student: Voice, teacher: Voice, chunk: int | None = None) -> Float[Tensor, ""]:

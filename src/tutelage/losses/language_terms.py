@@ -219,8 +219,8 @@ def language_terms(
     found = tuple(LANGUAGE_LOSSES[name] for name in losses)
     if spans := [loss.name for loss in found if loss.reads == "spans"]:
         raise RecipeError(
-            f"loss '{spans[0]}' is for a teacher with another tokenizer, which a recipe cannot "
-            "name yet: teach from Python, with spans=SpanTeacher(...), or remove the loss"
+            f"loss '{spans[0]}' reads spans of text, not tokens: from Python give "
+            "spans=SpanTeacher(...) in its place"
         )
     checked = tuple(loss.checked(options.get(loss.name, {})) for loss in found)
     return LanguageTerms(

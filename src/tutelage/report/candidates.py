@@ -107,6 +107,8 @@ def _row(
     if candidate.get("space") == "sliced":
         how = ", widths chosen by scores" if candidate.get("by_scores") else ""
         detail = _joined(detail, f"sliced from the teacher{how}")
+    elif candidate.get("space") == "given":
+        detail = _joined(detail, "as the recipe names it")
     elif candidate.get("space") == "elastic":
         detail = _joined(detail, "cut from the elastic student")
     return CandidateRow(

@@ -16,6 +16,8 @@ _ORDER = (
     "accuracy_test",
     "perplexity_validation",
     "perplexity_test",
+    "bits_per_byte_validation",
+    "bits_per_byte_test",
     "agreement_validation",
     "agreement_test",
     "macro_f1_test",
@@ -103,7 +105,7 @@ def _change(teacher: Measurement | None, student: Measurement | None) -> Figure 
         return Figure(text=text, kind=kind, hint=f"{kind}: student less teacher")
     if not teacher.value > 0 or not student.value > 0:
         return None
-    if teacher.name.startswith(("mae", "rmse", "perplexity")):
+    if teacher.name.startswith(("mae", "rmse", "perplexity", "bits_per_byte")):
         change = f"{student.value / teacher.value - 1:+.1%}".replace("-", "−").replace("%", " %")
         return Figure(text=change, kind=kind, hint=f"{kind}: student's over teacher's")
     less, more = sorted((teacher.value, student.value))

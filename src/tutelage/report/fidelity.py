@@ -24,6 +24,13 @@ _OF_VALUES = (
 )
 _UNLABELLED = "The test examples have no labels, so nothing here says how often either is right."
 _OF_TOKENS = "Token by token on held-out text, of the file that ships."
+_OF_BYTES = (
+    "Teacher and student have tokenizers of their own, so there is no KL divergence a token and no "
+    "share of equal likeliest tokens: the next token of the one is none of the other. Bits per "
+    "byte say how well each foretells the same held-out text, less is better; the student is the "
+    "file that ships. "
+    "Perplexities count tokens, and those of two tokenizers do not compare."
+)
 _PNG = "data:image/png;base64,"
 
 
@@ -82,7 +89,8 @@ def fidelity(proof: dict[str, Any]) -> Fidelity:
     if proof.get("decides") == "values":
         return _of_values(proof)
     given = proof.get("classes") or []
-    lead = _OF_TOKENS if proof.get("decides") == "tokens" else _UNLABELLED
+    of_tokens = _OF_BYTES if proof.get("metric") == "bits_per_byte" else _OF_TOKENS
+    lead = of_tokens if proof.get("decides") == "tokens" else _UNLABELLED
     seen = [c for c in given if c["teacher"] is not None and c["student"] is not None]
     seen.sort(key=lambda c: c["student"] - c["teacher"])
     return Fidelity(

@@ -115,7 +115,8 @@ def _kept_of(metric: str, proof: dict[str, Any]) -> Words:
     if student is None or teacher is None:
         return (" is measured",)
     name = label(metric).lower().replace("f1", "F1")
-    return (f" has a test {name} of ", show(student), " where the teacher has ", show(teacher))
+    some = "" if metric == "bits_per_byte" else "a "
+    return (f" has {some}test {name} of ", show(student), " where the teacher has ", show(teacher))
 
 
 def _kept_of_values(proof: dict[str, Any]) -> Words:
@@ -238,6 +239,8 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
         rows.append(("Teacher", (str(teacher["source"]),)))
         if teacher.get("parameters") is not None:
             rows.append(("", (made("parameters", teacher["parameters"]), " parameters")))
+        if "student" in teacher:
+            rows.append(("Student given", (str(teacher["student"]["source"]),)))
     return tuple(rows)
 
 

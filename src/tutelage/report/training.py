@@ -9,7 +9,7 @@ from typing import Any
 from tutelage.report.canvas import Chart
 from tutelage.report.charts import Cell, heat_chart, lens_chart
 from tutelage.report.curves import Series, figure_chart, loss_chart
-from tutelage.report.figures import Figure, made, measurement
+from tutelage.report.figures import Figure, made, measurement, quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,11 @@ def _facts(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[str, ...
             facts.append(f"{int(history[key])} {words}")
     if own := distilled.get("own_batches"):
         facts.append(f"{int(own['own']):,} of {int(own['all']):,} batches in its own words")
+    if shared := distilled.get("shared"):
+        share = quantity("share", shared["span_bytes"] / shared["learned_bytes"], "1")
+        facts.append(f"{share} of the learned text lies in spans that the teacher also writes")
+        if unread := [str(name) for name in shared["unread"]]:
+            facts.append(f"the teacher does not know {', '.join(unread)}: texts end there for it")
     facts += [f"started with {taken}" for taken in distilled.get("start") or []]
     if history.get("stopped_early"):
         facts.append("stopped early")

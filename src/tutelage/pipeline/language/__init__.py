@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tutelage.devices import load_device
 from tutelage.files import hash_json, write_atomically
@@ -17,7 +18,7 @@ from tutelage.pipeline.language.pace import pace_of
 from tutelage.pipeline.language.planning import candidates, compare, limits_of
 from tutelage.pipeline.language.rounds import Job, proven
 from tutelage.pipeline.language.scores import SliceScores
-from tutelage.pipeline.language.source import open_source
+from tutelage.pipeline.language.source import Source, open_both, refuse_named
 from tutelage.pipeline.language.teaching import ask, with_language_defaults
 from tutelage.pipeline.language.trials import try_slices
 from tutelage.pipeline.opening import opened, with_threads
@@ -43,6 +44,7 @@ def try_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
 
     `run_language` goes on from there, with the slice that learned best; raises as it does.
     """
+    refuse_named(recipe, "--try")
     with _job(recipe, folder, progress) as (job, _):
         found = candidates(
             job.material, job.terms, job.limits, job.device, job.pace,
@@ -56,6 +58,12 @@ def try_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
         job.run.save()
 
 
+def _recorded(source: Source) -> dict[str, Any]:
+    """Return what run.json says of a model."""
+    size = parameters(source.decoder.spec)
+    return {"source": source.name, "fingerprint": source.key, "parameters": size}
+
+
 @contextmanager
 def _job(recipe: Recipe, folder: Path, progress: Progress | None) -> Iterator[tuple[Job, float]]:
     """Open the run, read the texts, prune the vocabulary and note both; yield when that began."""
@@ -63,20 +71,17 @@ def _job(recipe: Recipe, folder: Path, progress: Progress | None) -> Iterator[tu
     device = load_device(recipe.device)
     with opened(recipe, folder, progress) as (run, said):
         started = time.monotonic()
-        source = open_source(recipe)
+        source = open_both(recipe)
         longest_of(recipe, length_of(recipe, source))  # refused before the teacher is asked
         written = write_texts(recipe, source, run, said)
         material = read_language(recipe, source, said, written and written.path)
         record_data(recipe, material, run, written and written.figures)
-        record = {
-            "source": source.name,
-            "fingerprint": source.key,
-            "parameters": parameters(source.decoder.spec),
-            "notes": [],
-        }
+        record = {**_recorded(source), "notes": []}
+        if source.student is not None:
+            record["student"] = _recorded(source.student)
         run.stage("teacher", hash_json(record), lambda: (record, []))
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())
-        limits = limits_of(recipe, device, source.decoder.spec)
+        limits = limits_of(recipe, device, source)
         terms = terms_of(recipe, material)
         yield (
             Job(

@@ -23,15 +23,21 @@ def answer_side_by_side(
     if not prompts:
         return {"answers": [], "degeneration": {}}
     sampling, said = Sampling(longest=recipe.language.answer), {}
-    for who, decoder in (("teacher", material.decoder), ("student", student)):
+    theirs, where = material.theirs or material.tokenizer, f"{len(prompts)} answers"
+    if material.theirs is not None:
+        where += ", in tokens of its own"
+    for who, decoder, tokenizer in (
+        ("teacher", material.decoder, theirs), ("student", student, material.tokenizer),
+    ):  # fmt: skip
         progress.say(f"proof: the {who} answers {len(prompts)} prompts")
-        said[who] = write_answers(decoder.network, material.tokenizer, prompts, sampling)
+        asked = [as_asked(tokenizer, prompt) for prompt in prompts]
+        said[who] = write_answers(decoder.network, tokenizer, asked, sampling)
     rows = [
         {"prompt": _shown(prompt), "teacher": one.text, "student": other.text}
         for prompt, one, other in zip(prompts, said["teacher"], said["student"], strict=True)
     ]
     figures = {
-        who: [m.to_json() for m in degeneration(replies, where=f"{len(rows)} answers")]
+        who: [m.to_json() for m in degeneration(replies, where=where)]
         for who, replies in said.items()
     }
     return {"answers": rows, "degeneration": figures}
@@ -45,6 +51,13 @@ def _prompts(recipe: Recipe, material: LanguageMaterial) -> list[Document]:
     if getattr(material.tokenizer, "chat_template", None) is None:
         return [Document(text=text) for text in given]
     return [Document(messages=(Message(role="user", content=text),)) for text in given]
+
+
+def as_asked(tokenizer: Any, prompt: Document) -> Document:
+    """Return a prompt as a text to go on with, where the tokenizer has no chat template."""
+    if getattr(tokenizer, "chat_template", None) is not None:
+        return prompt
+    return Document(text=prompt.text or "\n".join(turn.content for turn in prompt.messages))
 
 
 def _shown(prompt: Document) -> str:

@@ -28,8 +28,8 @@ Price = Callable[[DecoderSpec], Figures]
 class Terms:
     """What the cost of every slice hangs on beside its sizes and form: the file's header, texts.
 
-    `header_bytes` (tokenizer, names) are the whole network's: no slice has a longer one. `length`
-    is the tokens of the texts that memory is for.
+    `header_bytes` (tokenizer, names) are the whole network's: no slice has a longer one; 0 where
+    it is not known. `length` is the tokens of the texts that memory is for.
     """
 
     header_bytes: int
@@ -38,7 +38,7 @@ class Terms:
 
 def terms_of(recipe: Recipe, material: LanguageMaterial) -> Terms:
     """Return the terms of a run; the header is written once, nothing else."""
-    whole, form = material.decoder.spec, recipe.language.usual
+    whole, form = material.start.spec, recipe.language.usual
     with tempfile.TemporaryDirectory(prefix="tutelage-plan-") as folder:
         material.tokenizer.save_pretrained(folder)
         shapes = shapes_of(whole)
@@ -57,9 +57,10 @@ def figures_on(
     """
     shapes, size = shapes_of(spec), DecoderSize.of(spec.config)
     weights = gguf_bytes(shapes, form, tied=spec.tied)
+    header = "header as the whole network's" if terms.header_bytes else "without a header"
     stored = Measurement(
         name="storage_bytes", value=float(terms.header_bytes + weights), unit="B",
-        kind="predicted", where=f"{form}: tensors counted, header as the teacher's",
+        kind="predicted", where=f"{form}: tensors counted, {header}",
     )  # fmt: skip
     memory = predict_memory(size, weights, terms.length).total
     read = bytes_a_token(shapes, form, tied=spec.tied)

@@ -21,7 +21,7 @@ from tutelage.pipeline.language.planning import (
     spec_json,
 )
 from tutelage.pipeline.language.scores import SliceScores
-from tutelage.pipeline.language.source import open_source
+from tutelage.pipeline.language.source import open_both, refuse_named
 from tutelage.pipeline.language.teaching import with_language_defaults
 from tutelage.pipeline.opening import with_threads
 from tutelage.pipeline.proving import verdicts
@@ -43,9 +43,11 @@ def plan_language(
     """
     started, said = time.monotonic(), progress or Silent()
     recipe, device = with_language_defaults(with_threads(recipe)), load_device(recipe.device)
-    source = open_source(recipe)
+    if frontier:
+        refuse_named(recipe, "--frontier")
+    source = open_both(recipe)
     material = material_to_plan(recipe, source, folder, said)
-    limits = limits_of(recipe, device, source.decoder.spec)
+    limits = limits_of(recipe, device, source)
     terms = terms_of(recipe, material)
     pace = pace_of(recipe, material, device, limits, said)
     scores = SliceScores.open(recipe, material, terms, folder)
@@ -55,7 +57,8 @@ def plan_language(
         found = candidates(material, terms, limits, device, pace, forms=recipe.language.formats)
     except InfeasibleError as error:
         assert error.shortfall is not None
-        would_do, least = error.shortfall.would_do, smallest(material.decoder.spec)
+        would_do = error.shortfall.would_do
+        least = material.given.spec if material.given else smallest(material.decoder.spec)
         form = recipe.language.formats[-1]
         figures = figures_on(least, form, terms, device, pace)
         missed = missed_limits(figures, limits)
@@ -69,7 +72,7 @@ def plan_language(
         "student": {"metric": "parameters", "value": parameters(found[0].spec)},
         "budget": [v.to_json() for v in verdicts(limits, found[0].figures)],
         "artifacts": [],
-        "candidates": [_row(c, scores, source.decoder.spec) for c in found],
+        "candidates": [_row(c, scores, source.learner.decoder.spec) for c in found],
         "from_scores": bool(scores.rows),
         "would_do": None if would_do is None else would_do.to_json(),
         **drawn,

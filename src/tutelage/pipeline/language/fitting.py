@@ -30,6 +30,13 @@ def fitting_slices(
     return plan_mixes(whole, most_bytes=_FULL, bytes_of=use_of(price, limits), count=count)
 
 
+def fixed(whole: DecoderSpec, price: Price, limits: Sequence[Limit]) -> list[DecoderSpec]:
+    """Return a network that is not sliced; raises `InfeasibleError` where it does not fit."""
+    if use_of(price, limits)(whole) > _FULL:
+        raise InfeasibleError("the student that the recipe names does not fit")
+    return [whole]
+
+
 def use_of(price: Price, limits: Sequence[Limit]) -> Callable[[DecoderSpec], int]:
     """Return how much a spec uses of the hard limit it comes nearest to: grows with its sizes."""
 
@@ -43,16 +50,19 @@ def use_of(price: Price, limits: Sequence[Limit]) -> Callable[[DecoderSpec], int
 
 def no_slice(
     whole: DecoderSpec, form: Quantization, terms: Terms, limits: tuple[Limit, ...],
-    device: Device, pace: Pace | None = None,
+    device: Device, pace: Pace | None = None, *, given: bool = False,
 ) -> InfeasibleError:  # fmt: skip
-    """Return the error that names the limits which the smallest slice misses, and what would do."""
-    least = smallest(whole)
+    """Return the error that names the limits which the smallest slice misses, and what would do.
+
+    With `given` there are no slices: `whole` is a student that the recipe names.
+    """
+    least = whole if given else smallest(whole)
     held = verdicts(limits, figures_on(least, form, terms, device, pace))
     found = Shortfall(
         parameters=parameters(least), verdicts=held,
         would_do=what_would_do(least, form, terms, held, limits, device),
     )  # fmt: skip
-    return infeasible(found, device, given=False)
+    return infeasible(found, device, given=given)
 
 
 def smallest(whole: DecoderSpec) -> DecoderSpec:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
-from tutelage.pipeline.language.material import LanguageMaterial, length_of, read_language
+from tutelage.pipeline.language.material import LanguageMaterial, length_of, named, read_language
 from tutelage.pipeline.language.source import Source
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -112,11 +112,13 @@ def material_to_plan(
         progress.say("plan: nothing is generated yet, so its words are not in the vocabulary")
         return read_language(recipe, source, progress)
     progress.say("plan: nothing is generated yet, so all of the vocabulary is counted")
-    nothing, size = pack_nothing(length_of(recipe, source)), source.decoder.spec.vocabulary
+    nothing, own = pack_nothing(length_of(recipe, source)), source.learner
+    size = own.decoder.spec.vocabulary
     return LanguageMaterial(
         data=LanguageData(train=nothing, validation=nothing, test=nothing),
-        decoder=source.decoder, tokenizer=source.tokenizer, length=nothing.length, content="",
+        decoder=source.decoder, tokenizer=own.tokenizer, length=nothing.length, content="",
         teacher=source.key, vocabulary={"whole": size, "kept": size},
+        given=None if source.student is None else own.decoder, **named(source),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tutelage.files import hash_json
 from tutelage.pipeline.language.source import Source
@@ -31,7 +32,9 @@ class LanguageMaterial:
     """The data, and the teacher in the vocabulary that both speak.
 
     `content` hashes the tokens of all splits, `teacher` names its files by their hash, and
-    `vocabulary` says what became of the tokenizer.
+    `vocabulary` says what became of the tokenizer. `given` is the student that the recipe names, in
+    that vocabulary, and `student` names its files; `theirs` is the teacher's tokenizer where it is
+    another: the teacher then stays as it is.
     """
 
     data: LanguageData
@@ -41,26 +44,35 @@ class LanguageMaterial:
     content: str
     teacher: str
     vocabulary: dict[str, Any]
+    given: Decoder | None = None
+    student: str = ""
+    theirs: Any = None
+
+    @property
+    def start(self) -> Decoder:
+        """The network that students are made of: the one that is given, else the teacher."""
+        return self.decoder if self.given is None else self.given
 
 
 def read_language(
     recipe: Recipe, source: Source, progress: Progress, generated: Path | None = None
 ) -> LanguageMaterial:
-    """Read the texts, and prune tokenizer and teacher to the tokens that training texts use.
+    """Read the texts, and prune tokenizer and networks to the tokens that training texts use.
 
-    `generated` are chats that the teacher wrote.
+    That is the student's tokenizer where the recipe names one; a teacher with another is left as it
+    is. `generated` are chats that the teacher wrote.
     """
     context, length = _context(source), length_of(recipe, source)
-    data = _load(recipe, source.tokenizer, length, context, generated)
-    decoder, tokenizer = source.decoder, source.tokenizer
-    whole, before = decoder.spec.vocabulary, _learned(data.test)
-    after = before
+    tokenizer = source.learner.tokenizer
+    data = _load(recipe, tokenizer, length, context, generated)
+    whole, before = source.learner.decoder.spec.vocabulary, _learned(data.test)
+    kept = np.arange(min(each.spec.vocabulary for each in _alike(source)))
     if recipe.data.vocabulary == "pruned":
         progress.say("data: pruning the vocabulary to what the training texts use")
         pruned = prune_tokenizer(tokenizer, data.train.ids)
-        tokenizer = pruned.tokenizer
-        decoder = with_tokens(decoder, torch.from_numpy(pruned.kept))
+        tokenizer, kept = pruned.tokenizer, pruned.kept
         data = _load(recipe, tokenizer, length, context, generated)
+    decoder, given = _cut(source, torch.from_numpy(kept))
     after = _learned(data.test)
     data = dataclasses.replace(
         data,
@@ -70,15 +82,36 @@ def read_language(
     )
     content = hash_json([part.fingerprint for part in (data.train, data.validation, data.test)])
     counts = {
-        "whole": whole, "kept": decoder.spec.vocabulary,
+        "whole": whole, "kept": len(kept),
         "test_tokens_whole": before, "test_tokens_kept": after,
     }  # fmt: skip
     for note in data.notes:
         progress.say(f"data: {note}")
     return LanguageMaterial(
         data=data, decoder=decoder, tokenizer=tokenizer, length=length, content=content,
-        teacher=source.key, vocabulary=counts,
+        teacher=source.key, vocabulary=counts, given=given, **named(source),
     )  # fmt: skip
+
+
+def named(source: Source) -> dict[str, Any]:
+    """Return what material says of a student that the recipe names, but for the network."""
+    theirs = source.tokenizer if source.apart else None
+    return {"student": source.student.key if source.student else "", "theirs": theirs}
+
+
+def _alike(source: Source) -> list[Decoder]:
+    """Return the networks that number tokens as the student does."""
+    return [source.learner.decoder, *([] if source.apart else [source.decoder])]
+
+
+def _cut(source: Source, kept: Tensor) -> tuple[Decoder, Decoder | None]:
+    """Return teacher and named student with the tokens `kept` of the student's tokenizer alone."""
+
+    def cut(decoder: Decoder) -> Decoder:
+        return decoder if len(kept) == decoder.spec.vocabulary else with_tokens(decoder, kept)
+
+    teacher = source.decoder if source.apart else cut(source.decoder)
+    return teacher, None if source.student is None else cut(source.student.decoder)
 
 
 def length_of(recipe: Recipe, source: Source) -> int:
@@ -87,7 +120,9 @@ def length_of(recipe: Recipe, source: Source) -> int:
 
 
 def _context(source: Source) -> int:
-    return int(source.decoder.spec.config.get("max_position_embeddings", _LENGTH))
+    return min(
+        int(each.spec.config.get("max_position_embeddings", _LENGTH)) for each in _alike(source)
+    )
 
 
 def _load(

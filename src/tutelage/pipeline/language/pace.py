@@ -1,9 +1,9 @@
 """How fast this machine says tokens, by the teacher's own file in llama.cpp.
 
 A profile without a memory bandwidth, as this machine's, foretells no speed. Where a limit asks for
-one, the teacher's file is written untaught and timed once, and other files are taken to need time
-in proportion to the bytes that are read for a token. Does not cover what a token costs beside
-reading (short for files of some 10 MB and more).
+one, the teacher's file (a named student's own) is written untaught and timed once, and other files
+are taken to need time in proportion to the bytes that are read for a token. Does not cover what a
+token costs beside reading (short for files of some 10 MB and more).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pace_of(
         return None
 
     def work() -> tuple[dict[str, Any], list[Path]]:
-        progress.say("plan: timing the teacher's own file in llama.cpp")
+        progress.say(f"plan: timing the {_whose(material)}'s own file in llama.cpp")
         return _measured(recipe, material), []
 
     if device.name != HOST:
@@ -67,8 +67,8 @@ def pace_of(
     elif run is None:
         found = work()[0]
     else:
-        inputs = hash_json([material.teacher, material.vocabulary, material.length,
-                            recipe.language.usual, recipe.threads])  # fmt: skip
+        inputs = hash_json([material.teacher, material.student, material.vocabulary,
+                            material.length, recipe.language.usual, recipe.threads])  # fmt: skip
         found = run.stage("pace", inputs, work).result
     if "why" not in found:
         low, high = found["spread"]
@@ -81,7 +81,7 @@ def pace_of(
 
 
 def _measured(recipe: Recipe, material: LanguageMaterial) -> dict[str, Any]:
-    decoder, form = material.decoder, recipe.language.usual
+    decoder, form = material.start, recipe.language.usual
     with tempfile.TemporaryDirectory(prefix="tutelage-pace-") as folder:
         material.tokenizer.save_pretrained(folder)
         state = {k.removeprefix("network."): x for k, x in decoder.state_dict().items()}
@@ -97,8 +97,12 @@ def _measured(recipe: Recipe, material: LanguageMaterial) -> dict[str, Any]:
     return {
         "byte_s": token.value / read,
         "spread": [low / read, high / read],
-        "where": f"{token.where}: as the teacher's file, by the bytes read for a token",
+        "where": f"{token.where}: as the {_whose(material)}'s file, by the bytes read for a token",
     }
+
+
+def _whose(material: LanguageMaterial) -> str:
+    return "teacher" if material.given is None else "student"
 
 
 def here(path: Path, threads: int, length: int) -> tuple[LlamaCppFigures | None, str]:

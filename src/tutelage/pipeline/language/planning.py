@@ -16,10 +16,11 @@ from tutelage.devices.gguf_sizes import FINE, gguf_bytes
 from tutelage.errors import InfeasibleError
 from tutelage.files import hash_json, write_json
 from tutelage.pipeline.language.costs import Figures, Terms, figures_on
-from tutelage.pipeline.language.fitting import fitting_slices, no_slice
+from tutelage.pipeline.language.fitting import fitting_slices, fixed, no_slice
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.language.scores import SliceScores
+from tutelage.pipeline.language.source import Source
 from tutelage.pipeline.planning import budget_of
 from tutelage.plan.costs import missed_limits
 from tutelage.progress import Progress, track
@@ -36,6 +37,11 @@ from tutelage.train.checkpoint import digest
 
 _CHOOSING_TOKENS = 512  # choose layers and units: some hundred passes over them
 _DEFAULT_SHARE = 0.6  # of the teacher's own file, where the recipe limits nothing
+_WHY = {
+    "trial": "least validation perplexity after a short lesson",
+    "kl": "least KL divergence from the teacher before any lesson",
+    "given": "the student that the recipe names, in the finest form that keeps the limits",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +56,12 @@ class Slice:
     kl: float | None = None
 
 
-def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit, ...]:
+def limits_of(recipe: Recipe, device: Device, teacher: Source) -> tuple[Limit, ...]:
     """Return the recipe's limits and the device's; with none, 0.6 of the teacher's own bytes.
 
-    Those are in the format asked for, else in q8_0.
+    Those are in the format asked for, else in q8_0. A student that the recipe names has its size.
     """
+    spec = teacher.decoder.spec
     whole = gguf_bytes(shapes_of(spec), recipe.language.usual, tied=spec.tied)
     limits = budget_of(recipe, device, whole)
     return tuple(
@@ -62,6 +69,7 @@ def limits_of(recipe: Recipe, device: Device, spec: DecoderSpec) -> tuple[Limit,
         if x.source.startswith("default")
         else x
         for x in limits
+        if teacher.student is None or not x.source.startswith("default")
     )
 
 
@@ -74,16 +82,22 @@ def candidates(
     They are of the teacher, or of a network with the sizes `start`. `forms` are tried from the
     finest on: a file that rounds next to nothing is only taken whole where others may be, since the
     same bytes hold far more weights in those; and where the network fits whole, coarser ones lose
-    more. Raises `InfeasibleError` where none fits.
+    more. A student that the recipe names is not sliced: it ships in the finest form that fits.
+    Raises `InfeasibleError` where none fits.
     """
-    whole, found = start or material.decoder.spec, list[Slice]()
+    whole, found = start or material.start.spec, list[Slice]()
+    given = material.given is not None
     for form in forms:
 
         def price(spec: DecoderSpec, form: Quantization = form) -> Figures:
             return figures_on(spec, form, terms, device, pace)
 
         try:
-            specs = fitting_slices(whole, price, limits, count=4)
+            specs = (
+                fixed(whole, price, limits)
+                if given
+                else fitting_slices(whole, price, limits, count=4)
+            )
         except InfeasibleError:
             continue
         if form in FINE and len(forms) > 1 and specs != [whole]:
@@ -95,7 +109,7 @@ def candidates(
         if specs == [whole]:
             return found
     if not found:
-        raise no_slice(whole, forms[-1], terms, limits, device, pace)
+        raise no_slice(whole, forms[-1], terms, limits, device, pace, given=given)
     return found
 
 
@@ -108,16 +122,19 @@ def choose(
 
     That is the nearest to the teacher, or where all had short lessons, the one that says validation
     best after them. `start` is the network they are slices of, where that is not the teacher, in
-    the round of that `number`.
+    the round of that `number`. A student that the recipe names has nothing to be compared with.
     """
-    compared = compare(found, material, scores, run, progress, start, number, threads)
+    compared = found
+    if material.given is None:
+        compared = compare(found, material, scores, run, progress, start, number, threads)
     tried = [scores.of(c.spec, c.form) for c in compared]
     trials = [row.trial.value if row and row.trial else None for row in tried]
     by_trial = all(x is not None for x in trials)
     judged = [x or 0.0 for x in trials] if by_trial else [c.kl or 0.0 for c in compared]
     best = min(range(len(compared)), key=lambda i: judged[i])
     path = run.file("plan.json")
-    said = _plan_json(device, limits, compared, best, trials, by_trial)
+    why = _WHY["trial" if by_trial else "kl" if material.given is None else "given"]
+    said = _plan_json(device, limits, compared, best, trials, why)
 
     def work() -> tuple[Any, list[Path]]:
         write_json(path, said)
@@ -192,16 +209,17 @@ def _kl(teacher: Decoder, student: Decoder, batches: Tensor) -> float:
 
 def _plan_json(
     device: Device, limits: tuple[Limit, ...], compared: Sequence[Slice], best: int,
-    trials: Sequence[float | None], by_trial: bool,
+    trials: Sequence[float | None], why: str,
 ) -> dict[str, Any]:  # fmt: skip
+    space = "given" if why == _WHY["given"] else "sliced"
     return {
         "device": device.name,
         "limits": [dataclasses.asdict(x) for x in limits],
-        "space": "sliced",
+        "space": space,
         "candidates": [
             {
                 "spec": spec_json(c.spec),
-                "space": "sliced",
+                "space": space,
                 "precision": c.form,
                 "parameters": parameters(c.spec),
                 "figures": [f.to_json() for f in c.figures],
@@ -214,9 +232,7 @@ def _plan_json(
             }
             for i, c in enumerate(compared)
         ],
-        "why": "least validation perplexity after a short lesson"
-        if by_trial
-        else "least KL divergence from the teacher before any lesson",
+        "why": why,
     }
 
 

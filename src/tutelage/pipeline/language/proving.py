@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tutelage.audit.language import TokenScores, joined, token_metrics
+from tutelage.audit.language import TokenScores, byte_metrics, joined, token_metrics
 from tutelage.devices import HOST, Device
 from tutelage.files import hash_json, read_json, write_json
 from tutelage.losses.language_terms import capped
@@ -22,7 +22,7 @@ from tutelage.pipeline.language.fitting import what_would_do
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.pace import here
 from tutelage.pipeline.language.shipping import Shipped
-from tutelage.pipeline.language.teaching import Taught
+from tutelage.pipeline.language.teaching import Taught, span_teacher
 from tutelage.pipeline.proving import verdicts
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -33,6 +33,7 @@ from tutelage.students.decoders.sizes import parameters
 from tutelage.tasks.causal_lm.packing import Tokens
 from tutelage.teach.gguf_file import open_gguf
 from tutelage.teach.token_signals import sequences
+from tutelage.train.spans import SpanTeacher
 
 _PARTINGS = 6  # places shown, one a sequence at most
 _BEFORE = 24  # tokens shown before such a place
@@ -78,19 +79,15 @@ def _proof(
     file = run.file(shipped.artifact.path)
     student, notes = decoder_of(open_gguf(file)[0]), []
     said = {
-        name: spoken(
-            material.decoder, student, getattr(material.data, name), progress, name,
+        name: _said(
+            recipe, material, student, getattr(material.data, name), progress, name,
             where=f"{shipped.artifact.path} read back, {name} split",
         )
         for name in ("validation", "test")
     }  # fmt: skip
-    figures: dict[str, list[Measurement]] = {"teacher": [], "student": []}
+    figures, compared = _judged(recipe, said)
+    compared += _before(recipe, material, progress)
     terms = terms_of(recipe, material)
-    for name, found in said.items():
-        measured = {m.name: m for m in token_metrics(found.scores, seed=recipe.seed)}
-        for who, own in (("student", "perplexity"), ("teacher", "perplexity_teacher")):
-            figures[who].append(replace(measured[own], name=f"perplexity_{name}"))
-    compared = [m for n, m in measured.items() if n not in ("perplexity", "perplexity_teacher")]
     size = Measurement(
         name="storage_bytes", value=float(shipped.artifact.bytes), unit="B", kind="measured",
         where="file size",
@@ -99,7 +96,8 @@ def _proof(
     known = {m.name for m in own}
     predicted = figures_on(student.spec, taught.form, terms, device)
     figures["student"] += [*own, *(f for f in predicted if f.name not in known)]
-    figures["teacher"] += figures_on(material.decoder.spec, recipe.language.usual, terms, device)
+    alike = terms if material.theirs is None else replace(terms, header_bytes=0)
+    figures["teacher"] += figures_on(material.decoder.spec, recipe.language.usual, alike, device)
     for who, spec in (("teacher", material.decoder.spec), ("student", student.spec)):
         figures[who].append(
             Measurement(name="parameters", value=float(parameters(spec)), unit="1",
@@ -110,7 +108,7 @@ def _proof(
     return {
         "status": "missed" if missed else "met",
         "task": recipe.task,
-        "metric": "perplexity",
+        "metric": _metric(said["test"]),
         "decides": "tokens",
         "device": {"name": device.name, "title": device.title},
         "chosen": shipped.artifact.path,
@@ -123,7 +121,9 @@ def _proof(
         "figures": {who: [f.to_json() for f in found] for who, found in figures.items()},
         "others": [],
         "fidelity": [m.to_json() for m in compared],
-        "partings": _partings(material, student, said["test"]),
+        "partings": []
+        if material.theirs is not None
+        else _partings(material, student, said["test"]),
         **answer_side_by_side(recipe, material, student, progress),
         "parity": [],
         "artifacts": [shipped.artifact.to_json()],
@@ -132,6 +132,79 @@ def _proof(
         "recipe": recipe.to_yaml(),
         "notes": [*notes, *_unjudged(limits, judged)],
     }
+
+
+def _metric(said: Spoken) -> str:
+    return "perplexity" if said.scores.sizes is None else "bits_per_byte"
+
+
+def _judged(
+    recipe: Recipe, said: dict[str, Spoken]
+) -> tuple[dict[str, list[Measurement]], list[Measurement]]:
+    """Return the figures of each by split, and what compares them on the last one."""
+    figures: dict[str, list[Measurement]] = {"teacher": [], "student": []}
+    compared: list[Measurement] = []
+    for split, found in said.items():
+        name = _metric(found)
+        metrics = token_metrics if name == "perplexity" else byte_metrics
+        measured = {m.name: m for m in metrics(found.scores, seed=recipe.seed)}
+        for who, own in (("student", name), ("teacher", f"{name}_teacher")):
+            figures[who].append(replace(measured.pop(own), name=f"{name}_{split}"))
+        compared = list(measured.values())
+    return figures, compared
+
+
+def _before(recipe: Recipe, material: LanguageMaterial, progress: Progress) -> list[Measurement]:
+    """Return how well a student that the recipe names foretold the test split untaught."""
+    if material.given is None:
+        return []
+    found = _said(
+        recipe, material, material.given, material.data.test, progress, "test, untaught",
+        where="the student as it was given, in torch, test split",
+    )  # fmt: skip
+    figures, _ = _judged(recipe, {"untaught": found})
+    return figures["student"]
+
+
+def _said(
+    recipe: Recipe, material: LanguageMaterial, student: Decoder, tokens: Tokens,
+    progress: Progress, name: str, where: str,
+) -> Spoken:  # fmt: skip
+    """Ask both about a split, token by token, or where tokenizers differ span by span."""
+    spans = span_teacher(recipe, material)
+    if spans is None:
+        return spoken(material.decoder, student, tokens, progress, name, where)
+    return spoken_in_spans(spans, student, tokens, progress, name, where)
+
+
+def spoken_in_spans(
+    teacher: SpanTeacher, student: Decoder, tokens: Tokens, progress: Progress, name: str,
+    where: str,
+) -> Spoken:  # fmt: skip
+    """Ask both about every span of a split that is learned whole and that both write.
+
+    So both are asked about the same bytes.
+    """
+    parts: list[TokenScores] = []
+    places: list[np.ndarray] = []
+    progress.start(f"Proving the file ({name})", len(tokens))
+    for i in range(len(tokens)):
+        ids, learned = sequences(tokens, slice(i, i + 1))
+        told = teacher.told(student, ids, learned[:, 1:])
+        parts.append(
+            TokenScores(
+                student=told.student.double().numpy(),
+                teacher=told.teacher.double().numpy(),
+                sizes=told.sizes,
+                document=tokens.owner[i, told.place],
+                where=f"{where}, bytes that both write in spans",
+            )
+        )
+        places.append(np.stack([np.full_like(told.place, i), told.place]))
+        progress.advance()
+    progress.finish()
+    sequence, position = np.concatenate(places, axis=1)
+    return Spoken(scores=joined(parts), sequence=sequence, position=position)
 
 
 @torch.inference_mode()

@@ -84,7 +84,9 @@ def _next_slice(job: Job, taught: Taught | None, number: int, lesson: str) -> Sl
     """Return the slice of round `number`; None where no smaller one keeps the tightened limits."""
     _, internal = tightening.recorded(job.run, job.limits, lesson, most=number)
     start = None if taught is None else taught.student
-    forms = job.recipe.language.formats if taught is None else (taught.form,)
+    forms = job.recipe.language.formats
+    if taught is not None and job.material.given is None:  # a slice gets smaller, not coarser
+        forms = (taught.form,)
     try:
         found = candidates(
             job.material, job.terms, internal, job.device, job.pace,
@@ -94,7 +96,9 @@ def _next_slice(job: Job, taught: Taught | None, number: int, lesson: str) -> Sl
         if taught is None:
             raise
         return None
-    if start is not None and any(c.spec == start.spec for c in found):
+    if taught is not None and any(
+        (c.spec, c.form) == (taught.student.spec, taught.form) for c in found
+    ):
         return None  # what was missed is not foretold, so nothing would change
     return choose(
         found, job.device, job.material, internal, job.scores, job.run, job.progress,
@@ -108,6 +112,6 @@ def _shipped(job: Job, taught: Taught) -> dict[str, Any]:
     shipped = ship(job.recipe, job.material, taught, run, said)
     proof = prove(job.recipe, job.material, taught, shipped, job.device, job.limits, run, said)
     rows = {row["name"]: row for row in proof["figures"]["student"]}
-    figure = Measurement.from_json(rows["perplexity_validation"])
+    figure = Measurement.from_json(rows[f"{proof['metric']}_validation"])
     job.scores.note(taught.student.spec, taught.form, "taught", figure)
     return proof

@@ -133,6 +133,7 @@ def lesson_of(recipe: Recipe, material: LanguageMaterial) -> str:
     distill = recipe.distill.model_dump(mode="json", exclude={"checkpoint"})
     part = recipe.language.model_dump(mode="json", exclude={"prompts", "answer", "recompute"})
     data = [material.content, material.teacher, material.vocabulary, material.length]
+    data += [material.student] if material.student else []
     return hash_json([*data, distill, part, recipe.seed])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.errors import RecipeError
 from tutelage.files import read_json
+from tutelage.pipeline.language.answers import as_asked
 from tutelage.pipeline.language.source import open_source
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
@@ -29,10 +30,7 @@ class Speaker:
     def answer(self, line: str, longest: int) -> str:
         """Return the answer to a line, and remember both."""
         self.turns.append(Message(role="user", content=line))
-        if getattr(self.tokenizer, "chat_template", None) is None:  # it goes on with the text
-            asked = Document(text="\n".join(turn.content for turn in self.turns))
-        else:
-            asked = Document(messages=tuple(self.turns))
+        asked = as_asked(self.tokenizer, Document(messages=tuple(self.turns)))
         (said,) = write_answers(
             self.decoder.network, self.tokenizer, [asked], Sampling(longest=longest)
         )

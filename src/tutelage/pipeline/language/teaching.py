@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from tutelage.errors import RecipeError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.language_inside import apart_inside
-from tutelage.losses.language_terms import language_terms
+from tutelage.losses.language_spans import apart_spans
+from tutelage.losses.language_terms import LANGUAGE_LOSSES, language_terms
 from tutelage.pipeline.language.inside import check_inside, inside_of
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.own_words import own_losses, own_record, own_words
@@ -29,14 +31,10 @@ from tutelage.train.block_rounding import block_rounded
 from tutelage.train.inside import InsideLesson
 from tutelage.train.language import LanguageLesson
 from tutelage.train.loop import Trainer
+from tutelage.train.spans import SpanTeacher
 from tutelage.train.trackers import open_tracker
 
 _LOSSES = {"forward_kl": 1.0, "token_cross_entropy": 1.0}  # about half each: evidence is public
-_REMOVE = "remove the key"
-_INSTEAD = {
-    "student.source": "remove the key and a slice of the teacher is taught, or teach a model with "
-    "a tokenizer of its own from Python (docs/recipe.md)"
-}
 _RATE, _BATCH, _MICRO_TOKENS, _CHECKPOINT = 5e-4, 8, 2_048, "300 s"
 
 
@@ -60,13 +58,35 @@ def with_language_defaults(recipe: Recipe) -> Recipe:
     unset = {k: v for k, v in usual.items() if k not in recipe.distill.model_fields_set}
     found = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=unset)})
     weights, options = losses_of(found)
+    tokens, spans = apart_spans(weights)
+    if spans and (found.student.source is None or not tokens):
+        raise RecipeError(_wants(spans, tokens))
     try:
-        language_terms(weights, options, 1.0)
+        for name in spans:
+            LANGUAGE_LOSSES[name].checked(options.get(name, {}))
+        language_terms(tokens, _of(tokens, options), 1.0)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
-    check_inside(found, weights)
+    check_inside(found, tokens)
     own_losses(found, weights, options)
     return found
+
+
+def _wants(spans: Mapping[str, float], tokens: Mapping[str, float]) -> str:
+    name = next(iter(spans))
+    if not tokens:
+        return (
+            f"distill.losses: {name} says how sure to be of a next token, not which one it is; "
+            "name token_cross_entropy too"
+        )
+    return (
+        f"distill.losses: {name} compares tokenizers that differ, and a slice of the teacher has "
+        "the teacher's own; remove the loss, or name a student of your own in student.source"
+    )
+
+
+def _of(losses: Mapping[str, float], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given for name, given in options.items() if name in losses}
 
 
 def losses_of(recipe: Recipe) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -88,7 +108,6 @@ def losses_of(recipe: Recipe) -> tuple[dict[str, float], dict[str, dict[str, flo
 
 def _refuse_others(recipe: Recipe) -> None:
     for key, given in (
-        ("student.source", recipe.student.source),
         ("student.spec", recipe.student.spec),
         ("student.exits", recipe.student.exits),
         ("student.space: elastic", True if recipe.student.space == "elastic" else None),
@@ -97,11 +116,18 @@ def _refuse_others(recipe: Recipe) -> None:
         ("measure.power_csv", recipe.measure.power_csv),
     ):
         if given is not None:
-            raise RecipeError(f"{key} is not for task: causal_lm yet; {_INSTEAD.get(key, _REMOVE)}")
+            raise RecipeError(f"{key} is not for task: causal_lm yet; remove the key")
 
 
-def ask(recipe: Recipe, material: LanguageMaterial, run: Run, progress: Progress) -> TokenSignals:
-    """Ask the teacher about every learned token of the training texts, once."""
+def ask(
+    recipe: Recipe, material: LanguageMaterial, run: Run, progress: Progress
+) -> TokenSignals | None:
+    """Ask the teacher about every learned token of the training texts, once.
+
+    None where it has other tokens than the student: it is then asked live.
+    """
+    if material.theirs is not None:
+        return None
     part = recipe.language
     wanted: dict[str, Any] = {
         "kind": None if part.signal == "auto" else part.signal, "kept": part.kept,
@@ -125,14 +151,14 @@ def _teacher_key(material: LanguageMaterial) -> str:
 
 
 def teach(
-    recipe: Recipe, material: LanguageMaterial, chosen: Slice, signals: TokenSignals, run: Run,
-    progress: Progress, *, before: Taught | None = None,
+    recipe: Recipe, material: LanguageMaterial, chosen: Slice, signals: TokenSignals | None,
+    run: Run, progress: Progress, *, before: Taught | None = None,
 ) -> Taught:  # fmt: skip
     """Slice and teach step by step, each step once a run; the last one's student is returned.
 
     With `before` it goes on from that student, in further steps, else from the teacher.
     """
-    network = material.decoder if before is None else before.student
+    network = material.start if before is None else before.student
     results = [] if before is None else list(before.lessons)
     steps, first = steps_to(network.spec, chosen.spec), len(results) + 1
     for number, spec in enumerate(steps, first):
@@ -148,17 +174,25 @@ def teach(
     return Taught(student=network, form=chosen.form, result=joined, lessons=tuple(results))
 
 
+def span_teacher(recipe: Recipe, material: LanguageMaterial) -> SpanTeacher | None:
+    """Return the teacher that is asked about spans of text; None where tokens are the same."""
+    if material.theirs is None:
+        return None
+    weight = losses_of(recipe)[0]["uld"]
+    return SpanTeacher(material.decoder, material.theirs, material.tokenizer, weight=weight)
+
+
 def lesson_for(
-    recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: TokenSignals, *,
+    recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: TokenSignals | None, *,
     seed: int, examples: int | None = None, inside: InsideLesson | None = None,
 ) -> LanguageLesson:  # fmt: skip
-    """Return what a slice is taught, as the recipe says; `inside` is what its layers are."""
+    """Return what a student is taught, as the recipe says; `inside` is what its layers are."""
     weights, options = losses_of(recipe)
-    tokens, _ = apart_inside(weights)
+    tokens, _ = apart_spans(apart_inside(weights)[0])
     return LanguageLesson(
         student, material.data.train, material.data.validation, losses=tokens,
-        options={name: given for name, given in options.items() if name in tokens}, inside=inside,
-        signals=signals, batch=recipe.distill.batch,
+        options=_of(tokens, options), inside=inside, signals=signals,
+        spans=span_teacher(recipe, material), batch=recipe.distill.batch,
         micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed, examples=examples,
         recompute=recipe.language.recompute,
     )  # fmt: skip
@@ -166,7 +200,7 @@ def lesson_for(
 
 def _step(
     recipe: Recipe, material: LanguageMaterial, before: Decoder, spec: DecoderSpec,
-    kept: tuple[int, ...] | None, signals: TokenSignals, run: Run, progress: Progress,
+    kept: tuple[int, ...] | None, signals: TokenSignals | None, run: Run, progress: Progress,
     place: tuple[int, int], form: Quantization, epochs: int,
 ) -> tuple[Decoder, dict[str, Any]]:  # fmt: skip
     number, of = place
@@ -175,7 +209,8 @@ def _step(
     seed = recipe.seed + number
 
     def work() -> tuple[Any, list[Path]]:
-        progress.say(f"student: slicing, step {number} of {of}")
+        if material.given is None:
+            progress.say(f"student: slicing, step {number} of {of}")
         student = slice_decoder(before, spec, choosing_tokens(material), kept=kept)
         inside = inside_of(
             recipe, material, student, (weights, options), progress, last=number == of
@@ -184,6 +219,7 @@ def _step(
         with block_rounded(student, form):
             lesson = lesson_for(recipe, material, student, signals, seed=seed, inside=inside)
             steps = epochs * lesson.steps()
+            shared = _shared(lesson, material, progress)
             own = own_words(recipe, material, (weights, options), steps=steps, seed=seed)
             lesson.write_own(own)
             trainer = Trainer(
@@ -203,17 +239,19 @@ def _step(
         write_tensors(path, student.state_dict())
         origin = dataclasses.asdict(student.origin)
         result = {"history": history, "config": config, "origin": origin}
-        return {**result, **own_record(lesson.own, steps)}, [path]
+        return {**result, **shared, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
     earlier = run.manifest["stages"].get(f"teach-{number - 1}", {}).get("files", {})
     inputs = hash_json(
         [
-            done, earlier, signals.key, spec.config, form, list(kept or ()), weights, options,
-            material.content, recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
+            done, earlier, signals.key if signals else _live_key(material), spec.config, form,
+            list(kept or ()), weights, options, material.content,
+            recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
             epochs,
             *([recipe.language.own.model_dump(mode="json")] if recipe.language.own else []),
+            *([material.student] if material.given is not None else []),
         ]
     )  # fmt: skip
     record = run.stage(f"teach-{number}", inputs, work)
@@ -222,6 +260,22 @@ def _step(
     origin = record.result["origin"]
     student.origin = Origin(layers=tuple(origin["layers"]), numbers=tuple(origin["numbers"]))
     return student.eval(), record.result
+
+
+def _live_key(material: LanguageMaterial) -> str:
+    """Name a teacher that is asked live."""
+    return hash_json(["live", material.teacher, material.vocabulary])
+
+
+def _shared(
+    lesson: LanguageLesson, material: LanguageMaterial, progress: Progress
+) -> dict[str, Any]:
+    """Say how much of what is learned a teacher with another tokenizer speaks of, too."""
+    if lesson.spans is None:
+        return {}
+    found = lesson.spans.survey(material.data.train)
+    progress.say(f"student: {found.describe()}")
+    return {"shared": dataclasses.asdict(found)}
 
 
 def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
@@ -261,6 +315,7 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         "epochs": len(history["loss"]),
         "steps": len(results),
         **_own_steps(results),
+        **{key: results[-1][key] for key in ("shared",) if key in results[-1]},
         "seed": recipe.seed,
         "metric": "loss",
         "history": history,

@@ -31,8 +31,8 @@ _SHARE = 20  # of the tokens that a whole lesson takes
 
 
 def try_slices(
-    recipe: Recipe, material: LanguageMaterial, compared: Sequence[Slice], signals: TokenSignals,
-    scores: SliceScores, run: Run, progress: Progress,
+    recipe: Recipe, material: LanguageMaterial, compared: Sequence[Slice],
+    signals: TokenSignals | None, scores: SliceScores, run: Run, progress: Progress,
 ) -> None:  # fmt: skip
     """Teach each slice briefly (once a run) and note its validation perplexity in `scores`."""
     for number, candidate in enumerate(compared, 1):
@@ -42,7 +42,7 @@ def try_slices(
 
 
 def _tried(
-    recipe: Recipe, material: LanguageMaterial, candidate: Slice, signals: TokenSignals,
+    recipe: Recipe, material: LanguageMaterial, candidate: Slice, signals: TokenSignals | None,
     lesson: str, run: Run, progress: Progress, label: str,
 ) -> Measurement:  # fmt: skip
     counts = material.data.train.learned.sum(axis=1)

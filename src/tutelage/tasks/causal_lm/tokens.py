@@ -31,6 +31,8 @@ _AT_ONCE, _MOST_CHARACTERS = 128, 1 << 20
 class Writer:
     """Writes documents as tokens with one tokenizer; `unclear` counts chats learned whole.
 
+    `end` is the token that parts documents, `start` are those before a text.
+
     Raises `DataError` for a tokenizer without an end token, and for chats where it has no template,
     or one that refuses them.
     """
@@ -44,7 +46,7 @@ class Writer:
                 "tokenizer_config.json"
             )
         self.end = int(tokenizer.eos_token_id)
-        self._start = self._before_texts()
+        self.start = self._before_texts()
         self._special = {
             *tokenizer.all_special_ids,
             *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
@@ -66,7 +68,7 @@ class Writer:
     def prompt(self, document: Document) -> list[int]:
         """Return the ids of a text as a beginning, or of a chat up to where the answer begins."""
         if not document.messages:
-            return [*self._start, *self._ids([document.text])[0]]
+            return [*self.start, *self._ids([document.text])[0]]
         return self._ids(self._rendered([document.chat()], [document.where], ask=True))[0]
 
     def ends(self) -> set[int]:
@@ -93,7 +95,7 @@ class Writer:
 
     def _texts(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for ids in self._ids(texts):
-            whole = np.array([*self._start, *ids, self.end], np.int32)
+            whole = np.array([*self.start, *ids, self.end], np.int32)
             yield whole, np.ones(len(whole), np.bool_)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
