@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, RecipeError
 from tutelage.tasks.unlabelled import check_enough, some_labels
 
+Part = TypeVar("Part")
+_TEST_SHARE = 0.2
 _RARE = 0.1  # of the commonest class's examples
 _SPLIT_NAMES = {
     "train": "train",
@@ -62,6 +65,33 @@ def matched(
     if wanted is None:
         raise some_labels(source, wanted_source)
     return renumbered(labels, classes, source, wanted, wanted_source)
+
+
+def parted(
+    train: Part, validation: Part | None, test: Part | None, *, share: float,
+    take_out: Callable[..., tuple[Part, Part]], compare: Callable[..., tuple[str, ...]],
+) -> tuple[Part, Part, Part, tuple[str, ...]]:  # fmt: skip
+    """Return the three splits, what is missing taken out of `train`, and notes on copies.
+
+    `take_out(examples, share, split=)` gives what stays and what is taken, `compare(examples,
+    name, others, name of others)` says which examples are copies. Validation is `share` of what is
+    left when a fifth is the test split.
+    """
+    if test is None:
+        train, test = take_out(train, _TEST_SHARE, split="test")
+    notes = compare(test, "test", train, "training")
+    if validation is None:
+        train, validation = take_out(train, share, split="validation")
+    else:
+        notes += compare(validation, "validation", train, "training")
+        notes += compare(test, "test", validation, "validation")
+    return train, validation, test, notes
+
+
+def check_share(share: float) -> None:
+    """Refuse a validation share that leaves one side empty; raises `RecipeError`."""
+    if not 0 < share < 1:
+        raise RecipeError(f"validation_share is {share}: it must lie between 0 and 1")
 
 
 def check_learnable(

@@ -58,15 +58,16 @@ def with_language_defaults(recipe: Recipe) -> Recipe:
     unset = {k: v for k, v in usual.items() if k not in recipe.distill.model_fields_set}
     found = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=unset)})
     weights, options = losses_of(found)
-    tokens, spans = apart_spans(weights)
-    if spans and (found.student.source is None or not tokens):
-        raise RecipeError(_wants(spans, tokens))
     try:
+        tokens, spans = apart_spans(weights)
         for name in spans:
             LANGUAGE_LOSSES[name].checked(options.get(name, {}))
-        language_terms(tokens, _of(tokens, options), 1.0)
+        if tokens or not spans:
+            language_terms(tokens, _of(tokens, options), 1.0)
     except RecipeError as error:
         raise RecipeError(f"distill.losses: {error}") from None
+    if spans and (found.student.source is None or not tokens):
+        raise RecipeError(_wants(spans, tokens))
     check_inside(found, tokens)
     own_losses(found, weights, options)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,14 @@ from tutelage.tasks.series.augment import (
 from tutelage.tasks.series.base import Series, SeriesOptions, SeriesParts, content_keys, make_series
 from tutelage.tasks.series.files import read_series
 from tutelage.tasks.series.plot import plot
-from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
+from tutelage.tasks.splits import (
+    check_learnable,
+    check_share,
+    matched,
+    overlap,
+    parted,
+    set_aside,
+)
 from tutelage.tasks.unlabelled import (
     NO_LABELS,
     fresh,
@@ -35,7 +43,6 @@ from tutelage.tasks.values import check_varied
 from tutelage.tasks.values import strata as like_values
 from tutelage.types import Batch, Decides
 
-_TEST_SHARE = 0.2
 _MANY_NUMBERS = 10  # so many classes that are numbers may be values
 _MOST_OVERLAP = 0.05  # short series of coarse numbers may coincide by chance
 _SALT = {"test": 1, "validation": 2}
@@ -154,14 +161,11 @@ def arrange(
             train.labels, train.classes, count=len(train), least=max(2, taken),
             source=train.source, noun="series", advice=_if_values(train),
         )  # fmt: skip
-    if test is None:
-        train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
-    notes += _overlap_notes(test, "test", train)
-    if validation is None:
-        train, validation = take_out(train, validation_share, seed=seed, split="validation")
-    else:
-        notes += _overlap_notes(validation, "validation", train)
-        notes += _overlap_notes(test, "test", validation, "validation")
+    train, validation, test, copies = parted(
+        train, validation, test, share=validation_share, take_out=partial(take_out, seed=seed),
+        compare=_overlap_notes,
+    )  # fmt: skip
+    notes += copies
     if unlabelled is not None:
         train, joining = _joined(train, unlabelled, validation, test)
         notes += joining
@@ -179,8 +183,7 @@ def _check_values(**parts: Series) -> None:
 
 
 def _check_options(validation_share: float, length: int | None, hop: int | None) -> None:
-    if not 0 < validation_share < 1:
-        raise RecipeError(f"validation_share is {validation_share}: it must lie between 0 and 1")
+    check_share(validation_share)
     if length is not None and length < 2:
         raise RecipeError(f"data.length is {length}: a series needs at least 2 steps")
     if hop is not None and hop < 1:
@@ -280,9 +283,7 @@ def take_out(
     return series.take(np.flatnonzero(~taken)), series.take(np.flatnonzero(taken))
 
 
-def _overlap_notes(
-    series: Series, name: str, train: Series, other: str = "training"
-) -> tuple[str, ...]:
+def _overlap_notes(series: Series, name: str, train: Series, other: str) -> tuple[str, ...]:
     known = set(map(tuple, content_keys(train).tolist()))
     # A sensor at rest repeats itself: series that never change say nothing about copies.
     high, low = (reduce(series.values, axis=2) for reduce in (np.fmax.reduce, np.fmin.reduce))

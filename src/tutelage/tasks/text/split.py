@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from tutelage.errors import DataError, RecipeError
+from tutelage.errors import DataError
 from tutelage.tasks.draws import hash_keys
-from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
+from tutelage.tasks.splits import check_learnable, check_share, matched, overlap, set_aside
 from tutelage.tasks.text.files import TextSource
 from tutelage.tasks.unlabelled import fresh, no_labels
 
@@ -48,8 +48,7 @@ def split_texts(
     An `unlabelled` one loses its copies of validation and test texts. `notes` grows. Raises
     `DataError` for texts that cannot be learned from, `RecipeError` for a bad share.
     """
-    if not 0 < share < 1:
-        raise RecipeError(f"validation_share is {share}: it must lie between 0 and 1")
+    check_share(share)
     train, more = read["train"], read.get("unlabelled")
     read = {name: held for name, held in read.items() if held is not more}
     if not train.classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,17 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt64
 
-from tutelage.errors import DataError, RecipeError
+from tutelage.errors import DataError
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
-from tutelage.tasks.splits import check_learnable, matched, overlap, set_aside
+from tutelage.tasks.splits import (
+    check_learnable,
+    check_share,
+    matched,
+    overlap,
+    parted,
+    set_aside,
+)
 from tutelage.tasks.unlabelled import (
     NO_LABELS,
     fresh,
@@ -36,7 +44,6 @@ from tutelage.tasks.vision.base import make_images
 from tutelage.tasks.vision.reading import Images, Splits, read_splits
 from tutelage.types import Batch, Decides
 
-_TEST_SHARE = 0.2
 _MOST_OVERLAP = 0.01
 _SALT = {"test": 1, "validation": 2}
 
@@ -112,8 +119,7 @@ def arrange(
     may be renamed or reordered, and equal images fall on the same side. Then `unlabelled` images
     join the training split, but for copies of validation or test images.
     """
-    if not 0 < validation_share < 1:
-        raise RecipeError(f"validation_share is {validation_share}: it must lie between 0 and 1")
+    check_share(validation_share)
     taken = 1 + (test is None) + (validation is None)
     check_learnable(
         train.labels, train.classes, count=len(train), least=max(2, taken), source=train.source,
@@ -121,16 +127,12 @@ def arrange(
     )  # fmt: skip
     test = None if test is None else aligned(test, train)
     validation = None if validation is None else aligned(validation, train)
-    if test is None:
-        train, test = take_out(train, _TEST_SHARE, seed=seed, split="test")
-    notes = _overlap_notes(test, "test", train)
-    if train.labels is None:
-        notes = (no_labels(train.source), *notes)
-    if validation is None:
-        train, validation = take_out(train, validation_share, seed=seed, split="validation")
-    else:
-        notes += _overlap_notes(validation, "validation", train)
-        notes += _overlap_notes(test, "test", validation, "validation")
+    notes = () if train.labels is not None else (no_labels(train.source),)
+    train, validation, test, copies = parted(
+        train, validation, test, share=validation_share, take_out=partial(take_out, seed=seed),
+        compare=_overlap_notes,
+    )  # fmt: skip
+    notes += copies
     if unlabelled is not None:
         train, joining = _joined(train, unlabelled, validation, test)
         notes += joining
@@ -184,9 +186,7 @@ def content_keys(images: Images) -> UInt64[np.ndarray, "n 2"]:
     return np.frombuffer(digests, "<u8").reshape(-1, 2).astype(np.uint64)
 
 
-def _overlap_notes(
-    images: Images, name: str, train: Images, other: str = "training"
-) -> tuple[str, ...]:
+def _overlap_notes(images: Images, name: str, train: Images, other: str) -> tuple[str, ...]:
     known = set(map(tuple, content_keys(train).tolist()))
     shared = sum(tuple(key) in known for key in content_keys(images).tolist())
     return overlap(
