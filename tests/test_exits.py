@@ -31,7 +31,6 @@ from tutelage.students.exits import (
     ExitingNetwork,
     Exits,
     early,
-    exit_taps,
     fresh_exits,
     load_exits,
     save_exits,
@@ -147,23 +146,6 @@ def test_at_most_three_exits_none_at_the_last_tap():
     taps = [Tap(path=str(i), shape=(4, 4, 4)) for i in range(9)]
     assert early(taps[:1]) == () and early(taps[:3]) == (0, 1)
     assert early(taps) == (2, 4, 6)
-
-
-@pytest.mark.parametrize(
-    ("depths", "taps"),
-    [
-        ((2, 2, 1), ["stages.0.0", "stages.0", "stages.1", "stages.2"]),
-        ((1, 2, 1), ["stages.0", "stages.1", "stages.2"]),
-        ((2, 1, 1, 1), ["stages.0", "stages.1", "stages.2", "stages.3"]),
-    ],
-    ids=["room", "one block", "no room"],
-)
-def test_where_there_is_room_an_exit_stands_behind_the_first_block(depths, taps):
-    spec = ConvNetSpec(
-        image=SHAPE, classes=CLASSES, widths=(4, 6, 8, 8)[: len(depths)], depths=depths
-    )
-    found = exit_taps(ConvNet(spec).eval(), torch.zeros(2, *SHAPE))
-    assert [tap.path for tap in found] == taps
 
 
 def test_exits_are_read_back_and_damage_is_told(tmp_path):

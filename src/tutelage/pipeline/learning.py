@@ -38,7 +38,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
-from tutelage.students.exits import Exits, drop_exits, exit_taps, load_exits, save_exits
+from tutelage.students.exits import Exits, drop_exits, load_exits, save_exits
 from tutelage.students.inside import Inside
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
@@ -78,9 +78,7 @@ def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen
     two = mapped(examples, lambda x: x[:2])
     keep = None if batch.keep is None else batch.keep.to(device)
     if recipe.student.taps is None:
-        free = recipe.student.exits is not None and not recipe.distill.pairs
-        find = exit_taps if free else find_taps
-        taps = find(network, two, forward=chosen.forward)
+        taps = find_taps(network, two, forward=chosen.forward)
     else:
         taps = describe_taps(network, two, recipe.student.taps, forward=chosen.forward)
     teacher_taps = tuple(tap.path for tap in taught.teacher.taps)

@@ -22,8 +22,8 @@ from tutelage.export.quantize import quantize_int8
 from tutelage.measure.costs import figures_of
 from tutelage.measure.latency import measure_latency
 from tutelage.records import Limit, Measurement, SideFile
-from tutelage.students.exits import ExitingNetwork, exit_taps, fresh_exits
-from tutelage.students.taps import describe_taps
+from tutelage.students.exits import ExitingNetwork, fresh_exits
+from tutelage.students.taps import describe_taps, find_taps
 
 _TIMING_S = 0.5
 Precision = Literal["int8", "float16", "float32"]
@@ -112,7 +112,7 @@ def _with_exits(network: nn.Module, meta: ArtifactMeta, paths: tuple[str, ...] |
     if paths is not None and dict(network.named_modules()).keys() >= {*paths}:
         taps = describe_taps(network, example, paths)
     else:
-        taps = exit_taps(network, example)
+        taps = find_taps(network, example)
     exits = fresh_exits(taps, len(meta.classes))
     if not exits.taps:
         return network

@@ -15,7 +15,7 @@ from tutelage.errors import CorruptFileError
 from tutelage.files import read_json, read_tensors, write_json, write_tensors
 from tutelage.passes import Forward, Inputs, call
 from tutelage.students.branches import Branch
-from tutelage.students.taps import TapReader, find_taps, first_block
+from tutelage.students.taps import TapReader
 from tutelage.types import Tap
 
 MOST_EXITS = 3
@@ -36,19 +36,6 @@ def early(taps: Sequence[Tap]) -> tuple[int, ...]:
     if count <= MOST_EXITS:
         return tuple(range(count))
     return tuple(round((i + 1) * count / (MOST_EXITS + 1)) for i in range(MOST_EXITS))
-
-
-def exit_taps(network: nn.Module, example: Inputs, forward: Forward = call) -> tuple[Tap, ...]:
-    """Return the taps of a student with exits: those that are found in it, and an early one.
-
-    Where the ends of stages leave room for another exit, it stands behind the first block: the
-    first stage has the largest maps, and often most of the operations.
-    """
-    taps = find_taps(network, example, forward=forward)
-    if not 2 <= len(taps) <= MOST_EXITS:
-        return taps
-    first = first_block(network, example, taps[0], forward=forward)
-    return taps if first is None else (first, *taps)
 
 
 def fresh_exits(taps: Sequence[Tap], classes: int) -> Exits:

@@ -180,19 +180,6 @@ def find_taps(
     return tuple(Tap(path=path, shape=trace.shapes[path]) for path in best)
 
 
-def first_block(
-    model: nn.Module, example: Inputs, end: Tap, *, forward: Forward = call
-) -> Tap | None:
-    """Find the end of the first block, where the first stage, up to the tap `end`, has several."""
-    trace = _Trace.of(model, example, StudentError, forward)
-    chains = max(_families(trace, "", frozenset()), key=_block_count, default=[])
-    blocks = trace.before_head([block for _, inside in chains for block in inside])
-    stage = [block for block in blocks if trace.order[block] <= trace.order[end.path]]
-    if len(stage) < 2:
-        return None
-    return Tap(path=stage[0], shape=trace.shapes[stage[0]])
-
-
 def describe_taps(
     model: nn.Module,
     example: Inputs,
@@ -274,7 +261,7 @@ def _stage_ends(trace: _Trace) -> list[str]:
     families = list(_families(trace, "", frozenset()))
     if not families:
         return []
-    chains = max(families, key=_block_count)
+    chains = max(families, key=lambda family: sum(len(blocks) for _, blocks in family))
     if len(chains) > 1:
         return trace.before_head([c if c in trace.order else blocks[-1] for c, blocks in chains])
     blocks = trace.before_head(chains[0][1])
@@ -284,10 +271,6 @@ def _stage_ends(trace: _Trace) -> list[str]:
         return blocks
     # Widths that grow at every block name no stages; the resolution then does.
     return by_size if len(by_shape) == len(blocks) and len(by_size) > 1 else by_shape
-
-
-def _block_count(family: list[tuple[str, list[str]]]) -> int:
-    return sum(len(blocks) for _, blocks in family)
 
 
 def _families(
