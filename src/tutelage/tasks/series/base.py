@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt64
 from tutelage.errors import DataError
 from tutelage.tasks.archives import read_arrays
 from tutelage.tasks.cells import MISSING
+from tutelage.tasks.parts import Parts, gather
 from tutelage.tasks.several import from_one_hot, refuse_joined, refuse_lists
 from tutelage.tasks.values import as_values
 from tutelage.types import Decides
@@ -82,15 +83,6 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeriesParts:
-    """What one place holds; a place with a single, unnamed set has it as `train`."""
-
-    train: Series
-    validation: Series | None = None
-    test: Series | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesOptions:
     """Columns of tables: the label, which rows are one series (long form), and their time.
 
@@ -103,20 +95,6 @@ class SeriesOptions:
     time_column: str | None = None
     bare: bool = False
     target: Literal["auto", "classes", "values"] = "auto"
-
-
-def gather_parts(found: dict[str, Series], source: str) -> SeriesParts:
-    """Compose `SeriesParts`; a lone set is the `train` one. Raises `DataError` without a train."""
-    if len(found) == 1:
-        return SeriesParts(train=next(iter(found.values())))
-    if "train" not in found:
-        raise DataError(
-            f"{source} has no 'train' part, only {', '.join(sorted(found))}: "
-            "give the path of the training series themselves"
-        )
-    return SeriesParts(
-        train=found["train"], validation=found.get("validation"), test=found.get("test")
-    )  # fmt: skip
 
 
 def make_series(
@@ -307,7 +285,7 @@ def _ordered(names: set[str], source: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (numbers[name], name)))
 
 
-def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
+def read_npz(path: Path, options: SeriesOptions) -> Parts[Series]:
     """Read a NumPy archive: `x` `[n, t]` or `[n, c, t]` and `y`, or `x_train`, `y_train`, ..."""
     arrays = read_arrays(path)
     found: dict[str, Series] = {}
@@ -318,7 +296,7 @@ def read_npz(path: Path, options: SeriesOptions) -> SeriesParts:
     if not found:
         keys = () if options.bare else _Y_KEYS
         found["train"] = _npz_part(path, arrays, _X_KEYS, keys, options)
-    return gather_parts(found, str(path))
+    return gather(found, str(path), "series")
 
 
 def _npz_part(

@@ -13,10 +13,10 @@ import numpy as np
 from tutelage.errors import DataError
 from tutelage.registry import near_matches
 from tutelage.tasks.cells import one_line, plain, stamped
+from tutelage.tasks.parts import Parts, gather
 from tutelage.tasks.series.base import (
+    Series,
     SeriesOptions,
-    SeriesParts,
-    gather_parts,
     make_series,
     read_npz,
 )
@@ -28,7 +28,7 @@ from tutelage.types import Decides
 _OUTSIDE = re.compile(r":(?![^(]*\))")
 
 
-def read_series(path: str | Path, *, format: str = "auto", options: SeriesOptions) -> SeriesParts:
+def read_series(path: str | Path, *, format: str = "auto", options: SeriesOptions) -> Parts[Series]:
     """Read all the parts that a file or folder holds; raises `DataError` in one line.
 
     A folder holds one file a part, named after it (`NAME_TRAIN.ts` and `NAME_TEST.ts`, say).
@@ -46,7 +46,7 @@ def read_series(path: str | Path, *, format: str = "auto", options: SeriesOption
         ) from None
 
 
-def _read_file(path: Path, format: str, options: SeriesOptions) -> SeriesParts:
+def _read_file(path: Path, format: str, options: SeriesOptions) -> Parts[Series]:
     known = ", ".join(sorted(_SUFFIXES))
     chosen = _SUFFIXES.get(path.suffix.lower()) if format == "auto" else format
     if chosen is None:
@@ -59,7 +59,7 @@ def _read_file(path: Path, format: str, options: SeriesOptions) -> SeriesParts:
     return _READERS[chosen](path, options)
 
 
-def _read_folder(path: Path, format: str, options: SeriesOptions) -> SeriesParts:
+def _read_folder(path: Path, format: str, options: SeriesOptions) -> Parts[Series]:
     wanted = None if format in ("auto", "folder") else format
     files = [f for f in sorted(path.iterdir()) if f.is_file() and f.name[0] not in "._"]
     forms = tuple(_SUFFIXES.values()) if wanted is None else (wanted,)
@@ -78,7 +78,7 @@ def _read_folder(path: Path, format: str, options: SeriesOptions) -> SeriesParts
         )
     found = {part: _only(path, several) for part, several in parts.items()}
     read = {part: _read_file(file, wanted or "auto", options).train for part, file in found.items()}
-    return gather_parts(read, str(path))
+    return gather(read, str(path), "series")
 
 
 def _only(folder: Path, files: list[Path]) -> Path:
@@ -121,7 +121,7 @@ class _Header:
         return bool(self.classes) or self.decides == "values"
 
 
-def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
+def read_ts(path: Path, options: SeriesOptions) -> Parts[Series]:
     """Read the text format of the UCR and UEA archives (timeseriesclassification.com)."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -152,7 +152,7 @@ def read_ts(path: Path, options: SeriesOptions) -> SeriesParts:
         held.items, held.labels if held.labelled and not held.bare else None, classes=held.classes,
         decides=held.decides or "classes", source=str(path), names=held.names,
     )  # fmt: skip
-    return SeriesParts(train=made)
+    return Parts(train=made)
 
 
 def _ts_header(held: _Header, line: str, number: int) -> bool:
@@ -265,7 +265,7 @@ def _ts_agrees(held: _Header) -> None:
             )
 
 
-_READERS: dict[str, Callable[[Path, SeriesOptions], SeriesParts]] = {
+_READERS: dict[str, Callable[[Path, SeriesOptions], Parts[Series]]] = {
     "ts": read_ts,
     "npz": read_npz,
     "csv": read_csv,

@@ -18,10 +18,10 @@ from tutelage.tasks.cells import (
     is_text,
     one_line,
 )
+from tutelage.tasks.parts import Parts
 from tutelage.tasks.series.base import (
     Series,
     SeriesOptions,
-    SeriesParts,
     make_series,
 )
 from tutelage.tasks.several import refuse_lists
@@ -30,7 +30,7 @@ from tutelage.types import Decides
 _LABEL_COLUMNS = ("label", "class", "target", "y")
 
 
-def read_csv(path: Path, options: SeriesOptions) -> SeriesParts:
+def read_csv(path: Path, options: SeriesOptions) -> Parts[Series]:
     """Read a CSV: one row a series, or one row a step where `series_column` is given."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -49,10 +49,10 @@ def read_csv(path: Path, options: SeriesOptions) -> SeriesParts:
             )
     columns = list(zip(*(row for _, row in rows), strict=True)) or [()] * len(header)
     lines = [f"line {number}" for number, _ in rows]
-    return SeriesParts(train=_table(path, header, columns, lines, options))
+    return Parts(train=_table(path, header, columns, lines, options))
 
 
-def read_parquet(path: Path, options: SeriesOptions) -> SeriesParts:
+def read_parquet(path: Path, options: SeriesOptions) -> Parts[Series]:
     """Read a Parquet file; its rows are as those of a CSV. Raises `MissingExtra`."""
     try:
         import pyarrow as pa
@@ -66,7 +66,7 @@ def read_parquet(path: Path, options: SeriesOptions) -> SeriesParts:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not readable Parquet ({one_line(error)})") from None
     rows = [f"row {i}" for i in range(table.num_rows)]
-    return SeriesParts(train=_table(path, table.column_names, columns, rows, options))
+    return Parts(train=_table(path, table.column_names, columns, rows, options))
 
 
 def _table(

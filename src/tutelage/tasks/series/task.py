@@ -15,13 +15,14 @@ from jaxtyping import Int
 from tutelage.errors import DataError, RecipeError
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.parts import Parts
 from tutelage.tasks.series.augment import (
     SeriesAugment,
     SeriesNormalisation,
     augment_series,
     fitted,
 )
-from tutelage.tasks.series.base import Series, SeriesOptions, SeriesParts, content_keys, make_series
+from tutelage.tasks.series.base import Series, SeriesOptions, content_keys, make_series
 from tutelage.tasks.series.files import read_series
 from tutelage.tasks.series.plot import plot
 from tutelage.tasks.splits import (
@@ -91,7 +92,7 @@ def load(
     )  # fmt: skip
     if isinstance(train, tuple):
         decides: Decides = "values" if target == "values" else "classes"
-        found = SeriesParts(train=make_series(*train, decides=decides, source="the series given"))
+        found = Parts(train=make_series(*train, decides=decides, source="the series given"))
     else:
         found = read_series(train, format=format, options=options)
     more = None
@@ -101,9 +102,7 @@ def load(
         options = replace(options, target=found.train.decides)
         alike = isinstance(train, tuple) or Path(test).suffix == Path(train).suffix
         other = read_series(test, format=format if alike else "auto", options=options)
-        found = SeriesParts(
-            train=found.train, validation=found.validation, test=other.test or other.train
-        )
+        found = found.with_test(other)
     return arrange(
         found.train,
         test=found.test,

@@ -15,6 +15,7 @@ from typing import IO, Any
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
 from tutelage.tasks.cells import one_line as _line
+from tutelage.tasks.parts import Parts, gather
 from tutelage.tasks.several import several_labels
 from tutelage.tasks.splits import split_name
 
@@ -48,15 +49,6 @@ class TextSource:
     def cells(self, file: Path) -> Iterator[tuple[str, Any, Any]]:
         """Yield place, text and label of each row of a file, as they stand there."""
         return _READERS[self.form](file, self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextParts:
-    """What one place holds; a place with a single, unnamed set has it as `train`."""
-
-    train: TextSource
-    validation: TextSource | None = None
-    test: TextSource | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +85,7 @@ def find_texts(
     text_column: str | None = None,
     label_column: str | None = None,
     bare: bool = False,
-) -> TextParts:
+) -> Parts[TextSource]:
     """Find the parts that a file or folder holds; raises `DataError` in one line.
 
     A folder holds files named after their part (`train.csv`, `test-00000-of-00002.parquet`); those
@@ -118,16 +110,9 @@ def find_texts(
         )  # fmt: skip
 
     if not where.is_dir():
-        return TextParts(train=source([where]))
+        return Parts(train=source([where]))
     found = {part: source(files) for part, files in _files(where, wanted).items()}
-    if len(found) == 1:
-        return TextParts(train=next(iter(found.values())))
-    if "train" not in found:
-        raise DataError(
-            f"{where} has no 'train' part, only {', '.join(sorted(found))}: "
-            "give the path of the training texts themselves"
-        )
-    return TextParts(**found)
+    return gather(found, str(where), "texts")
 
 
 def _form(path: Path) -> str:

@@ -21,8 +21,9 @@ from tutelage.errors import DataError, RecipeError
 from tutelage.progress import Progress, Silent
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.parts import Parts
 from tutelage.tasks.text.encoding import encode_starts
-from tutelage.tasks.text.files import ABSENT, Findings, TextParts, TextSource, find_texts
+from tutelage.tasks.text.files import ABSENT, Findings, TextSource, find_texts
 from tutelage.tasks.text.given import given_texts
 from tutelage.tasks.text.labels import class_numbers
 from tutelage.tasks.text.reading import as_texts, in_few_tokens, read_rows, taught_parts
@@ -113,14 +114,13 @@ def _sources(
 ) -> dict[str, TextSource]:
     given = isinstance(train, tuple)
     if given:
-        found = TextParts(train=given_texts(*train))
+        found: Parts[TextSource] = Parts(train=given_texts(*train))
     else:
         found = find_texts(train, format=format, **columns)
-    sources = {"train": found.train, "validation": found.validation, "test": found.test}
     if test is not None:
         alike = given or Path(test).suffix == Path(train).suffix
-        other = find_texts(test, format=format if alike else "auto", **columns)
-        sources["test"] = other.test or other.train
+        found = found.with_test(find_texts(test, format=format if alike else "auto", **columns))
+    sources = {"train": found.train, "validation": found.validation, "test": found.test}
     return {name: source for name, source in sources.items() if source is not None}
 
 

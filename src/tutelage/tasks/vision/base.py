@@ -57,15 +57,6 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Splits:
-    """What one place holds; a place with a single, unnamed set has it as `train`."""
-
-    train: Images
-    validation: Images | None = None
-    test: Images | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
     """How to read: labels file (IDX, npz), columns (tables), and (height, width) to resize to.
 
@@ -77,20 +68,6 @@ class ReadOptions:
     label_column: str | None = None
     size: tuple[int, int] | None = None
     bare: bool = False
-
-
-def gather_splits(found: dict[str, Images], source: str) -> Splits:
-    """Compose `Splits`; a lone set is the `train` one. Raises `DataError` without a train set."""
-    if len(found) == 1:
-        return Splits(train=next(iter(found.values())))
-    if "train" not in found:
-        raise DataError(
-            f"{source} has no 'train' part, only {', '.join(sorted(found))}: "
-            "give the path of the training images themselves"
-        )
-    return Splits(
-        train=found["train"], validation=found.get("validation"), test=found.get("test")
-    )  # fmt: skip
 
 
 def make_images(

@@ -13,12 +13,11 @@ import numpy as np
 
 from tutelage.errors import DataError
 from tutelage.tasks.archives import read_arrays
+from tutelage.tasks.parts import Parts, gather
 from tutelage.tasks.splits import split_name
 from tutelage.tasks.vision.base import (
     Images,
     ReadOptions,
-    Splits,
-    gather_splits,
     make_images,
 )
 from tutelage.tasks.vision.decode import IMAGE_SUFFIXES, decode_images
@@ -33,14 +32,14 @@ _NPZ_SPLITS = {  # Keras and MedMNIST habits
 }
 
 
-def read_digits(path: Path, options: ReadOptions) -> Splits:
+def read_digits(path: Path, options: ReadOptions) -> Parts[Images]:
     """Return scikit-learn's 1,797 digits, 8 x 8, with their 0..16 stretched to 0..255."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     names = tuple(str(i) for i in range(10))
-    return Splits(
+    return Parts(
         train=make_images(
             pixels, None if options.bare else digits.target, classes=names, source="digits",
             size=options.size,
@@ -48,14 +47,14 @@ def read_digits(path: Path, options: ReadOptions) -> Splits:
     )  # fmt: skip
 
 
-def read_idx(path: Path, options: ReadOptions) -> Splits:
+def read_idx(path: Path, options: ReadOptions) -> Parts[Images]:
     """Read an IDX images file, or a folder of them (`train-images...`, `t10k-images...`).
 
     The labels file is found by its name (`images` becomes `labels`); see
     http://yann.lecun.com/exdb/mnist for the format. `.gz` is read as it is.
     """
     if path.is_file():
-        return Splits(train=_idx_pair(path, options.labels, options))
+        return Parts(train=_idx_pair(path, options.labels, options))
     found: dict[str, Path] = {}
     for file in idx_files(path):
         words = [word for word in map(split_name, _words(file)) if word]
@@ -68,7 +67,7 @@ def read_idx(path: Path, options: ReadOptions) -> Splits:
         found.setdefault(split, file)
     labels = {split: options.labels if split == "train" else None for split in found}
     pairs = {split: _idx_pair(file, labels[split], options) for split, file in found.items()}
-    return gather_splits(pairs, str(path))
+    return gather(pairs, str(path), "images")
 
 
 def idx_files(folder: Path) -> list[Path]:
@@ -156,7 +155,7 @@ def _at_most(file: IO[bytes], count: int) -> bytes:
     return b"".join(parts)
 
 
-def read_npz(path: Path, options: ReadOptions) -> Splits:
+def read_npz(path: Path, options: ReadOptions) -> Parts[Images]:
     """Read a NumPy archive: `x` and `y` (or images/data/X, labels/target), or `x_train`, ..."""
     arrays = read_arrays(path)
     found: dict[str, Images] = {}
@@ -165,7 +164,7 @@ def read_npz(path: Path, options: ReadOptions) -> Splits:
             found[split] = _npz_part(path, arrays, x_keys, y_keys, options)
     if not found:
         found["train"] = _npz_part(path, arrays, _X_KEYS, _Y_KEYS, options)
-    return gather_splits(found, str(path))
+    return gather(found, str(path), "images")
 
 
 def _npz_part(
@@ -186,7 +185,7 @@ def _npz_part(
     return make_images(arrays[x], labels, source=f"{path}:{x}", size=options.size)
 
 
-def read_folder(path: Path, options: ReadOptions) -> Splits:
+def read_folder(path: Path, options: ReadOptions) -> Parts[Images]:
     """Read a folder with one folder a class, or with `train` and `test` folders of those.
 
     The class names are the folder names, in the order of their code points. A folder of images
@@ -200,8 +199,8 @@ def read_folder(path: Path, options: ReadOptions) -> Splits:
             if split in found:
                 raise DataError(f"{path} has two '{split}' folders: remove or rename '{name}'")
             found[str(split)] = _class_folders(path / name, options)
-        return gather_splits(found, str(path))
-    return Splits(train=_class_folders(path, options))
+        return gather(found, str(path), "images")
+    return Parts(train=_class_folders(path, options))
 
 
 def _folders(path: Path) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from tutelage.errors import DataError
 from tutelage.registry import near_matches
-from tutelage.tasks.vision.base import Images, ReadOptions, Splits
+from tutelage.tasks.parts import Parts
+from tutelage.tasks.vision.base import Images, ReadOptions
 from tutelage.tasks.vision.files import (
     idx_files,
     is_idx,
@@ -21,7 +22,7 @@ from tutelage.tasks.vision.tables import read_csv, read_parquet, read_saved_data
 
 Format = Literal["auto", "idx", "folder", "npz", "parquet", "csv", "saved_dataset", "digits"]
 
-_READERS: dict[str, Callable[[Path, ReadOptions], Splits]] = {
+_READERS: dict[str, Callable[[Path, ReadOptions], Parts[Images]]] = {
     "idx": read_idx,
     "folder": read_folder,
     "npz": read_npz,
@@ -44,7 +45,7 @@ def read_splits(
     label_column: str | None = None,
     size: tuple[int, int] | None = None,
     bare: bool = False,
-) -> Splits:
+) -> Parts[Images]:
     """Read all the splits that `path` holds, keeping the names train, validation and test.
 
     `path` is a file, a folder, or `digits` (scikit-learn's; a folder of that name is `./digits`).

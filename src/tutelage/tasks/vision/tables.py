@@ -15,12 +15,11 @@ import numpy as np
 
 from tutelage.errors import DataError, MissingExtra
 from tutelage.registry import near_matches
+from tutelage.tasks.parts import Parts, gather
 from tutelage.tasks.splits import split_name
 from tutelage.tasks.vision.base import (
     Images,
     ReadOptions,
-    Splits,
-    gather_splits,
     make_images,
 )
 from tutelage.tasks.vision.decode import decode_images
@@ -51,7 +50,7 @@ class _Table:
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def read_parquet(path: Path, options: ReadOptions) -> Splits:
+def read_parquet(path: Path, options: ReadOptions) -> Parts[Images]:
     """Read a Parquet file, or a folder of them named `train...`, `test...` (shards are joined)."""
     _pyarrow("Reading Parquet")
     import pyarrow as pa
@@ -70,17 +69,17 @@ def read_parquet(path: Path, options: ReadOptions) -> Splits:
             raise DataError(f"{files[0]} is not readable Parquet ({_line(error)})") from None
         source = str(path if len(files) > 1 else files[0])
         found[split] = _images(_arrow_table(table, files[0].parent, source), options)
-    return gather_splits(found, str(path))
+    return gather(found, str(path), "images")
 
 
-def read_saved_dataset(path: Path, options: ReadOptions) -> Splits:
+def read_saved_dataset(path: Path, options: ReadOptions) -> Parts[Images]:
     """Read what `datasets.save_to_disk` wrote, one dataset or several splits.
 
     The Arrow files are read as they are, so the result is the same with and without the library.
     """
     _pyarrow("Reading a saved dataset")
     if not (path / "dataset_dict.json").is_file():
-        return Splits(train=_images(_saved_table(path), options))
+        return Parts(train=_images(_saved_table(path), options))
     found: dict[str, Images] = {}
     for name in _json(path / "dataset_dict.json").get("splits", []):
         split = split_name(name)
@@ -88,10 +87,10 @@ def read_saved_dataset(path: Path, options: ReadOptions) -> Splits:
             found[split] = _images(_saved_table(path / name), options)
     if not found:
         raise DataError(f"{path} has no split named train or test: give the path of one split")
-    return gather_splits(found, str(path))
+    return gather(found, str(path), "images")
 
 
-def read_csv(path: Path, options: ReadOptions) -> Splits:
+def read_csv(path: Path, options: ReadOptions) -> Parts[Images]:
     """Read a CSV with a column of image paths, or with the columns pixel0, pixel1, ..."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -118,7 +117,7 @@ def read_csv(path: Path, options: ReadOptions) -> Splits:
         columns=tuple(header), column=column, folder=path.parent, source=str(path),
         matrix=lambda names: _cells(path, [header.index(n) for n in names], np.float32),
     )  # fmt: skip
-    return Splits(train=_images(table, options))
+    return Parts(train=_images(table, options))
 
 
 def _cells(path: Path, columns: list[int], kind: type) -> np.ndarray:

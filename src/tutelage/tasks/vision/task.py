@@ -17,6 +17,7 @@ from jaxtyping import Int, UInt64
 from tutelage.errors import DataError
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
+from tutelage.tasks.parts import Parts
 from tutelage.tasks.splits import (
     check_learnable,
     check_share,
@@ -41,7 +42,7 @@ from tutelage.tasks.vision.augment import (
     augment as augmented,
 )
 from tutelage.tasks.vision.base import make_images
-from tutelage.tasks.vision.reading import Images, Splits, read_splits
+from tutelage.tasks.vision.reading import Images, read_splits
 from tutelage.types import Batch, Decides
 
 _MOST_OVERLAP = 0.01
@@ -81,16 +82,14 @@ def load(
     where: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     bare = label_column == NO_LABELS
     if isinstance(train, tuple):
-        found = Splits(train=make_images(*train, source="the images given", size=size))
+        found = Parts(train=make_images(*train, source="the images given", size=size))
     else:
         found = read_splits(
             train, labels=train_labels, format=format, size=size, bare=bare, **where
         )
     if test is not None:
         other = read_splits(test, labels=test_labels, size=size, bare=bare, **where)
-        found = Splits(
-            train=found.train, validation=found.validation, test=other.test or other.train
-        )
+        found = found.with_test(other)
     more = None
     if unlabelled is not None:
         more = read_splits(unlabelled, size=size, bare=True, **where).train
