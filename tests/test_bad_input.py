@@ -270,6 +270,22 @@ def test_losses_and_a_fixed_student_are_refused_before_a_teacher_is_trained(
     assert not (tmp_path / "run/teacher").exists()
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_given_student_that_cannot_fit_is_refused_before_a_teacher_is_trained(
+    tmp_path: Path, own: bool
+) -> None:
+    tiny.write_data(tmp_path / "data.npz")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    student = {"student": {"source": "net.py:build"}} if own else {}
+    recipe = tiny.write_recipe(tmp_path, {"budget": {"storage": "100 B"}, **student})
+    said = tiny.cli("run", recipe, "--run", tmp_path / "run", *(["--trust-code"] if own else []))
+    refused(said, 3, "the given student does not fit", "storage")
+    assert "Training" not in said.err
+
+
 def test_earlier_files_stay_whole(job: Job, finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.run, tmp_path / "run")
     kept = ("student", "artifacts", "signals", "teacher", "checkpoints", "proof.json", "plan.json",

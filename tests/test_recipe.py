@@ -6,7 +6,6 @@ import json
 import math
 import os
 import typing
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -212,7 +211,7 @@ def test_relative_paths_start_at_the_recipe(tmp_path, monkeypatch):
     for name in ("there/r.yaml", folder / "r.yaml"):
         recipe = Recipe.read(name)
         assert recipe.data.train == str(folder / "images")
-        assert Path(str(recipe.data.test)).resolve() == tmp_path / "held"
+        assert recipe.data.test == str(tmp_path / "held")
         assert recipe.data.labels == str(folder / "l")
         assert recipe.data.test_labels == str(folder / "m")
         assert recipe.teacher.source == str(folder / "net.py:build")

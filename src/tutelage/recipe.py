@@ -274,7 +274,10 @@ def _absolute(value: str | None, folder: Path) -> str | None:
     if value is None or value == "digits" or value.startswith(("timm:", "torchvision:")):
         return value
     try:
-        return str(folder / Path(value).expanduser())
+        path = Path(value).expanduser()
+        while path.parts[:1] == ("..",):  # as it is read in a report: without a way back
+            folder, path = folder.parent, Path(*path.parts[1:])
+        return str(folder / path)
     except RuntimeError:
         raise RecipeError(f"{value}: there is no such home folder; write the whole path") from None
 

@@ -28,6 +28,7 @@ from tutelage.pipeline.planning import (
     find_candidates,
     load_own_student,
     plan,
+    refuse_given,
 )
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.result import Result
@@ -127,7 +128,9 @@ def _ready(
             recipe, material, trust_code=trust_code
         )  # fmt: skip
         planned = own is None and recipe.student.space in ("auto", "compact")
-        if recipe.teacher.fit is True and teacher is None and planned:
+        if own is not None or recipe.student.spec is not None:
+            refuse_given(recipe, material, device, own)
+        elif recipe.teacher.fit is True and teacher is None and planned:
             _refuse_infeasible(recipe, material, device, run, progress)
         taught = teach(recipe, material, run, progress, trust_code=trust_code, module=teacher)
         write_atomically(run.file("recipe.yaml"), recipe.to_yaml())

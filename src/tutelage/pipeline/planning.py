@@ -37,6 +37,8 @@ from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import from_function
 
+_UNKNOWN = float("inf")  # bytes of a teacher that was not read yet
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
@@ -59,7 +61,7 @@ class Chosen:
     macs: float | None = None
 
 
-def budget_of(recipe: Recipe, device: Device, teacher_bytes: int) -> tuple[Limit, ...]:
+def budget_of(recipe: Recipe, device: Device, teacher_bytes: float) -> tuple[Limit, ...]:
     """Return the recipe's limits and the device's own; with none, a tenth of the teacher's bytes.
 
     Raises `RecipeError` for a limit that the device's profile can neither measure nor predict.
@@ -178,11 +180,7 @@ def find_candidates(
     Nothing of the teacher but its size is needed, so this can be asked before it is trained.
     """
     if recipe.student.spec is not None:
-        spec = fixed_spec(recipe.student.spec, material)
-        candidate = weigh(spec, costing)
-        if candidate.missed:
-            raise _given_misses(candidate, stand_in(spec), costing)
-        return (candidate,)
+        return (_given_spec(fixed_spec(recipe.student.spec, material), costing),)
 
     shrinks = shrinks_of(recipe, material)
     families = token_families(recipe, material.task.families, material.task.name)
@@ -215,11 +213,35 @@ def find_candidates(
     return tuple(map(Candidate.from_json, record.result))
 
 
-def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run) -> Chosen:
+def refuse_given(recipe: Recipe, material: Material, device: Device, own: nn.Module | None) -> None:
+    """Raise `InfeasibleError` where a student that is given cannot fit, before a teacher is asked.
+
+    The limit that a recipe without any has is a share of the teacher's bytes: it is held later.
+    """
+    costing = costing_of(recipe, material, device, budget_of(recipe, device, _UNKNOWN))
+    if own is not None:
+        _given_module(own, costing)
+    elif recipe.student.spec is not None:
+        _given_spec(fixed_spec(recipe.student.spec, material), costing)
+
+
+def _given_spec(spec: StudentSpec, costing: Costing) -> Candidate:
+    candidate = weigh(spec, costing)
+    if candidate.missed:
+        raise _given_misses(candidate, stand_in(spec), costing)
+    return candidate
+
+
+def _given_module(own: nn.Module, costing: Costing) -> Candidate:
     spec = StudentSpec(family="own", knobs=_OwnKnobs(name=type(own).__name__))
     candidate = weighed(spec, own, costing)
     if candidate.missed:
         raise _given_misses(candidate, own, costing)
+    return candidate
+
+
+def _own_student(own: nn.Module, costing: Costing, material: Material, run: Run) -> Chosen:
+    candidate = _given_module(own, costing)
     rows = plan_json(
         costing.device.name, costing.limits, (candidate,), {}, 0, "the student that was given"
     )
