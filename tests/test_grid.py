@@ -118,14 +118,15 @@ def test_a_grid_is_its_cells_and_what_they_need() -> None:
 
 def test_a_definition_follows_the_method_and_the_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(kind="cell", method="kd", **PLACE)
-    before = job.definition()
-    assert before != Job(kind="cell", method="dist", **PLACE).definition()
+    beside = Job(kind="cell", method="dist", **PLACE)  # its time is that of kd
+    before = job.definition(), beside.definition()
+    assert before[0] != before[1]
     other = dataclasses.replace(METHODS["kd"], losses={"kl": 1.0})
     with monkeypatch.context() as patch:
         patch.setitem(METHODS, "kd", other)
-        assert job.definition() != before
+        assert job.definition() != before[0] and beside.definition() != before[1]
     monkeypatch.setitem(DOMAINS, "digits", dataclasses.replace(DOMAINS["digits"], epochs=3))
-    assert job.definition() != before
+    assert job.definition() != before[0]
 
 
 def test_code_is_hashed_without_what_only_language_models_use(

@@ -71,7 +71,8 @@ class Job:
         """Return the hash of what the grid's own words say about this job."""
         method = METHODS.get(self.method)
         said = None if method is None else method.definition()
-        parts = [self.kind, DOMAINS[self.domain].definition(), self.size, said, self.seed]
+        timed = METHODS[BASE].definition() if self.kind in ("clock", "search", "cell") else None
+        parts = [self.kind, DOMAINS[self.domain].definition(), self.size, said, timed, self.seed]
         return hash_json([*parts, self.searched])[:12]
 
 
