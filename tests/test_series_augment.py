@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_series_data import NAN, refused, some_series, some_values
 
+from tutelage.errors import RecipeError
 from tutelage.recipe import AugmentPart
 from tutelage.tasks import find_task
 from tutelage.tasks.series.augment import (
@@ -54,8 +55,8 @@ def batch_of(series, index, view, **config):
 
 
 @pytest.mark.parametrize(
-    "config", [{"jitter": 0.1}, {"stretch": 0.2}, {"warp": 0.4}, {"shift": 3},
-               {"jitter": 0.1, "stretch": 0.2, "warp": 0.4, "shift": 3}],
+    "config", [{"jitter": 0.1}, {"stretch": 0.2}, {"warp": 0.4}, {"shift": 3}, {"mixup": 0.5},
+               {"jitter": 0.1, "stretch": 0.2, "warp": 0.4, "shift": 3, "mixup": 0.3}],
 )  # fmt: skip
 def test_views_are_a_function_of_seed_view_and_index_alone(config):
     x = some_values(12)
@@ -99,6 +100,27 @@ def test_stretch_and_warp_and_shift_do_what_they_say():
     assert len(steps) > 3
 
 
+def test_mixup_adds_less_than_half_of_another_series_where_it_has_values():
+    levels = np.full((200, 2, 6), 10, np.float32) * np.arange(200, dtype=np.float32)[:, None, None]
+    levels[1::2, 1] = NAN  # half of them have no second channel
+    series = make_series(levels, np.arange(200) % 2, source="s")
+    fit = SeriesNormalisation.fit(levels)
+    own = fit.scaled(levels)
+    mixed = batch_of(series, range(200), 1, mixup=0.4).inputs.numpy()
+    far = np.abs(mixed - own)[:, 0]
+    np.testing.assert_allclose(far, far[:, :1].repeat(6, 1), atol=1e-5)  # one share a series
+    spread = own[:, 0, 0].max() - own[:, 0, 0].min()
+    assert 0.05 < far.mean() / spread < 0.085 and far.max() < 0.4 * spread  # a third times 0.2
+    assert (mixed[1::2, 1] == 0).all()  # what is missing stays so
+    second = np.abs(mixed - own)[::2, 1, 0]
+    assert (second == 0).sum() == pytest.approx(50, abs=20) and second.max() > 0.1
+    with pytest.raises(RecipeError, match="pass all_values"):
+        augment_series(
+            levels, np.full(200, 6), np.arange(200), seed=0, view=1,
+            config=SeriesAugment(mixup=0.1), normalisation=fit,
+        )  # fmt: skip
+
+
 def test_augment_takes_its_gaps_from_the_data():
     task, series = find_task("series"), some_series()
     mild = task.augment(series, AugmentPart.model_validate({}))
@@ -108,6 +130,8 @@ def test_augment_takes_its_gaps_from_the_data():
     assert not task.augment(series, none)
     refused("augment.shift is 20 steps", task.augment, series, SimpleNamespace(shift=20))
     refused("augment.flip is not for series", task.augment, series, SimpleNamespace(flip=True))
+    assert task.augment(series, AugmentPart.model_validate({"mixup": 0.5})).mixup == 0.5
+    refused("augment.mixup is 0.7", task.augment, series, SimpleNamespace(mixup=0.7))
     refused("augment.warp is 0.7", task.augment, series, SimpleNamespace(warp=0.7))
     refused("whole number of steps", task.augment, series, SimpleNamespace(shift=1.5))
 

@@ -151,7 +151,7 @@ class DataPart(Part):
 
 
 class AugmentPart(Part):
-    """How training images are varied; a pure function of seed, view and index."""
+    """How training examples are varied; a pure function of seed, view and index."""
 
     views: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None,
@@ -163,7 +163,9 @@ class AugmentPart(Part):
     )
     flip: bool = Field(False, description="mirror left and right; never for digits or letters")
     erase: Share = Field(0.0, description="share of the image blanked by a random rectangle")
-    mixup: Half = Field(0.0, description="largest weight of a second image mixed in, to 0.5")
+    mixup: Half = Field(
+        0.0, description="largest weight of a second image, or series, mixed in, to 0.5"
+    )
     scale: Half = Field(0.0, description="largest zoom in or out, as a share of the side")
     jitter: Share | None = Field(
         None, description="of series: noise, as a share of a channel's spread"

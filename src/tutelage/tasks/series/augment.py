@@ -20,10 +20,11 @@ from tutelage.errors import DataError, RecipeError
 from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.series.base import Series, lengths_of
 
-_NOISE, _HEIGHT, _SPEED, _WINDOW, _MOVE = range(1, 6)
+_NOISE, _HEIGHT, _SPEED, _WINDOW, _MOVE, _PARTNER, _SHARE = range(1, 8)
 _WINDOW_SHARE = 0.1
 _JITTER, _STRETCH = 0.03, 0.1
-_FOREIGN = ("flip", "erase", "mixup", "scale")
+_FOREIGN = ("flip", "erase", "scale")
+_KEYS = ("mixup", "jitter", "stretch", "warp", "shift")
 
 
 def fitted(series: Series, steps: int) -> Series:
@@ -61,19 +62,22 @@ def _gappy(rows: np.ndarray) -> list[np.ndarray]:
 class SeriesAugment:
     """What may happen to a series in a view other than 0, in this order.
 
-    `warp`: largest change of speed in a window of a tenth of the series, 0 to 0.5; the whole keeps
-    its length. `shift`: largest move in time, in steps; what comes in is missing. `stretch`:
-    largest change of height about the channel's mean, 0 to 0.5. `jitter`: standard deviation of
-    the noise, as a share of the channel's own, 0 to 1.
+    `mixup`: largest share of another series mixed in, 0 to 0.5 (the share is uniform below it);
+    where the other has no value, the series' own stays. `warp`: largest change of speed in a window
+    of a tenth of the series, 0 to 0.5; the whole keeps its length. `shift`: largest move in time,
+    in steps; what comes in is missing. `stretch`: largest change of height about the channel's
+    mean, 0 to 0.5. `jitter`: standard deviation of the noise, as a share of the channel's own, 0
+    to 1.
     """
 
     jitter: float = 0.0
     stretch: float = 0.0
     warp: float = 0.0
     shift: int = 0
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
-        bounds = {"jitter": 1.0, "stretch": 0.5, "warp": 0.5, "shift": math.inf}
+        bounds = {"jitter": 1.0, "stretch": 0.5, "warp": 0.5, "shift": math.inf, "mixup": 0.5}
         for name, high in bounds.items():
             value = getattr(self, name)
             if not (0 <= value <= high and math.isfinite(value)):
@@ -85,7 +89,7 @@ class SeriesAugment:
             raise RecipeError(f"augment.shift is {self.shift}: it must be a whole number of steps")
 
     def __bool__(self) -> bool:
-        return bool(self.jitter or self.stretch or self.warp or self.shift)
+        return any(getattr(self, key) for key in _KEYS)
 
     @classmethod
     def wanted(cls, part: Any, steps: int) -> SeriesAugment:
@@ -96,11 +100,10 @@ class SeriesAugment:
         for name in _FOREIGN:
             if getattr(part, name, None):
                 raise RecipeError(
-                    f"augment.{name} is not for series: remove it "
-                    "(jitter, stretch, warp and shift are)"
+                    f"augment.{name} is not for series: remove it ({', '.join(_KEYS)} are)"
                 )
-        given = {name: getattr(part, name, None) for name in ("jitter", "stretch", "warp", "shift")}
-        mild = {"jitter": _JITTER, "stretch": _STRETCH, "warp": 0.0, "shift": 0}
+        given = {name: getattr(part, name, None) for name in _KEYS}
+        mild = {"mixup": 0.0, "jitter": _JITTER, "stretch": _STRETCH, "warp": 0.0, "shift": 0}
         chosen = cls(**{name: mild[name] if v is None else v for name, v in given.items()})
         if chosen.shift >= steps:
             raise RecipeError(
@@ -167,6 +170,7 @@ def augment_series(
     lengths: Int[np.ndarray, " b"],
     index: Int[np.ndarray, " b"],
     *,
+    all_values: Float[np.ndarray, "n c t"] | None = None,
     seed: int,
     view: int,
     config: SeriesAugment,
@@ -174,13 +178,20 @@ def augment_series(
 ) -> Float[Tensor, "b c t"]:
     """Return the batch as the network sees it in `view`, normalised float32.
 
-    `index` names the series in the data set and alone decides what happens to each. Missing
-    values and padding stay 0, the mean of their channel.
+    `index` names the series in the data set and alone decides what happens to each. `all_values`
+    is the data set that mixup draws partners from. Missing values and padding stay 0, the mean of
+    their channel. Raises `RecipeError` for mixup without `all_values`.
     """
     scaled = normalisation.scaled(values)
     if view == 0 or not config:
         return _filled(scaled)
     draw = _Draws(seed, view, index)
+    if config.mixup:
+        if all_values is None:
+            raise RecipeError("augment.mixup needs the whole data set: pass all_values")
+        partner = normalisation.scaled(all_values[draw.below(_PARTNER, len(all_values))])
+        share = (config.mixup * draw.uniform(_SHARE)).astype(np.float32)[:, None, None]
+        scaled += share * np.where(np.isnan(partner), np.float32(0), partner - scaled)
     if config.warp:
         scaled = _resampled(scaled, lengths, _warped(draw, lengths, values.shape[2], config.warp))
     if config.shift:

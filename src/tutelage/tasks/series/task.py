@@ -373,12 +373,16 @@ class SeriesTask:
         augment: SeriesAugment,
         normalisation: SeriesNormalisation,
     ) -> Batch:
-        """Form one batch, inputs `[batch, c, t]`; missing values are 0, the channel's mean."""
+        """Form one batch, inputs `[batch, c, t]`; missing values are 0, the channel's mean.
+
+        Labels stay those of the series themselves, of which mixup leaves at least half.
+        """
         index = np.asarray(index, np.int64)
         inputs = augment_series(
             examples.values[index],
             examples.lengths[index],
             index,
+            all_values=examples.values,
             seed=seed,
             view=view,
             config=augment,
