@@ -56,6 +56,16 @@ def test_view_0_is_the_untouched_example_and_others_are_not():
     assert torch.equal(held.inputs, made.normalisation.apply(made.data.validation.pixels))
 
 
+def test_what_a_teacher_is_fitted_on_is_never_mixed():
+    plain, made = material(shift=2), material(shift=2, mixup=0.3)
+    index = torch.arange(made.train.count)
+    assert made.labelled is not None and plain.labelled is plain.train
+    assert made.labelled.content == plain.train.content != made.train.content
+    want = plain.train.batch(index, 1).inputs
+    assert torch.equal(made.labelled.batch(index, 1).inputs, want)
+    assert not torch.equal(made.train.batch(index, 1).inputs, want)
+
+
 def test_an_example_does_not_hang_on_its_neighbours_in_the_batch():
     made = material(shift=2, mixup=0.3)
     whole = made.train.batch(torch.arange(made.train.count), 2)

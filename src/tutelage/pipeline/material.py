@@ -29,11 +29,11 @@ from tutelage.types import Batch, Decides
 class Material:
     """What was read: the task's own data, its splits, how inputs are scaled and varied.
 
-    `labelled` are the training examples with a label (all of `train` where all have one), None
-    where the data has no labels; then `classes` are the teacher's. Where labels are values there
-    are no `classes`, and `target` is the unit in which networks learn. `chosen_by` is the recipe's
-    metric. `live`: training examples never look the same twice, so the teacher is asked as they
-    come.
+    `labelled` are the training examples with a label, unmixed (`train` itself where all are so),
+    None where the data has no labels; then `classes` are the teacher's. Where labels are values
+    there are no `classes`, and `target` is the unit in which networks learn. `chosen_by` is the
+    recipe's metric. `live`: training examples never look the same twice, so the teacher is asked as
+    they come.
     """
 
     task: Task
@@ -145,13 +145,19 @@ def options_of(recipe: Recipe, task: Task) -> dict[str, Any]:
 
 
 def _labelled(
-    examples: Any, whole: Split, split: Callable[..., Split]
-) -> Split | None:  # fmt: skip
-    """Return the split of the examples that have a label: the whole one where all have."""
+    examples: Any, whole: Split, augment: Any, split: Callable[..., Split], *, values: bool
+) -> Split | None:
+    """Return the split of the examples that have a label, which no other example is mixed with.
+
+    It is the whole one where all have a label and nothing is mixed.
+    """
     if examples.labels is None:
         return None
-    known = labelled_examples(examples)
-    return whole if known is examples else split("train", known, varied=True)
+    known = examples if values else labelled_examples(examples)
+    mixes = getattr(augment, "mixup", 0.0)
+    if known is examples and not mixes:
+        return whole
+    return split("train", known, varied=replace(augment, mixup=0.0) if mixes else augment)
 
 
 def labelled_examples(examples: Any) -> Any:
@@ -173,14 +179,14 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
     augment = task.augment(data.train, recipe.augment)
     target = Target.fit(data.train.labels) if task.decides(data) == "values" else None
 
-    def split(name: str, examples: Any, *, varied: bool) -> Split:
+    def split(name: str, examples: Any, *, varied: Any = None) -> Split:
         def batch(index: Tensor, view: int) -> Batch:
             made = task.batch(
                 examples,
                 index.numpy(),
-                view=view if varied else 0,
+                view=0 if varied is None else view,
                 seed=recipe.seed,
-                augment=augment,
+                augment=augment if varied is None else varied,
                 normalisation=normalisation,
             )
             if target is None or made.labels is None:
@@ -190,12 +196,12 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         transform = {"normalisation": asdict(normalisation)}
         if target is not None:
             transform["target"] = asdict(target)
-        if varied:
-            transform |= {"augment": asdict(augment), "seed": recipe.seed}
+        if varied is not None:
+            transform |= {"augment": asdict(varied), "seed": recipe.seed}
         content = hash_json({"examples": examples.fingerprint, **transform})
         return Split(name=name, count=len(examples), content=content, batch=batch)
 
-    train = split("train", data.train, varied=True)
+    train = split("train", data.train, varied=augment)
     if len(data.train) < 2:
         raise DataError(f"{recipe.data.train} leaves fewer than 2 examples to train on; add more")
     known = data.train.labels if target is None else None
@@ -211,9 +217,9 @@ def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
         views=_views(recipe, augment, len(data.train)),
         knobs={**task.knobs(data.train), "classes": 1 if target else len(data.train.classes)},
         train=train,
-        labelled=_labelled(data.train, train, split) if target is None else train,
-        validation=split("validation", data.validation, varied=False),
-        test=split("test", data.test, varied=False),
+        labelled=_labelled(data.train, train, augment, split, values=target is not None),
+        validation=split("validation", data.validation),
+        test=split("test", data.test),
         chosen_by=recipe.metric,
         notes=(*data.notes, *rare),
     )
