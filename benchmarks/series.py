@@ -1,13 +1,14 @@
-"""Sensor series to 32 kB: what the int8 file keeps of the teacher, beside the student on its own.
+"""Sensor series to 32 kB or less: what the int8 file keeps of the teacher, beside no teacher.
 
 python benchmarks/series.py --unpack                       # the .ts files, from the aeon wheel
-python benchmarks/series.py [--only GunPoint ...] [--seeds 0 1 2]
+python benchmarks/series.py [--only GunPoint ...] [--seeds 0 1 2] [--kilobytes 8]
 python benchmarks/series.py --table
 
-Each cell is one whole run of the product on the set's own train and test split: a teacher is fitted
-on the spot, a student of at most 32 kB is taught and proven. `no teacher` trains the structure that
-was chosen on labels alone, with the same views, epochs and schedule. Finished cells are not run
-again; lines go to benchmarks/results/series.json.
+Each cell is one whole run of the product on the set's own train and test split, proven on the int8
+file. The first method of a set and seed fits a teacher on the spot and, for each size, chooses the
+structure; the others take over both, with the same views, epochs and schedule. `mixup`: a second
+series is mixed in, up to a half. Finished cells are not run again; lines go to
+benchmarks/results/series.json.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import statistics
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 import tutelage
 from tutelage.cli.bars import Bars
@@ -32,7 +36,32 @@ HERE = Path(__file__).parent
 WORK = HERE / ".work" / "series"
 RESULTS = HERE / "results" / "series.json"
 SETS = ("BasicMotions", "ItalyPowerDemand", "GunPoint", "ACSF1", "JapaneseVowels")
-METHODS = ("default (dist)", "no teacher")
+METHODS: dict[str, dict[str, Any]] = {
+    "default (dist)": {"losses": {"dist": 1.0}},
+    "dist, mixup": {"losses": {"dist": 1.0}, "mixup": 0.5},
+    "dist and labels": {"losses": {"dist": 1.0, "cross_entropy": 0.5}},
+    "dist and labels, mixup": {"losses": {"dist": 1.0, "cross_entropy": 0.5}, "mixup": 0.5},
+    "no teacher": {"losses": {"cross_entropy": 1.0}},
+    "no teacher, mixup": {"losses": {"cross_entropy": 1.0}, "mixup": 0.5},
+}
+FIRST = next(iter(METHODS))
+SIZES = (32, 8)  # kilobytes of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One run."""
+
+    set: str
+    seed: int
+    method: str
+    kilobytes: int
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        method = self.method.replace(" ", "-").replace(",", "")
+        return WORK / "runs" / f"{self.set}-{self.seed}-{self.kilobytes}-{method}"
 
 
 def unpack() -> None:
@@ -48,49 +77,48 @@ def unpack() -> None:
                 path.write_bytes(wheel.read(name))
 
 
-def recipe_of(name: str, seed: int, method: str) -> Recipe:
+def recipe_of(cell: Cell) -> Recipe:
     """Return the recipe of one cell."""
-    losses: dict[str, Any] = {"dist": 1.0}
+    name, method = cell.set, METHODS[cell.method]
+    teacher: dict[str, Any] = {"fit": True}
     student: dict[str, Any] = {"candidates": 3}
-    if method == "no teacher":
-        losses = {"cross_entropy": 1.0}
-        spec = json.loads((folder_of(name, seed, METHODS[0]) / "student/spec.json").read_text())
+    if cell.method != FIRST:
+        first = replace(cell, method=FIRST).folder
+        spec = json.loads((first / "student/spec.json").read_text())
         student = {"spec": {k: v for k, v in spec.items() if k != "note"}}
+        teacher = {
+            "source": str(replace(cell, method=FIRST, kilobytes=SIZES[0]).folder / "teacher")
+        }
+    elif cell.kilobytes != SIZES[0]:
+        teacher = {"source": str(replace(cell, kilobytes=SIZES[0]).folder / "teacher")}
     return Recipe.parse(
         {
             "task": "series",
-            "seed": seed,
+            "seed": cell.seed,
             "data": {
                 "train": str(WORK / "data" / name / f"{name}_TRAIN.ts"),
                 "test": str(WORK / "data" / name / f"{name}_TEST.ts"),
             },
-            "teacher": {"fit": True},
-            "budget": {"storage": "32 kB"},
+            "teacher": teacher,
+            "budget": {"storage": f"{cell.kilobytes} kB"},
+            "augment": {"mixup": method.get("mixup", 0.0)},
             "student": student,
-            "distill": {"losses": losses},
+            "distill": {"losses": method["losses"]},
             "export": {"precision": "int8"},
             "threads": 1,
         }
     )
 
 
-def folder_of(name: str, seed: int, method: str) -> Path:
-    """Return the run directory of one cell."""
-    return WORK / "runs" / f"{name}-{seed}-{method.split()[0]}"
-
-
-def run_cell(name: str, seed: int, method: str) -> dict[str, Any]:
+def run_cell(cell: Cell) -> dict[str, Any]:
     """Run one cell and return its line."""
-    result = run_recipe(
-        recipe_of(name, seed, method), folder_of(name, seed, method), progress=Bars()
-    )
+    result = run_recipe(recipe_of(cell), cell.folder, progress=Bars())
     kept = next(f for f in result.proof["fidelity"] if f["name"] == "kept")
     manifest = json.loads((result.run / "run.json").read_text())
     return {
-        "set": name,
-        "seed": seed,
-        "method": method,
+        **asdict(cell),
         "student": result.figure("student", "accuracy_test").value,
+        "validation": result.figure("student", "accuracy_validation").value,
         "teacher": result.figure("teacher", "accuracy_test").value,
         "kept": kept["value"],
         "bytes": result.artifact.stat().st_size,
@@ -104,22 +132,31 @@ def run_cell(name: str, seed: int, method: str) -> dict[str, Any]:
 
 
 def table() -> None:
-    """Print the recorded cells."""
+    """Print the recorded cells: a line a set and size, a column a method, then what is kept."""
     rows = json.loads(RESULTS.read_text())
-    print("| set | seeds | teacher | student | no teacher | kept | largest file |")
-    print("|---|---|---|---|---|---|---|")
-    for name in SETS:
-        taught, alone = ([r for r in rows if (r["set"], r["method"]) == (name, m)] for m in METHODS)
-        if taught:
-            print(
-                f"| {name} | {len(taught)} | {_mean(taught, 'teacher')} "
-                f"| {_mean(taught, 'student')} | {_mean(alone, 'student') if alone else ''} "
-                f"| {_mean(taught, 'kept')} | {max(r['bytes'] for r in taught):,} B |"
-            )
+    for size in sorted({r["kilobytes"] for r in rows}, reverse=True):
+        here = [r for r in rows if r["kilobytes"] == size]
+        methods = [m for m in METHODS if any(r["method"] == m for r in here)]
+        print(f"\n{size} kB\n\n| set | seeds | teacher | {' | '.join(methods)} | largest file |")
+        print("|---" * (len(methods) + 4) + "|")
+        for name in SETS:
+            mine = {m: [r for r in here if (r["set"], r["method"]) == (name, m)] for m in methods}
+            first = mine[FIRST]
+            if first:
+                figures = " | ".join(_mean(found, "student") for found in mine.values())
+                largest = max(r["bytes"] for found in mine.values() for r in found)
+                print(
+                    f"| {name} | {len(first)} | {_mean(first, 'teacher')} | {figures} "
+                    f"| {largest:,} B |"
+                )
+        kept = " | ".join(_mean([r for r in here if r["method"] == m], "kept") for m in methods)
+        print(f"| kept, all runs | | | {kept} | |")
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> str:
     values = [r[key] for r in rows]
+    if not values:
+        return ""
     spread = f" (sd {100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1%}{spread}"
 
@@ -132,21 +169,34 @@ def main() -> None:
     parser.add_argument("--unpack", action="store_true")
     parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--kilobytes", type=int, choices=SIZES, default=SIZES[0])
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.unpack:
         return unpack()
     if options.table:
         return table()
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    done = {(r["set"], r["seed"], r["method"]) for r in rows}
+    sizes = dict.fromkeys((SIZES[0], options.kilobytes))  # the teacher is that of the first size
     for seed in options.seeds:
         for name in options.only:
-            for method in METHODS:
-                if (name, seed, method) not in done:
-                    rows.append(run_cell(name, seed, method))
-                    write_json(RESULTS, rows)
+            for size in sizes:
+                first = [FIRST] if size != options.kilobytes else []
+                for method in first or dict.fromkeys((FIRST, *options.methods)):
+                    record(Cell(set=name, seed=seed, method=method, kilobytes=size))
     table()
+
+
+def record(cell: Cell) -> None:
+    """Run a cell that is not there yet, and write its line among those that others wrote."""
+    same = asdict(cell)
+    with FileLock(f"{RESULTS}.lock"):
+        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    if not any({k: r[k] for k in same} == same for r in rows):
+        row = run_cell(cell)
+        with FileLock(f"{RESULTS}.lock"):
+            rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+            write_json(RESULTS, [*rows, row])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ from tutelage.run import machine, versions
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "text"
 RESULTS = HERE / "results" / "text.json"
+BRANCHES: dict[str, dict[str, Any]] = {  # what teaches the branches of early exits
+    "trajectory": {"trajectory": 1.0},
+    "decision": {"decision_everywhere": {"weight": 1.0, "by": "kl"}},
+}
 TEACHER_BYTES = 90_900_000  # all-MiniLM-L6-v2's safetensors
 
 
@@ -59,6 +63,11 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     budget: dict[str, Any] = {"storage": TEACHER_BYTES / options.share}
     if options.latency != "none":
         budget["latency"] = options.latency
+    student: dict[str, Any] = {"candidates": options.candidates, "space": options.space}
+    branches: dict[str, Any] = {}
+    if options.exits != "none":
+        student["exits"] = options.exits
+        branches = {"losses": {"dist": 1.0, **BRANCHES[options.branches]}}
     return Recipe.parse(
         {
             "task": "text",
@@ -71,8 +80,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
                 "source": str(WORK / "minilm"), "fit": "all", "epochs": options.teacher_epochs,
             },
             "budget": budget,
-            "student": {"candidates": options.candidates, "space": options.space},
-            "distill": {"rate": rate_of(options), "batch": options.batch},
+            "student": student,
+            "distill": {"rate": rate_of(options), "batch": options.batch, **branches},
             "threads": options.threads,
         }
     )  # fmt: skip
@@ -86,7 +95,9 @@ def rate_of(options: argparse.Namespace) -> float:
 def cell_of(options: argparse.Namespace) -> str:
     """Return the cell's name, of all that makes it another."""
     latency = options.latency.replace(" ", "")
-    parts = (options.set, options.share, options.seed, options.space, latency, options.length)
+    parts = [options.set, options.share, options.seed, options.space, latency, options.length]
+    if options.exits != "none":
+        parts += ["exits", options.branches]
     return "-".join(map(str, parts))
 
 
@@ -119,6 +130,8 @@ def run_cell(options: argparse.Namespace) -> None:
     for name in ("accuracy_test", "macro_f1_test", "latency_p50_s"):
         for who in ("student", "teacher"):
             row[f"{who}_{name}"] = result.figure(who, name).value
+    if options.exits != "none":
+        row["exits"] = result.proof["exits"]
     row["kept"] = row["student_macro_f1_test"] / row["teacher_macro_f1_test"]
     row["faster"] = row["teacher_latency_p50_s"] / row["student_latency_p50_s"]
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
@@ -156,6 +169,8 @@ def main() -> None:
     parser.add_argument("--latency", default="15 ms", help="on this machine, or none")
     parser.add_argument("--rate", type=float, help="of teaching; 1e-3 where slices take part")
     parser.add_argument("--batch", type=int, default=32, help="few epochs want many steps")
+    parser.add_argument("--exits", default="none", help="what stopping early may cost: 0.1 %%")
+    parser.add_argument("--branches", choices=list(BRANCHES), default="trajectory")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.slices.channels import moved
 from tutelage.students.slices.encoder import SLICING, is_part, narrower, slice_encoder
 from tutelage.students.slices.layers import shallower, without_layers
 
@@ -23,8 +25,8 @@ KINDS = [
 def encoder(classes=3, **knobs):
     torch.manual_seed(0)
     spec = EncoderSpec(
-        vocabulary=30, length=10, classes=classes, layers=3, hidden=16, heads=4, inner=20, pad=1,
-        **knobs,
+        vocabulary=30, length=10, classes=classes, **{"layers": 3, **knobs}, hidden=16, heads=4,
+        inner=20, pad=1,
     )  # fmt: skip
     network = Encoder(spec).eval()
     with torch.no_grad():
@@ -122,6 +124,22 @@ def test_the_layer_that_is_missed_least_goes_first():
     assert torch.equal(said(fewer), said(whole))
     assert fewer.spec.layers == 2 and len(whole.stages) == 3
     assert isinstance(fewer.stages, nn.ModuleList)
+
+
+def test_layers_go_as_if_each_were_left_out_of_the_whole():
+    whole, left = encoder(norm="post", layers=5), list(range(5))
+    own = said(whole)
+
+    def change(kept: list[int]) -> float:
+        small = copy.deepcopy(whole)
+        small.stages = nn.ModuleList(small.stages[i] for i in kept)
+        return moved(said(small), own)
+
+    while len(left) > 2:
+        left.remove(min(left, key=lambda gone: change([i for i in left if i != gone])))
+    fewer = without_layers(whole, 2, ids())
+    for kept, stage in zip(left, fewer.stages, strict=True):
+        assert torch.equal(stage.qkv.weight, whole.stages[kept].qkv.weight)
 
 
 @pytest.mark.parametrize(

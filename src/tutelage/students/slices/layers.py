@@ -39,24 +39,47 @@ def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
     """Return a copy with so many layers, in eval mode; see `channels.least_missed`."""
     small: Any = copy.deepcopy(network).eval()
     with torch.no_grad():
-        own = _decided(small, inputs)
+        own = torch.cat([small(part) for part in inputs.split(_AT_ONCE)])
         while len(small.stages) > layers:
-            rests = [
-                nn.ModuleList([*small.stages[:i], *small.stages[i + 1 :]])
-                for i in range(len(small.stages))
-            ]
-
-            def said(rest: nn.ModuleList) -> Tensor:
-                small.stages = rest
-                return _decided(small, inputs)
-
-            small.stages = least_missed(rests, said, own)
+            said = _without_each(small, inputs)
+            gone = least_missed(range(len(said)), said.__getitem__, own)
+            small.stages = nn.ModuleList([*small.stages[:gone], *small.stages[gone + 1 :]])
     small.spec = dataclasses.replace(network.spec, layers=layers)
     return small
 
 
-def _decided(network: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in inputs.split(_AT_ONCE)])
+def _without_each(network: Any, inputs: Tensor) -> list[Float[Tensor, "b k"]]:
+    """Return the decisions without each of the layers; those before it are computed once."""
+    stages, said = network.stages, [[] for _ in network.stages]
+    for part in inputs.split(_AT_ONCE):
+        for number, state in enumerate(_read_by(stages, network, part)):
+            network.stages = nn.ModuleList([_Given(state), *stages[number + 1 :]])
+            said[number].append(network(part))
+        network.stages = stages
+    return [torch.cat(parts) for parts in said]
+
+
+def _read_by(stages: nn.ModuleList, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Return what each layer reads."""
+    given: list[Tensor] = []
+    with ExitStack() as hooks:
+        for stage in stages:
+            hook = stage.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+            hooks.callback(hook.remove)
+        network(inputs)
+    return given
+
+
+class _Given(nn.Module):
+    """Stands for the layers before one: gives what they gave."""
+
+    def __init__(self, state: Tensor) -> None:
+        super().__init__()
+        self.state = state
+
+    def forward(self, *_: Any) -> Tensor:
+        """Return the state."""
+        return self.state
 
 
 class Gates(ExitStack):
