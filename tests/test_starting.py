@@ -193,6 +193,22 @@ def test_a_run_starts_from_its_teacher_exactly_and_resumes(folder):
     assert len(set(weights.values())) == 2
 
 
+def test_a_narrower_text_student_starts_with_a_slice_of_its_teacher(folder):
+    spec = {"family": "encoder", "layers": 1, "hidden": 16, "heads": 1, "inner": 32}
+    given = {
+        "task": "text", "data": {"train": "train.jsonl", "validation": 0.2},
+        "teacher": {"source": "encoder", "fit": "all", "epochs": 12},
+        "student": {"spec": {**spec, "norm": "post"}, "start": "teacher"},
+        "budget": {"storage": "1 MB"}, "distill": {"epochs": 1, "batch": 16, "rate": 1e-3},
+        "export": {"precision": "float32"}, "threads": 1,
+    }  # fmt: skip
+    (folder / "narrow.yaml").write_text(yaml.safe_dump(given))
+    answer = tiny.cli("run", folder / "narrow.yaml", "--run", folder / "narrow", "--json")
+    assert answer.status == 0, answer.err
+    result = json.loads((folder / "narrow/run.json").read_text())["stages"]["distill"]["result"]
+    assert result["start"] == ["the weights of the teacher, of the channels and blocks that stay"]
+
+
 def test_a_text_student_can_be_a_slice_of_its_teacher(folder):
     given = {
         "task": "text", "data": {"train": "train.jsonl", "validation": 0.2},

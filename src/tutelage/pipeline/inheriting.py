@@ -99,10 +99,21 @@ def from_teacher(
 ) -> tuple[Candidate, ...]:
     """Let those candidates that are part of the teacher start from a slice of it.
 
-    None does where the teacher is no network of ours.
+    None does where the teacher is no network of ours. Of texts those that are narrower do; others
+    take over its embedding or whole layers as they are built (`teach.starting`).
     """
     own = own_network(teacher, material.shape)
-    return from_network(found, own, teacher.fingerprint, material, run, progress)
+    cut = found
+    if "tokenizer" in material.task.keys:
+        cut = tuple(c for c in found if own is not None and _is_narrower(own[1], c.spec))
+    started = from_network(cut, own, teacher.fingerprint, material, run, progress) if cut else ()
+    made = dict(zip(map(id, cut), started, strict=True))
+    return tuple(made.get(id(candidate), candidate) for candidate in found)
+
+
+def _is_narrower(whole: StudentSpec, spec: StudentSpec) -> bool:
+    wide, narrow = (getattr(s.knobs, "hidden", 0) for s in (whole, spec))
+    return narrow < wide and _holds(whole, spec)
 
 
 def from_network(

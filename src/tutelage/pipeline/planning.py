@@ -112,7 +112,7 @@ def plan(
         recipe, costing, material, taught, run, progress,
         compact=lambda: find_candidates(recipe, costing, size, material, run, progress),
     )  # fmt: skip
-    if recipe.student.start == "teacher" and "tokenizer" not in material.task.keys:
+    if recipe.student.start == "teacher":
         found = from_teacher(found, taught.teacher, material, run, progress)
     search = Search(
         recipe=recipe, material=material, taught=taught, costing=costing, run=run,
