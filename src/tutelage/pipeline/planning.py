@@ -27,7 +27,7 @@ from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
 from tutelage.pipeline.trials import Search, scores_of, trial_file
 from tutelage.plan import SPACES, Candidate, plan_json
-from tutelage.plan.candidate import stand_in, weigh, weighed
+from tutelage.plan.candidate import shaken, stand_in, weigh, weighed
 from tutelage.plan.costs import Costing, Precision
 from tutelage.plan.refusal import infeasible, shortfall
 from tutelage.progress import Progress
@@ -234,7 +234,7 @@ def _given_spec(spec: StudentSpec, costing: Costing) -> Candidate:
 
 def _given_module(own: nn.Module, costing: Costing) -> Candidate:
     spec = StudentSpec(family="own", knobs=_OwnKnobs(name=type(own).__name__))
-    candidate = weighed(spec, own, costing)
+    candidate = weighed(spec, shaken(own), costing)
     if candidate.missed:
         raise _given_misses(candidate, own, costing)
     return candidate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -109,3 +110,12 @@ def stand_in(spec: StudentSpec) -> nn.Module:
         network = spec.build()
         shake(network)
     return network
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Return a copy of an untrained network that costs what the trained one will."""
+    made = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shake(made)
+    return made

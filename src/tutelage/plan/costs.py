@@ -122,12 +122,14 @@ def _with_exits(network: nn.Module, meta: ArtifactMeta, paths: tuple[str, ...] |
 
 
 def shake(network: nn.Module) -> None:
-    """Give norms values as after training: equal constants would merge, and shrink the file."""
+    """Give constants values as after training: equal ones would merge, and shrink the file."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             module.running_mean.normal_()
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if (parameter == parameter.flatten()[:1]).all():
+                parameter.add_(torch.rand_like(parameter) - 0.5)
 
 
 def _latency_here(path: Path) -> Measurement:
