@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -233,3 +234,33 @@ def test_a_text_student_can_be_a_slice_of_its_teacher(folder):
         assert spec["norm"] == "post" and spec["hidden"] // spec["heads"] == 16
     assert "student: starts with the weights of the teacher" in said.err
     assert said.answer["student"]["value"] > 0.8
+
+
+def test_init_fits_and_slices_an_encoder_without_a_classifier(folder):
+    out = folder / "begun.yaml"
+    said = tiny.cli("init", folder / "encoder", folder / "train.jsonl", "--out", out)
+    assert said.status == 0, said.err
+    begun = Recipe.read(out)
+    assert (begun.task, begun.teacher.fit, begun.student.space) == ("text", "all", "sliced")
+    assert begun.distill.rate == 1e-3
+    plan = tiny.cli("plan", out, "--json")
+    assert plan.status == 0, plan.err
+    assert all(row["name"].endswith(", sliced") for row in plan.answer["candidates"])
+
+
+def test_init_takes_a_classifier_as_it_is_and_another_layout_compactly(folder, tmp_path):
+    shutil.copytree(folder / "encoder", tmp_path / "classifier")
+    config = json.loads((tmp_path / "classifier/config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (tmp_path / "classifier/config.json").write_text(json.dumps(config))
+    out, given = tmp_path / "r.yaml", (tmp_path / "classifier", folder / "train.jsonl")
+    said = tiny.cli("init", *given, "--out", out)
+    assert said.status == 2 and "classifier.bias" in said.errors[0]  # it is none, and is not fitted
+    config |= {"architectures": ["BertModel"], "hidden_act": "relu"}
+    (tmp_path / "classifier/config.json").write_text(json.dumps(config))
+    out = tmp_path / "r.yaml"
+    assert (
+        tiny.cli("init", tmp_path / "classifier", folder / "train.jsonl", "--out", out).status == 0
+    )
+    begun = Recipe.read(out)
+    assert (begun.teacher.fit, begun.student.space, begun.distill.rate) == ("all", "compact", 1e-2)

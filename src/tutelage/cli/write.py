@@ -16,6 +16,7 @@ from tutelage.errors import RecipeError
     "[bold]tutelage init teacher.onnx photos/ --device raspberry-pi-4[/bold]; "
     "[bold]tutelage init fit windows.npz --task series[/bold]; "
     "[bold]tutelage init net.py:build data.npz --weights net.safetensors --trust-code[/bold]; "
+    "[bold]tutelage init MiniLM-L6/ mails.jsonl[/bold]; "
     "[bold]tutelage init smollm2.gguf chats.jsonl[/bold]"
 )
 def init(
@@ -23,7 +24,7 @@ def init(
         str,
         typer.Argument(
             help="fit (train one), file.py:function, timm:NAME, torchvision:NAME, an ONNX file, a "
-            "folder with spec.json, or a language model: a Hugging Face folder or a GGUF file."
+            "folder with spec.json, a Hugging Face folder, or a GGUF file."
         ),
     ],
     data: Annotated[
@@ -39,8 +40,8 @@ def init(
         str | None,
         typer.Option(
             "--task",
-            help="vision, series, text or causal_lm; unset, a language model is told from its "
-            "files, and all else is vision.",
+            help="vision, series, text or causal_lm; unset, a teacher of texts or a language model "
+            "is told from its files, and all else is vision.",
         ),
     ] = None,
     target: Annotated[

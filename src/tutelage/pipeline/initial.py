@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.devices import load_device
 from tutelage.devices.profile import device_limits
 from tutelage.pipeline.class_names import with_classes
+from tutelage.pipeline.fitting import encoder_to_fit
+from tutelage.pipeline.inheriting import own_module
 from tutelage.pipeline.language.initial import initial_language, writes_texts
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.paths import full_path, path_from
@@ -16,6 +19,8 @@ from tutelage.pipeline.teaching import open_teacher
 from tutelage.plan.refusal import amount, name_of
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
+from tutelage.teach.hf_folder import read_config
+from tutelage.teach.hf_teacher import is_classifier
 
 _OWN_MEAN = [
     "  # mean: [0.5]          # the teacher's own normalisation, if it is not the data's",
@@ -28,14 +33,23 @@ _LOSSES = {
     "values": "    squared_error: 1.0   # the teacher's value\n"
     "    value_error: 1.0     # the label\n",
 }
+_FIT_ALL = "  fit: all               # it has no classifier: a new head and all else are trained"
 _AN_OPTION = {
     "classes": "{weight: 1, temperature: 4}",
     "values": "{weight: 1, delta: 2}",
 }
+_SLICED = (
+    "  space: sliced          # parts of the teacher; compact: networks that begin from nothing\n"
+)
+_GENTLY = (
+    "  rate: 0.001            # of slices; 0.01 where students begin from nothing\n  batch: 32\n"
+)
 _AUGMENT = {
-    "vision": _VIEWS
+    "vision": "augment:\n"
+    + _VIEWS
     + "  flip: false            # true where left and right do not matter; never for letters\n",
-    "series": _VIEWS
+    "series": "augment:\n"
+    + _VIEWS
     + "  jitter: 0.03           # noise, as a share of a channel's spread\n"
     + "  stretch: 0.1           # largest change of height\n",
 }
@@ -48,17 +62,20 @@ def initial_recipe(
     """Read the data, load the teacher once, and return a commented recipe for both.
 
     `folder` is where the recipe will lie; paths in it are written relative to that. Without a
-    `task` a teacher that writes texts is told from its files, and all else is vision. Raises the
-    errors of reading either.
+    `task` a teacher that writes or reads texts is told from its files, and all else is vision.
+    Raises the errors of reading either.
     """
     if task is None:
-        task = LANGUAGE if writes_texts(teacher) else "vision"
+        reads = "text" if _reads_texts(teacher) else "vision"
+        task = LANGUAGE if writes_texts(teacher) else reads
     if task == LANGUAGE:
         return initial_language(teacher, data, folder=folder, device=device)
     fit = teacher == "fit"
     part: dict[str, Any] = {"fit": True} if fit else {"source": full_path(teacher)}
     if weights is not None:
         part["weights"] = full_path(weights)
+    if task == "text" and _reads_texts(teacher) and not _is_classifier(teacher, trust_code):
+        part["fit"] = "all"
     named = {} if target == "auto" else {"target": target}
     named |= {} if label_column is None else {"label_column": label_column}
     read = {"train": full_path(data), **named}
@@ -66,11 +83,7 @@ def initial_recipe(
     recipe = Recipe.parse(given)
     profile = load_device(device)
     material = with_classes(recipe, read_material(recipe), trust_code=trust_code)
-    said = "trained on the data before anything else"
-    if not fit:
-        loaded = open_teacher(recipe, material, trust_code=trust_code)
-        taps = ", ".join(tap.path for tap in loaded.taps) or "none (decisions only)"
-        said = f"{loaded.parameters:,} parameters; taps: {taps}"
+    advice = _advice(recipe, material, trust_code)
     lines = [
         f"# {_summary(material)}",
         "# Relative paths start at this file. Every key: tutelage schema",
@@ -82,31 +95,74 @@ def initial_recipe(
         "  validation: 0.1        # share of the training examples to choose by",
         "  # test: path           # unset: a test part that the data has, else a fifth of it",
         "  # unlabelled: path     # more examples to teach on, without labels",
-        f"teacher:                 # {said}",
+        f"teacher:                 # {advice.said}",
     ]
     lines += (
         ["  fit: true"] if fit else [f"  source: {path_from(teacher, folder)}"]
         + ([f"  weights: {path_from(weights, folder)}"] if weights else [])
         + (_OWN_MEAN if task == "vision" else [])
+        + ([_FIT_ALL] if recipe.teacher.fit == "all" else [])
     )  # fmt: skip
     own = " and ".join(f"{name_of(x)} {amount(x, x.value)}" for x in device_limits(profile))
     lines += [f"device: {device}", f"budget:                  # the device's own limits: {own}"]
     headline = "R2" if material.metric == "r2" else material.metric
-    tail = f"""  storage: 100 kB        # an example: what the file that ships may take
+    tail = f"""  storage: {advice.storage:<14}# an example: what the file that ships may take
   # memory: 64 kB
   # latency: 2 ms
   # energy: 5 mJ
-{_ACCURACY if material.metric == "accuracy" else ""}augment:
-{_AUGMENT.get(task, _VIEWS)}student:
-  candidates: 4          # how many structures are compared by a short distillation
+{_ACCURACY if material.metric == "accuracy" else ""}{_AUGMENT.get(task, "")}student:
+{advice.student}  candidates: 4          # how many structures are compared by a short distillation
 distill:
   losses:                # weight, or {_AN_OPTION[material.decides]}, or auto
-{_LOSSES[material.decides]}  # epochs: {30 if material.train.count > 20_000 else 60}
+{_LOSSES[material.decides]}{advice.distill}  # epochs: {_epochs(material)}
 export:
   largest_loss: 0.01     # {headline} that int8 or float16 may cost on validation
 """
     text = "\n".join(lines) + "\n" + tail
     return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Advice:
+    """What was seen of the teacher, and what the recipe says because of it."""
+
+    said: str
+    storage: str = "100 kB"
+    student: str = ""
+    distill: str = ""
+
+
+def _advice(recipe: Recipe, material: Material, trust_code: bool) -> _Advice:
+    fit = recipe.teacher.fit
+    if fit is True:
+        return _Advice(said="trained on the data before anything else")
+    if fit == "all":
+        network = encoder_to_fit(recipe, material)
+        count = sum(p.numel() for p in network.parameters())
+        sliced = own_module(network, material.shape) is not None
+        return _Advice(
+            said=f"{count:,} parameters",
+            storage=f"{max(1, round(4 * count / 30e6))} MB",
+            student=_SLICED * sliced, distill=_GENTLY * sliced,
+        )  # fmt: skip
+    loaded = open_teacher(recipe, material, trust_code=trust_code)
+    taps = ", ".join(tap.path for tap in loaded.taps) or "none (decisions only)"
+    return _Advice(said=f"{loaded.parameters:,} parameters; taps: {taps}")
+
+
+def _reads_texts(teacher: str) -> bool:
+    folder = Path(teacher).expanduser()
+    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json"))
+
+
+def _is_classifier(teacher: str, trust_code: bool) -> bool:
+    return is_classifier(read_config(Path(teacher).expanduser(), trust_code))
+
+
+def _epochs(material: Material) -> str:
+    if material.task.tokens(material.data.train) is not None:
+        return "10           # unset: as many as the student's operations allow"
+    return "30" if material.train.count > 20_000 else "60"
 
 
 def _summary(material: Material) -> str:

@@ -115,7 +115,7 @@ def from_hf_folder(
     path = Path(path)
     config = read_config(path, trust_code)
     check_weights(path)
-    whole = _is_classifier(config)
+    whole = is_classifier(config)
     transformers, options = open_transformers(path), local_only(trust_code)
     with quiet(transformers), torch.random.fork_rng(devices=[]):
         known = checked(path, lambda: transformers.AutoConfig.from_pretrained(path, **options))
@@ -161,14 +161,15 @@ def with_whole_vocabulary(
 # The folder ----------------------------------------------------------------------------------
 
 
-def _is_classifier(config: dict[str, Any]) -> bool:
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Say whether a folder's config.json is that of a classifier of texts."""
     named = config.get("architectures")
     named = named if isinstance(named, list) else []
     return any(str(name).endswith("ForSequenceClassification") for name in named)
 
 
 def _no_classifier(path: Path, config: dict[str, Any], known: Any, classes: int | None) -> str:
-    if _is_classifier(config):
+    if is_classifier(config):
         return (
             f"the teacher '{path}' decides among {known.num_labels} classes and the data has "
             f"{classes}. {_NEW_HEAD}"
