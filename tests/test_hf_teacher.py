@@ -219,6 +219,17 @@ def test_the_head_alone_or_everything_is_fitted(folders, kind, whole):
     assert network.train().encoder.training
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_for_training_says_the_same_and_ends(folders, kind):
+    kept, pad = kept_of(kind)
+    network = from_hf_folder(folders[kind], 3, kept=kept, pad=pad)
+    usual, want = network.body.config._attn_implementation, said(network, some_ids())
+    with network.attention_for_training():
+        assert network.body.config._attn_implementation == "eager"
+        torch.testing.assert_close(said(network, some_ids()), want, rtol=0, atol=1e-5)
+    assert network.body.config._attn_implementation == usual == "sdpa"
+
+
 def test_a_fresh_head_follows_the_seed_alone(folders):
     heads = []
     for seed, kind in ((0, "bert"), (0, "roberta"), (1, "bert")):

@@ -145,10 +145,11 @@ def _fit_encoder(
 
     def work() -> tuple[Any, list[Path]]:
         parameters_to_fit(network, what)
-        history = _train(
-            recipe, material, run, progress, network, batch=_ENCODER_BATCH, smoothing=0.0,
-            schedule={"epochs": epochs, "rate": _ENCODER_RATE[what], "ema": 0.9, "clip": 1.0},
-        )  # fmt: skip
+        with network.attention_for_training():
+            history = _train(
+                recipe, material, run, progress, network, batch=_ENCODER_BATCH, smoothing=0.0,
+                schedule={"epochs": epochs, "rate": _ENCODER_RATE[what], "ema": 0.9, "clip": 1.0},
+            )  # fmt: skip
         write_tensors(path, network.state_dict())
         return {"epochs": epochs, "history": dataclasses.asdict(history)}, [path]
 

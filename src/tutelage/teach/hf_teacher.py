@@ -8,6 +8,8 @@ write text. Nothing is downloaded, and no code is run that stands beside the wei
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.errors import TeacherError
+from tutelage.passes import fastest_device
 from tutelage.students.families.encoder import masked_mean
 from tutelage.teach.hf_folder import (
     check_weights,
@@ -58,6 +61,23 @@ class HfEncoder(nn.Module):
         if self.head is None:
             return output.logits
         return self.head(masked_mean(output.last_hidden_state, ids.ne(self.pad).float()))
+
+    @contextmanager
+    def attention_for_training(self) -> Iterator[None]:
+        """Write attention out while the encoder is trained on a processor.
+
+        With dropout the fused one falls back to a slow path there: MiniLM in bf16, 32 texts of 128
+        tokens, one core with AMX: 1.44 instead of 1.85 s a step.
+        """
+        usual = self.body.config._attn_implementation  # pyright: ignore
+        if usual != "sdpa" or fastest_device().type != "cpu":
+            yield
+            return
+        self.body.set_attn_implementation("eager")  # pyright: ignore
+        try:
+            yield
+        finally:
+            self.body.set_attn_implementation(usual)  # pyright: ignore
 
     def run(self, ids: Int[Tensor, "b t"]) -> Any:
         """Return what the body says of ids, as transformers' own output."""
