@@ -12,7 +12,7 @@ from torch import nn
 from tutelage.students.families.encoder import Encoder, EncoderSpec
 from tutelage.students.slices.channels import moved
 from tutelage.students.slices.encoder import SLICING, is_part, narrower, slice_encoder
-from tutelage.students.slices.layers import shallower, without_layers
+from tutelage.students.slices.layers import remembering, shallower, without_layers
 
 KINDS = [
     {"norm": "post"},
@@ -140,6 +140,16 @@ def test_layers_go_as_if_each_were_left_out_of_the_whole():
     fewer = without_layers(whole, 2, ids())
     for kept, stage in zip(left, fewer.stages, strict=True):
         assert torch.equal(stage.qkv.weight, whole.stages[kept].qkv.weight)
+    assert torch.equal(said(whole), own)
+
+
+def test_what_is_remembered_of_layers_is_what_is_found_anew():
+    whole = encoder(norm="post", layers=5)
+    alone = {layers: said(without_layers(whole, layers, ids())) for layers in (4, 1, 2, 5)}
+    with remembering():
+        for layers, want in alone.items():
+            again = without_layers(whole, layers, ids())
+            assert torch.equal(said(again), want) and len(again.stages) == layers
 
 
 @pytest.mark.parametrize(

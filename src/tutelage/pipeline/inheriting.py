@@ -30,6 +30,7 @@ from tutelage.students.families.convnet import ConvNet
 from tutelage.students.families.convnet1d import ConvNet1d
 from tutelage.students.families.encoder import Encoder
 from tutelage.students.families.vit import ViT
+from tutelage.students.slices.layers import remembering
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
 from tutelage.teach.hf_teacher import HfEncoder
 from tutelage.teach.starting import as_encoder
@@ -124,14 +125,15 @@ def from_network(
     if own is None:
         return found
     whole, started, fresh = own[0], [], 0
-    for candidate in found:
-        if candidate.weights is None and _holds(own[1], candidate.spec):
-            weights = _weights(
-                run, candidate.spec, material, [fingerprint], lambda: whole, progress
-            )
-            candidate = dataclasses.replace(candidate, weights=weights)
-        fresh += candidate.weights is None
-        started.append(candidate)
+    with remembering():
+        for candidate in found:
+            if candidate.weights is None and _holds(own[1], candidate.spec):
+                weights = _weights(
+                    run, candidate.spec, material, [fingerprint], lambda: whole, progress
+                )
+                candidate = dataclasses.replace(candidate, weights=weights)
+            fresh += candidate.weights is None
+            started.append(candidate)
     if fresh:
         progress.say(
             f"student: {fresh} of {len(found)} start fresh; they are no part of the teacher"

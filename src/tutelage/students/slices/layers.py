@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from tutelage.students.slices.channels import Slicing, drawn_decision, even_shar
 SIZES = ("layers", "hidden", "heads", "inner")
 _STEPS_A_HEAD = 2
 _AT_ONCE = 32  # examples: all activations of a batch are kept for the gates
+_ORDERS: ContextVar[dict[int, list[int]] | None] = ContextVar("orders", default=None)
 Network = TypeVar("Network", bound=Any)  # a network of ours with `spec` and layers as `stages`
 
 
@@ -35,17 +37,46 @@ def is_smaller(spec: Any, whole: Any) -> bool:
     )
 
 
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Find once, within this, in which order the layers of a network go; its weights must stay."""
+    token = _ORDERS.set({})
+    try:
+        yield
+    finally:
+        _ORDERS.reset(token)
+
+
 def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
     """Return a copy with so many layers, in eval mode; see `channels.least_missed`."""
     small: Any = copy.deepcopy(network).eval()
-    with torch.no_grad():
-        own = torch.cat([small(part) for part in inputs.split(_AT_ONCE)])
-        while len(small.stages) > layers:
-            said = _without_each(small, inputs)
-            gone = least_missed(range(len(said)), said.__getitem__, own)
-            small.stages = nn.ModuleList([*small.stages[:gone], *small.stages[gone + 1 :]])
+    orders = _ORDERS.get()
+    order = [] if orders is None else orders.setdefault(id(network), [])
+    count = len(small.stages) - layers
+    if len(order) < count:
+        _go_on(order, count, small, inputs)
+    for gone in order[: max(0, count)]:
+        small.stages = _but(small.stages, gone)
     small.spec = dataclasses.replace(network.spec, layers=layers)
     return small
+
+
+def _go_on(order: list[int], count: int, network: Any, inputs: Tensor) -> None:
+    """Say which layers go next, until `count` do; each number counts those that are left then."""
+    stages = network.stages
+    with torch.no_grad():
+        own = torch.cat([network(part) for part in inputs.split(_AT_ONCE)])
+        for gone in order:
+            network.stages = _but(network.stages, gone)
+        while len(order) < count:
+            said = _without_each(network, inputs)
+            order.append(least_missed(range(len(said)), said.__getitem__, own))
+            network.stages = _but(network.stages, order[-1])
+    network.stages = stages
+
+
+def _but(stages: nn.ModuleList, gone: int) -> nn.ModuleList:
+    return nn.ModuleList([*stages[:gone], *stages[gone + 1 :]])
 
 
 def _without_each(network: Any, inputs: Tensor) -> list[Float[Tensor, "b k"]]:
