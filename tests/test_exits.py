@@ -228,6 +228,24 @@ def test_no_exit_in_use_leaves_the_final_decision_alone(tmp_path):
     assert path.stat().st_size < flat.stat().st_size
 
 
+@pytest.mark.parametrize("used", [(), (0,)])
+def test_a_file_can_end_at_an_exit(tmp_path, used):
+    flat, inputs = flat_file(tmp_path, "int8")
+    every = np.split(OnnxModel(flat).run(inputs), 3, axis=1)
+    sure = confidence(every[1])
+    thresholds = [float(np.median(sure))] * len(used)
+    path = write_exits(
+        flat, tmp_path / "ends.onnx", used=used, thresholds=thresholds, after=["x"] * len(used),
+        end=1,
+    )  # fmt: skip
+    assert graph_costs(path).macs < graph_costs(flat).macs
+    assert path.stat().st_size < flat.stat().st_size + 700 * len(used)
+    for row, (logits, *_) in enumerate(OnnxModel(path).run_each(inputs)):
+        early = used and sure[row] >= thresholds[0]
+        want = every[1 if early else 2][row]
+        np.testing.assert_allclose(logits[0], want, rtol=1e-5, atol=1e-5)
+
+
 def test_a_file_without_exits_side_by_side_is_refused(tmp_path):
     net, _ = network()
     path = export_onnx(net, SHAPE, tmp_path / "alone.onnx", meta=META)
@@ -289,8 +307,36 @@ def run(recipe: Path) -> Any:
     return tiny.cli("run", recipe, "--run", recipe.parent / "run", "--json")
 
 
-def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
+def write_noisy(folder: Path) -> dict[str, Any]:
+    """Write images in which some bands are hardly seen; return the recipe's part that fits."""
+    random, labels = np.random.default_rng(0), np.arange(300) % CLASSES
+    pixels = random.integers(0, 200, (300, 8, 8, 1))
+    for image, label in zip(pixels, labels, strict=True):
+        first = int(label) * 8 // CLASSES
+        image[first : first + 2] += 80
+    np.savez(folder / "data.npz", x=np.minimum(pixels, 255).astype(np.uint8), y=labels)
+    return {"teacher": tiny.RECIPE["teacher"]}
+
+
+def test_where_every_input_stops_the_file_ends_there(job: Job) -> None:
     recipe = job({"student": {**FLAT, "exits": "2 %"}})
+    assert run(recipe).status == 0
+    folder = recipe.parent / "run"
+    proof = json.loads((folder / "proof.json").read_text())
+    part = proof["exits"]
+    assert (part["after"], part["ends"], part["shares"]) == ([], "stages.0", [1.0, 0.0])
+    model = load_onnx(folder / "artifacts/student-int8.onnx")
+    assert ways(model) == 1 and [o.name for o in model.graph.output] == ["logits"]
+    macs = next(f["value"] for f in proof["figures"]["student"] if f["name"] == "macs")
+    assert macs == graph_costs(model).macs < 30_000  # of 41,544 of the whole
+    page = (folder / "report.html").read_text()
+    section = page[page.index('id="exits"') :].split("</section>")[0]
+    assert "so the file ends there" in section and "No exit is kept" not in section
+
+
+def test_a_run_ships_exits_and_proves_what_they_save(job: Job, tmp_path: Path) -> None:
+    noisy = write_noisy(tmp_path)
+    recipe = job({"student": {**FLAT, "exits": "2 %"}, **noisy})
     said = run(recipe)
     assert said.status == 0, said.err
     folder = recipe.parent / "run"
@@ -316,7 +362,7 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
     assert {"exits.json", "exits.safetensors"} <= names
 
     taught = (folder / "student/model.safetensors").read_bytes()
-    job({"student": {**FLAT, "exits": "0.1 %"}})  # asks for no other lesson
+    job({"student": {**FLAT, "exits": "0.1 %"}, **noisy})  # asks for no other lesson
     again = run(recipe)
     assert again.status == 0
     assert "Teaching the student" not in again.err
@@ -324,7 +370,7 @@ def test_a_run_ships_exits_and_proves_what_they_save(job: Job) -> None:
     proof = json.loads((folder / "proof.json").read_text())
     assert proof["exits"]["may_lose"] == 0.001
 
-    job({"student": FLAT})  # no exits any more
+    job({"student": FLAT, **noisy})  # no exits any more
     last = run(recipe)
     assert last.status == 0, last.err
     assert "exits" not in json.loads((folder / "proof.json").read_text())

@@ -26,25 +26,27 @@ _SHARED_BYTES = 64  # constants up to here are copied where several parts read t
 
 def write_exits(
     path: Path, target: Path, *, used: Sequence[int], thresholds: Sequence[float],
-    after: Sequence[str],
+    after: Sequence[str], end: int | None = None,
 ) -> Path:  # fmt: skip
     """Write the file that stops early, made of one with all decisions side by side.
 
     Its outputs are `logits`, the decision of where the input stopped, and `exit`: which of the
     `used` exits that was, or as many as there are where it went to the end. An input stops where
     the largest probability reaches the exit's threshold. The metadata name the taps (`after`) and
-    the thresholds. With no exit in use the final decision alone is left.
+    the thresholds. With no exit in use the final decision alone is left. `end` is the exit at
+    which the file ends: its decision is the final one, and what lies behind it is left out.
     """
     model, meta = load_onnx(path), read_meta(path)
     decisions = decisions_of(model)
+    last = decisions[0 if end is None else 1 + end]
     if used:
         order = [decisions[1 + e] for e in used]
-        made = _Builder(model, [*order, decisions[0]], thresholds).build()
+        made = _Builder(model, [*order, last], thresholds).build()
         exits = {"after": list(after), "thresholds": [float(t) for t in thresholds]}
         meta = replace(meta, details={**meta.details, "exits": exits})
     else:
-        made = part_of(model, decisions[:1])
-        _rename_output(made, decisions[0])
+        made = part_of(model, [last])
+        _rename_output(made, last)
     attach_meta(made, meta)
     write_atomically(target, made.SerializeToString())
     return target

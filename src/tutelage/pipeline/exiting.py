@@ -88,7 +88,8 @@ def stop_early(
 
     `said` are the file's decisions on validation, all side by side. What counts as right is the
     label, or without one the teacher's decision. Costs are the device's predicted seconds, where
-    its profile has rates, else multiply-accumulates.
+    its profile has rates, else multiply-accumulates. Where every input stops, the file ends at the
+    last exit in use.
     """
     each = np.stack(np.split(said, 1 + len(exits.taps), axis=1))
     chosen = each.argmax(axis=2)
@@ -102,12 +103,17 @@ def stop_early(
     most = recipe.student.may_lose
     assert most is not None
     found = choose_stops(sure, right, costs, most)
-    after = [exits.taps[e].path for e in found.used]
-    write_exits(path, path, used=found.used, thresholds=found.thresholds, after=after)
+    used, thresholds, end = found.used, found.thresholds, None
+    if used and found.shares[-1] == 0.0:
+        *used, end = used
+        thresholds = thresholds[:-1]
+    after = [exits.taps[e].path for e in used]
+    write_exits(path, path, used=used, thresholds=thresholds, after=after, end=end)
     everywhere = found.used or tuple(range(len(exits.taps)))
     return {
         "artifact": path.name,
         "after": after,
+        "ends": None if end is None else exits.taps[end].path,
         **found.to_json(),
         "unit": unit,
         "may_lose": most,

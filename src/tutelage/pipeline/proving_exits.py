@@ -164,7 +164,8 @@ def exit_part(
     labels = material.data.test.labels
     said = stopped.logits.argmax(1)
     rows = []
-    names = [f"after {tap}" for tap in chosen["after"]] + ["at the end"]
+    ends = f", after {chosen['ends']}" if chosen.get("ends") else ""
+    names = [f"after {tap}" for tap in chosen["after"]] + [f"at the end{ends}"]
     for at, name in enumerate(names):
         here = stopped.place == at
         count = int(here.sum())

@@ -33,7 +33,8 @@ class ExitRow:
 class Exits:
     """The section: rows by place, the mean cost and the share right beside those without exits.
 
-    `may_lose` is what the recipe allows, no figure.
+    `may_lose` is what the recipe allows, no figure. `ends` is the tap at which the file ends, since
+    every input stopped there or before; '' where it holds the whole student.
     """
 
     rows: tuple[ExitRow, ...]
@@ -43,6 +44,7 @@ class Exits:
     right: Figure
     right_whole: Figure
     may_lose: str
+    ends: str
     chart: Chart | None
 
 
@@ -62,6 +64,7 @@ def exits(proof: dict[str, Any]) -> Exits | None:
         right=made("share", part["right"] - part["lost"], where="validation split"),
         right_whole=made("share", part["right"], where="validation split, without exits"),
         may_lose=quantity("share", part["may_lose"], "1"),
+        ends=str(part.get("ends") or ""),
         chart=_chart(part, unit, kind, proof.get("metric", "accuracy")),
     )
 
