@@ -132,33 +132,30 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def table() -> None:
-    """Print the recorded cells: a line a set and size, a column a method, then what is kept."""
+    """Print the recorded cells: a line a set, a column a method; (runs, sd) behind each."""
     rows = json.loads(RESULTS.read_text())
     for size in sorted({r["kilobytes"] for r in rows}, reverse=True):
         here = [r for r in rows if r["kilobytes"] == size]
         methods = [m for m in METHODS if any(r["method"] == m for r in here)]
-        print(f"\n{size} kB\n\n| set | seeds | teacher | {' | '.join(methods)} | largest file |")
-        print("|---" * (len(methods) + 4) + "|")
+        print(f"\n{size} kB\n\n| set | teacher | {' | '.join(methods)} | largest file |")
+        print("|---" * (len(methods) + 3) + "|")
         for name in SETS:
             mine = {m: [r for r in here if (r["set"], r["method"]) == (name, m)] for m in methods}
             first = mine[FIRST]
             if first:
                 figures = " | ".join(_mean(found, "student") for found in mine.values())
                 largest = max(r["bytes"] for found in mine.values() for r in found)
-                print(
-                    f"| {name} | {len(first)} | {_mean(first, 'teacher')} | {figures} "
-                    f"| {largest:,} B |"
-                )
+                print(f"| {name} | {_mean(first, 'teacher')} | {figures} | {largest:,} B |")
         kept = " | ".join(_mean([r for r in here if r["method"] == m], "kept") for m in methods)
-        print(f"| kept, all runs | | | {kept} | |")
+        print(f"| kept, all runs | | {kept} | |")
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> str:
     values = [r[key] for r in rows]
     if not values:
         return ""
-    spread = f" (sd {100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1%}{spread}"
+    spread = f", sd {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1%} ({len(values)}{spread})"
 
 
 def main() -> None:
