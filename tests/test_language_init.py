@@ -42,7 +42,7 @@ def test_init_writes_a_recipe_that_plans(job):
     )
     assert said.status == 0, said.err
     recipe, text = Recipe.read(out), out.read_text()
-    assert recipe.task == "causal_lm" and recipe.teacher.source == str(job / "sub/../teacher")
+    assert recipe.task == "causal_lm" and recipe.teacher.source == str(job / "teacher")
     assert "50 chats" in text and "1 of 50 chats begin with a system prompt (1 different)" in text
     assert recipe.data.length == 128 and recipe.language.answers_only
     planned = tiny.cli("plan", out, "--json")

@@ -265,6 +265,6 @@ def test_exits_of_texts_leave_pads_out(finished, tmp_path):
     assert said.status == 0, said.err
     proof = json.loads((tmp_path / "run/proof.json").read_text())
     part = proof["exits"]
-    assert part["cost"] < part["whole"] and part["test"][0]["share"] > 0.2
-    assert part["after"][0] == "stages.0"
+    assert part["cost"] < part["whole"] and part["shares"][0] > 0.2
+    assert [*part["after"], part["ends"]][0] == "stages.0"
     assert max(row["largest_error"] for row in proof["parity"][:1]) < 1e-3
