@@ -7,8 +7,8 @@ python benchmarks/series.py --table
 Each cell is one whole run of the product on the set's own train and test split, proven on the int8
 file. The first method of a set and seed fits a teacher on the spot and, for each size, chooses the
 structure; the others take over both, with the same views, epochs and schedule. `mixup`: a second
-series is mixed in, up to a half. Finished cells are not run again; lines go to
-benchmarks/results/series.json.
+series is mixed in, up to a half; `five teachers`: five are fitted and averaged. Finished cells are
+not run again; lines go to benchmarks/results/series.json.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dist, mixup": {"losses": {"dist": 1.0}, "mixup": 0.5},
     "dist and labels": {"losses": {"dist": 1.0, "cross_entropy": 0.5}},
     "dist and labels, mixup": {"losses": {"dist": 1.0, "cross_entropy": 0.5}, "mixup": 0.5},
+    "dist, five teachers": {"losses": {"dist": 1.0}, "members": 5},
     "no teacher": {"losses": {"cross_entropy": 1.0}},
     "no teacher, mixup": {"losses": {"cross_entropy": 1.0}, "mixup": 0.5},
 }
@@ -89,6 +90,8 @@ def recipe_of(cell: Cell) -> Recipe:
         teacher = {
             "source": str(replace(cell, method=FIRST, kilobytes=SIZES[0]).folder / "teacher")
         }
+        if "members" in method:
+            teacher = {"fit": True, "members": method["members"]}
     elif cell.kilobytes != SIZES[0]:
         teacher = {"source": str(replace(cell, kilobytes=SIZES[0]).folder / "teacher")}
     return Recipe.parse(
