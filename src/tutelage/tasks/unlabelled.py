@@ -5,6 +5,10 @@ An example without a label has the number -1 where others have one; data without
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
@@ -36,6 +40,22 @@ def fresh(
             f"{noun} and are left out",
         )
     return kept, notes
+
+
+def joined(
+    train: Any, unlabelled: Any, held: Sequence[Any], *, keys: Callable[[Any], np.ndarray],
+    arrays: Sequence[str], noun: str,
+) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
+    """Return `train` with the unlabelled examples behind it, and what to say of them.
+
+    Copies of `held` ones, by `keys`, are left out; see `fresh`. `arrays` are the fields that hold
+    one row an example.
+    """
+    known = np.concatenate([keys(part) for part in held])
+    kept, notes = fresh(keys(unlabelled), known, source=unlabelled.source, noun=noun)
+    more = unlabelled.take(np.flatnonzero(kept))
+    both = {a: np.concatenate([getattr(train, a), getattr(more, a)]) for a in arrays}
+    return replace(train, **both, labels=with_unlabelled(train.labels, len(more))), notes
 
 
 def with_unlabelled(

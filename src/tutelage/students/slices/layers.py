@@ -39,7 +39,10 @@ def is_smaller(spec: Any, whole: Any) -> bool:
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Find once, within this, in which order the layers of a network go; its weights must stay."""
+    """Find once, within this, in which order the layers of a network go.
+
+    Its weights, and the inputs that it is asked about, must stay the same.
+    """
     token = _ORDERS.set({})
     try:
         yield

@@ -25,21 +25,8 @@ from tutelage.tasks.series.augment import (
 from tutelage.tasks.series.base import Series, SeriesOptions, content_keys, make_series
 from tutelage.tasks.series.files import read_series
 from tutelage.tasks.series.plot import plot
-from tutelage.tasks.splits import (
-    check_learnable,
-    check_share,
-    matched,
-    overlap,
-    parted,
-    set_aside,
-)
-from tutelage.tasks.unlabelled import (
-    NO_LABELS,
-    fresh,
-    no_labels,
-    strata,
-    with_unlabelled,
-)
+from tutelage.tasks.splits import check_learnable, check_share, matched, overlap, parted, set_aside
+from tutelage.tasks.unlabelled import NO_LABELS, joined, no_labels, strata
 from tutelage.tasks.values import check_varied
 from tutelage.tasks.values import strata as like_values
 from tutelage.types import Batch, Decides
@@ -166,7 +153,11 @@ def arrange(
     )  # fmt: skip
     notes += copies
     if unlabelled is not None:
-        train, joining = _joined(train, unlabelled, validation, test)
+        _check_classes(train)
+        train, joining = joined(
+            train, unlabelled, (validation, test), keys=content_keys,
+            arrays=("values", "lengths"), noun="series",
+        )  # fmt: skip
         notes += joining
     _check_values(training=train, validation=validation, test=test)
     return SeriesData(
@@ -246,25 +237,12 @@ def _check_channels(series: Series, train: Series) -> None:
         )
 
 
-def _joined(
-    train: Series, unlabelled: Series, validation: Series, test: Series
-) -> tuple[Series, tuple[str, ...]]:
-    """Return `train` with the unlabelled series behind it, and what to say of them."""
+def _check_classes(train: Series) -> None:
     if train.decides == "values":
         raise DataError(
             f"data.unlabelled goes with classes, and the labels of {train.source} are values: "
             "remove the key"
         )
-    held = np.concatenate([content_keys(part) for part in (validation, test)])
-    keys = content_keys(unlabelled)
-    kept, notes = fresh(keys, held, source=unlabelled.source, noun="series")
-    more = unlabelled.take(np.flatnonzero(kept))
-    return replace(
-        train,
-        values=np.concatenate([train.values, more.values]),
-        lengths=np.concatenate([train.lengths, more.lengths]),
-        labels=with_unlabelled(train.labels, len(more)),
-    ), notes
 
 
 def take_out(

@@ -18,21 +18,8 @@ from tutelage.errors import DataError
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.parts import Parts
-from tutelage.tasks.splits import (
-    check_learnable,
-    check_share,
-    matched,
-    overlap,
-    parted,
-    set_aside,
-)
-from tutelage.tasks.unlabelled import (
-    NO_LABELS,
-    fresh,
-    no_labels,
-    strata,
-    with_unlabelled,
-)
+from tutelage.tasks.splits import check_learnable, check_share, matched, overlap, parted, set_aside
+from tutelage.tasks.unlabelled import NO_LABELS, joined, no_labels, strata
 from tutelage.tasks.vision.augment import (
     Augment,
     Normalisation,
@@ -133,7 +120,11 @@ def arrange(
     )  # fmt: skip
     notes += copies
     if unlabelled is not None:
-        train, joining = _joined(train, unlabelled, validation, test)
+        _check_shape(unlabelled, train)
+        train, joining = joined(
+            train, unlabelled, (validation, test), keys=content_keys, arrays=("pixels",),
+            noun="images",
+        )  # fmt: skip
         notes += joining
     return VisionData(train=train, validation=validation, test=test, notes=notes)
 
@@ -153,20 +144,6 @@ def _check_shape(images: Images, train: Images) -> None:
             f"{_by(images.shape)} (height x width x channels): make them alike, or write "
             "data.size: [H, W]"
         )
-
-
-def _joined(
-    train: Images, unlabelled: Images, validation: Images, test: Images
-) -> tuple[Images, tuple[str, ...]]:
-    """Return `train` with the unlabelled images behind it, and what to say of them."""
-    _check_shape(unlabelled, train)
-    held = np.concatenate([content_keys(part) for part in (validation, test)])
-    keys = content_keys(unlabelled)
-    kept, notes = fresh(keys, held, source=unlabelled.source, noun="images")
-    more = unlabelled.take(np.flatnonzero(kept))
-    pixels = np.concatenate([train.pixels, more.pixels])
-    labels = with_unlabelled(train.labels, len(more))
-    return replace(train, pixels=pixels, labels=labels), notes
 
 
 def take_out(
