@@ -133,7 +133,7 @@ def test_a_run_is_taught_by_both_and_says_so(finished):
     rows = stages["fit"]["result"]["members"]
     assert [row["seed"] for row in rows] == [0, 1_000_003]
     teacher = stages["teacher"]["result"]
-    assert teacher["source"] == "2 networks fitted on the data"
+    assert teacher["source"] == "2 networks fitted on the data (convnet)"
     assert any("alone these networks reach" in note for note in teacher["notes"])
     assert all(tap.startswith("members.0.") for tap in teacher["taps"]) and teacher["lenses"]
     page = (folder / "run/report.html").read_text()

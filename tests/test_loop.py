@@ -36,15 +36,20 @@ class Lesson:
     Calls of `loss` are counted from 1 over the life of the lesson.
     """
 
-    def __init__(self, *, stop_after=None, bad=lambda lesson, batch: False, figures=None, seed=3):
+    def __init__(
+        self, *, stop_after=None, bad=lambda lesson, batch: False, figures=None, seed=3, noise=0.0
+    ):
         torch.manual_seed(seed)
         self.modules = (Net(), nn.Linear(CLASSES, CLASSES))
-        self.key = "noise"
+        self.key, self.noise = "noise", noise
         self.stop_after, self.bad, self.figures = stop_after, bad, figures
         self.calls, self.seen, self.evaluated = 0, [], []
 
     def steps(self):
         return STEPS
+
+    def doubt(self, figure):
+        return self.noise
 
     def batches(self, epoch, first):
         for step in range(first, STEPS):
@@ -325,6 +330,28 @@ def test_the_best_epoch_is_kept():
 
 def test_of_equal_epochs_the_last_is_kept():
     assert Trainer(Lesson(figures=[0.5, 0.5, 0.5]), schedule()).train().best_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("figures", "noise", "kept"),
+    [
+        ([0.2, 0.9, 0.5], 0.1, 1),  # far below the best
+        ([0.2, 0.6, 0.5], 0.1, 2),
+        ([0.6, 0.5, 0.7], 0.1, 2),
+        ([0.6, 0.5, 0.3], 0.1, 1),  # near the best until then, and taught longer
+    ],
+)
+def test_epochs_within_a_standard_error_of_the_best_are_as_good(figures, noise, kept):
+    lesson = Lesson(figures=figures, noise=noise)
+    assert Trainer(lesson, schedule()).train().best_epoch == kept
+    for module, taken in zip(lesson.modules, lesson.evaluated[kept], strict=True):
+        same(module.state_dict(), taken)
+
+
+def test_patience_waits_for_better_not_for_as_good(tmp_path):
+    lesson = Lesson(figures=[0.1, 0.5, 0.45, 0.45, 0.9], noise=0.1)
+    history = Trainer(lesson, schedule(epochs=5, patience=2)).train()
+    assert history.stopped_early and history.best_epoch == 3
 
 
 def test_patience_ends_the_training(tmp_path):

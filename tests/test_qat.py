@@ -245,6 +245,9 @@ class Lesson:
         self.targets = torch.arange(6) % 4
         self.figures = []
 
+    def doubt(self, figure):
+        return 0.0
+
     def steps(self):
         return 5
 

@@ -124,13 +124,13 @@ def test_mixup_adds_less_than_half_of_another_series_where_it_has_values():
 def test_augment_takes_its_gaps_from_the_data():
     task, series = find_task("series"), some_series()
     mild = task.augment(series, AugmentPart.model_validate({}))
-    assert mild == SeriesAugment(jitter=0.03, stretch=0.1) and mild
+    assert mild == SeriesAugment(mixup=0.5, jitter=0.03, stretch=0.1) and mild
     assert not NO_SERIES_AUGMENT
-    none = SimpleNamespace(jitter=0, stretch=0, warp=0, shift=0)
+    none = SimpleNamespace(mixup=0, jitter=0, stretch=0, warp=0, shift=0)
     assert not task.augment(series, none)
     refused("augment.shift is 20 steps", task.augment, series, SimpleNamespace(shift=20))
     refused("augment.flip is not for series", task.augment, series, SimpleNamespace(flip=True))
-    assert task.augment(series, AugmentPart.model_validate({"mixup": 0.5})).mixup == 0.5
+    assert task.augment(series, AugmentPart.model_validate({"mixup": 0.25})).mixup == 0.25
     refused("augment.mixup is 0.7", task.augment, series, SimpleNamespace(mixup=0.7))
     refused("augment.warp is 0.7", task.augment, series, SimpleNamespace(warp=0.7))
     refused("whole number of steps", task.augment, series, SimpleNamespace(shift=1.5))

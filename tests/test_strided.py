@@ -23,6 +23,9 @@ class Lesson:
     def __init__(self):
         self.modules = (nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 14, 1, 2)),)
 
+    def doubt(self, figure):
+        return 0.0
+
     def steps(self):
         return 60
 

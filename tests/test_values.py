@@ -173,10 +173,10 @@ def test_batches_are_in_units_of_the_training_spread(tmp_path):
     held = material.validation.batch(torch.arange(material.validation.count), 0).labels
     assert np.allclose(material.said(held[:, None].numpy()), data.validation.labels, rtol=1e-4)
     assert material.augment.stretch == 0.0 and material.augment.jitter > 0
-    assert dict(with_losses(recipe, "values").distill.losses) == {
+    assert dict(with_losses(recipe, "values", {}).distill.losses) == {
         "squared_error": 1.0, "value_error": 1.0,
     }  # fmt: skip
-    assert with_losses(recipe, "classes") is recipe
+    assert with_losses(recipe, "classes", {"dist": 1.0}) is recipe
 
 
 def test_a_lens_of_values_is_the_least_squares_fit():

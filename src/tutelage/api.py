@@ -152,7 +152,7 @@ def distill(
         for note in material.notes:
             said.say(f"data: {note}")
         material = with_classes(recipe, material, trust_code=trust_code, module=module)
-        recipe = with_losses(recipe, material.decides)
+        recipe = with_losses(recipe, material.decides, material.task.losses)
         check_recipe(recipe, material)
         taught = teach(
             recipe, material, held, said, trust_code=trust_code, module=module, forward=forwards[0]

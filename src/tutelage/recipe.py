@@ -53,6 +53,11 @@ class TeacherPart(Part):
         description="true: train a built-in teacher on the data first; head or all: fit a Hugging "
         "Face encoder (source) to the labels, its new head alone or everything",
     )
+    family: Literal["rocket", "convnet1d", "convnet"] | None = Field(
+        None,
+        description="for fit: true: of series rocket (fixed convolutions and a ridge, solved for "
+        "in seconds) or convnet1d (an InceptionTime-like network, trained); by the data when unset",
+    )
     epochs: Count | None = Field(None, description="for fit: passes over the data")
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")
     members: Annotated[int, Field(ge=1, le=8)] = Field(
@@ -82,6 +87,10 @@ class TeacherPart(Part):
         if self.members > 1 and self.fit is not True:
             raise ValueError(
                 f"'members: {self.members}' is for built-in teachers ('fit: true'); remove it"
+            )
+        if self.family is not None and self.fit is not True:
+            raise ValueError(
+                f"'family: {self.family}' is for built-in teachers ('fit: true'); remove it"
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError("give 'mean' and 'std' together")

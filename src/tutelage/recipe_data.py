@@ -163,8 +163,10 @@ class AugmentPart(Part):
     )
     flip: bool = Field(False, description="mirror left and right; never for digits or letters")
     erase: Share = Field(0.0, description="share of the image blanked by a random rectangle")
-    mixup: Half = Field(
-        0.0, description="largest weight of a second image, or series, mixed in, to 0.5"
+    mixup: Half | None = Field(
+        None,
+        description="largest weight of a second image, or series, mixed in, to 0.5; unset: 0.5 of "
+        "series with classes where no loss reads labels, else 0",
     )
     scale: Half = Field(0.0, description="largest zoom in or out, as a share of the side")
     jitter: Share | None = Field(

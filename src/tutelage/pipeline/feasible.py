@@ -63,7 +63,7 @@ def plan_recipe(
     progress = progress or Silent()
     read = read_material(recipe, progress)
     material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
-    recipe = with_losses(recipe, material.decides)
+    recipe = with_losses(recipe, material.decides, material.task.losses)
     check_recipe(recipe, material)
     free = recipe.student.spec is None and recipe.student.source is None
     scores = scores_of(recipe, material, folder)

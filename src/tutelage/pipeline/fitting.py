@@ -16,7 +16,7 @@ from torch import nn
 from tutelage.errors import TeacherError
 from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.objective import Objective, Term
-from tutelage.pipeline.lessons import metric_inputs
+from tutelage.pipeline.lessons import inside, metric_inputs, terms_of, wants
 from tutelage.pipeline.material import Material, labelled_examples
 from tutelage.pipeline.trimming import trimmed
 from tutelage.progress import Progress
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tutelage.teach.hf_teacher import HfEncoder
 
 _FIT_STEPS, _FEWEST_FIT_STEPS = 7_000, 1_600
+_SOLVED_VIEWS = 2  # of each example that a teacher is solved for by: untouched, and not
 _APART = 1_000_003  # between the seeds of two members; the first has the recipe's own
 _ENCODER_EPOCHS = {"head": 8, "all": 3}
 _ENCODER_BATCH, _FEWEST_ENCODER_STEPS = 32, 300
@@ -41,13 +42,45 @@ _ENCODER_RATE = {"head": 2e-3, "all": 1e-4}
 
 
 def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
-    """Return the network of the teacher that is trained on the spot."""
-    for family in material.task.families:
-        make = students.FAMILIES[family].teacher
-        if make is not None:
-            return StudentSpec(family=family, knobs=make(recipe.teacher.width, material.knobs))
-    raise TeacherError(
-        f"the task '{material.task.name}' has no built-in teacher; name one in teacher.source"
+    """Return the network of the teacher that is fitted on the spot.
+
+    Of the task's families it is the one that the recipe names, or else the first that suits: one
+    that is solved for and not trained does where examples are few and nothing asks for its inside
+    or its training. Raises `TeacherError` where there is none.
+    """
+    known = material.task.teachers
+    if not known:
+        raise TeacherError(
+            f"the task '{material.task.name}' has no built-in teacher; name one in teacher.source"
+        )
+    wanted = recipe.teacher.family or next(f for f in known if _suits(f, recipe, material))
+    if wanted not in known:
+        raise TeacherError(
+            f"teacher.family: {wanted} is no built-in teacher of the task '{material.task.name}', "
+            f"which has {' and '.join(known)}"
+        )
+    family, count = students.FAMILIES[wanted], _labelled(material).count
+    if family.most is not None and count > family.most:
+        raise TeacherError(
+            f"teacher.family: {wanted} takes up to {family.most:,} labelled examples, and there "
+            f"are {count:,}: remove the key"
+        )
+    assert family.teacher is not None
+    return StudentSpec(family=wanted, knobs=family.teacher(recipe.teacher.width, material.knobs))
+
+
+def _suits(family: str, recipe: Recipe, material: Material) -> bool:
+    """Whether a teacher of this family can be fitted to the data and do what the recipe asks."""
+    most, student = students.FAMILIES[family].most, recipe.student
+    if most is None:
+        return True
+    terms = terms_of(recipe.distill)
+    return (
+        _labelled(material).count <= most
+        and not wants(terms) | inside(terms)
+        and not {"width", "epochs"} & recipe.teacher.model_fields_set
+        and student.space != "sliced"
+        and student.start != "teacher"
     )
 
 
@@ -108,6 +141,8 @@ def _fit_one(
 ) -> StageRecord:
     """Train one built-in teacher; `number`: as which member of several, 0 alone."""
     spec = built_in_spec(recipe, material)
+    if students.FAMILIES[spec.family].most is not None:
+        return _solve_one(recipe, material, run, progress, spec, number)
     count = _labelled(material).count
     batch = min(128, max(8, count // 8))
     usual = max(8, min(60, -(-_FIT_STEPS * 128 // count)))
@@ -121,15 +156,47 @@ def _fit_one(
             recipe, material, run, progress, network, number=number, batch=batch, smoothing=0.05,
             schedule={"epochs": epochs, "rate": 3e-3, "weight_decay": 5e-2, "ema": 0.99},
         )  # fmt: skip
-        unit = material.target and {"target": dataclasses.asdict(material.target)}
-        paths = students.save(folder, spec, network, unit)
         result = {"spec": spec.to_json(), "epochs": epochs, "history": dataclasses.asdict(history)}
-        return {**result, **({"seed": recipe.seed} if number else {})}, paths
+        return {**result, **_seed_of(recipe, number)}, _save(material, folder, spec, network)
 
     inputs = hash_json(
         [material.content, spec.to_json(), epochs, recipe.seed, recipe.threads,
          recipe.distill.precision, *metric_inputs(recipe)]
     )  # fmt: skip
+    return run.stage(f"fit-{number}" if number else "fit", inputs, work)
+
+
+def _seed_of(recipe: Recipe, number: int) -> dict[str, int]:
+    return {"seed": recipe.seed} if number else {}
+
+
+def _save(material: Material, folder: Path, spec: StudentSpec, network: nn.Module) -> list[Path]:
+    unit = material.target and {"target": dataclasses.asdict(material.target)}
+    return students.save(folder, spec, network, unit)
+
+
+def _solve_one(
+    recipe: Recipe, material: Material, run: Run, progress: Progress, spec: StudentSpec, number: int
+) -> StageRecord:
+    """Do what `_fit_one` does for a network that is solved for, not trained."""
+    folder = run.file(f"teacher/members/{number}" if number else "teacher")
+    taught = _labelled(material)
+
+    def work() -> tuple[Any, list[Path]]:
+        progress.say(f"teacher: solving for {spec.family} on {taught.count:,} examples")
+        torch.manual_seed(recipe.seed)
+        network: Any = spec.build()
+        index, views = torch.arange(taught.count), min(_SOLVED_VIEWS, material.views)
+        known = [taught.batch(index, view) for view in range(views)]
+        inputs: list[Any] = [batch.inputs for batch in known]
+        network.solve(torch.stack(inputs, 1), known[0].labels, material.decides)
+        figure = _lesson(recipe, material, network).evaluate((network.eval(),))
+        result = {"spec": spec.to_json(), "history": {"figure": [figure]}}
+        return {**result, **_seed_of(recipe, number)}, _save(material, folder, spec, network)
+
+    inputs = hash_json(
+        [material.content, spec.to_json(), recipe.seed, recipe.threads, *metric_inputs(recipe)]
+    )
     return run.stage(f"fit-{number}" if number else "fit", inputs, work)
 
 
@@ -189,6 +256,22 @@ def _train(
     recipe: Recipe, material: Material, run: Run, progress: Progress, network: nn.Module, *,
     batch: int, smoothing: float, schedule: dict[str, Any], number: int = 0,
 ) -> History:  # fmt: skip
+    trainer = Trainer(
+        _lesson(recipe, material, network, batch=batch, smoothing=smoothing),
+        Schedule(seed=recipe.seed, precision=recipe.distill.precision, **schedule),
+        checkpoint=run.file(f"checkpoints/teacher{f'-{number}' * bool(number)}.safetensors"),
+        progress=progress,
+        label=f"Training teacher {number} of {recipe.teacher.members}"
+        if number
+        else "Training the teacher",
+    )
+    return trainer.train()
+
+
+def _lesson(
+    recipe: Recipe, material: Material, network: nn.Module, *, batch: int = 1, smoothing: float = 0
+) -> Distillation:
+    """Return what a teacher is trained on, and judged by: labels alone."""
     term = Term(name="cross_entropy", weight=1.0, options={"label_smoothing": smoothing})
     if material.decides == "values":
         term = Term(name="value_error", weight=1.0)
@@ -196,7 +279,7 @@ def _train(
     if material.task.tokens(material.data.train) is not None:
         known = labelled_examples(material.data.train)
         taught, held = trimmed(taught, known), trimmed(held, material.data.validation)
-    lesson = Distillation(
+    return Distillation(
         network,
         Objective((term,)),
         taught,
@@ -208,13 +291,3 @@ def _train(
         seed=recipe.seed,
         metric=recipe.metric,
     )
-    trainer = Trainer(
-        lesson,
-        Schedule(seed=recipe.seed, precision=recipe.distill.precision, **schedule),
-        checkpoint=run.file(f"checkpoints/teacher{f'-{number}' * bool(number)}.safetensors"),
-        progress=progress,
-        label=f"Training teacher {number} of {recipe.teacher.members}"
-        if number
-        else "Training the teacher",
-    )
-    return trainer.train()

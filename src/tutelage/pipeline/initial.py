@@ -28,11 +28,9 @@ _OWN_MEAN = [
 ]
 _VIEWS = "  # views: 4             # variants of each; the teacher is asked about each once\n"
 _ACCURACY = "  # accuracy: {limit: 95 %, hard: false}\n"
-_LOSSES = {
-    "classes": "    dist: 1.0\n",
-    "values": "    squared_error: 1.0   # the teacher's value\n"
-    "    value_error: 1.0     # the label\n",
-}
+_LOSSES_OF_VALUES = """    squared_error: 1.0   # the teacher's value
+    value_error: 1.0     # the label
+"""
 _FIT_ALL = "  fit: all               # it has no classifier: a new head and all else are trained"
 _AN_OPTION = {
     "classes": "{weight: 1, temperature: 4}",
@@ -50,6 +48,7 @@ _AUGMENT = {
     + "  flip: false            # true where left and right do not matter; never for letters\n",
     "series": "augment:\n"
     + _VIEWS
+    + "  # mixup: 0.5           # largest share of another series; 0 where a loss reads labels\n"
     + "  jitter: 0.03           # noise, as a share of a channel's spread\n"
     + "  stretch: 0.1           # largest change of height\n",
 }
@@ -114,12 +113,18 @@ def initial_recipe(
 {advice.student}  candidates: 4          # how many structures are compared by a short distillation
 distill:
   losses:                # weight, or {_AN_OPTION[material.decides]}, or auto
-{_LOSSES[material.decides]}{advice.distill}  # epochs: {_epochs(material)}
+{_losses(material)}{advice.distill}  # epochs: {_epochs(material)}
 export:
   largest_loss: 0.01     # {headline} that int8 or float16 may cost on validation
 """
     text = "\n".join(lines) + "\n" + tail
     return text
+
+
+def _losses(material: Material) -> str:
+    if material.decides == "values":
+        return _LOSSES_OF_VALUES
+    return "".join(f"    {name}: {weight}\n" for name, weight in material.task.losses.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

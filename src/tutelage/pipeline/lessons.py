@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from tutelage.losses import LOSSES
@@ -25,16 +26,18 @@ _BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
-def with_losses(recipe: Recipe, decides: Decides) -> Recipe:
+def with_losses(recipe: Recipe, decides: Decides, usual: Mapping[str, float]) -> Recipe:
     """Return the recipe with the losses that suit its data, where it names none itself.
+
+    `usual` are those of its task for classes.
 
     Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
     which was not seen to cost the final decision (benchmarks/RESULTS.md), or the final decision
     where the teacher is a file that shows no more.
     """
     losses = dict(recipe.distill.losses)
-    if decides == "values" and "losses" not in recipe.distill.model_fields_set:
-        losses = dict(_LOSSES_OF_VALUES)
+    if "losses" not in recipe.distill.model_fields_set:
+        losses = dict(_LOSSES_OF_VALUES if decides == "values" else usual)
     if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):
         whole = (recipe.teacher.source or "").endswith(".onnx")
         losses |= {"decision_everywhere": _BY_KL} if whole else {"trajectory": 1.0}
@@ -69,7 +72,8 @@ def distill_inputs(recipe: Recipe) -> list[Any]:
 def teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     """Return what the recipe says of the teacher, for hashes; later keys as in `distill_inputs`."""
     part = recipe.teacher
-    return part.model_dump(mode="json", exclude=set() if part.members > 1 else {"members"})
+    unset = {"members": part.members == 1, "family": part.family is None}
+    return part.model_dump(mode="json", exclude={key for key, is_so in unset.items() if is_so})
 
 
 def metric_inputs(recipe: Recipe) -> list[str]:

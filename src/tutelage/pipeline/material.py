@@ -14,9 +14,11 @@ from torch import Tensor
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.files import hash_json
+from tutelage.losses import LOSSES
 from tutelage.pipeline.lessons import SMALL
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
+from tutelage.recipe_data import AugmentPart
 from tutelage.records import SideFile
 from tutelage.tasks import Task, find_task, wilson_interval
 from tutelage.tasks.splits import rare_classes
@@ -166,6 +168,16 @@ def labelled_examples(examples: Any) -> Any:
     return examples if len(known) == len(examples) else examples.take(known)
 
 
+def _wanted(recipe: Recipe, *, values: bool) -> AugmentPart:
+    """Return what the recipe says of augmentation; no mixing by default where labels are read."""
+    labelled = any(
+        name in LOSSES and "label" in LOSSES[name].reads for name in recipe.distill.losses
+    )
+    if recipe.augment.mixup is None and (labelled or values):
+        return recipe.augment.model_copy(update={"mixup": 0.0})
+    return recipe.augment
+
+
 def _views(recipe: Recipe, augment: Any, count: int) -> int:
     """Return how many variants of each example are asked about: more where they cost little."""
     if not augment:
@@ -176,8 +188,8 @@ def _views(recipe: Recipe, augment: Any, count: int) -> int:
 def material_of(task: Task, data: Any, recipe: Recipe) -> Material:
     """Make the splits of data that is already read."""
     normalisation = task.normalisation(data.train)
-    augment = task.augment(data.train, recipe.augment)
     target = Target.fit(data.train.labels) if task.decides(data) == "values" else None
+    augment = task.augment(data.train, _wanted(recipe, values=target is not None))
 
     def split(name: str, examples: Any, *, varied: Any = None) -> Split:
         def batch(index: Tensor, view: int) -> Batch:

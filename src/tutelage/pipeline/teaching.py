@@ -253,7 +253,7 @@ def _fill(
             for tap, value in zip(teacher.taps, agreements, strict=False)
         ]
         return {
-            "source": _source(recipe.teacher),
+            "source": _source(recipe.teacher, run),
             "fingerprint": teacher.fingerprint,
             "parameters": teacher.parameters,
             "taps": [tap.path for tap in teacher.taps],
@@ -290,10 +290,13 @@ def suspicion(right: float, labels: Int[np.ndarray, " n"]) -> list[str]:
     ]
 
 
-def _source(part: TeacherPart) -> str | None:
-    if part.members > 1:
-        return f"{part.members} networks fitted on the data"
-    return "fitted on the data" if part.fit else part.source
+def _source(part: TeacherPart, run: Run) -> str | None:
+    if not part.fit:
+        return part.source
+    fitted = run.manifest["stages"].get("fit", {}).get("result", {})
+    kind = f" ({fitted['spec']['family']})" if "spec" in fitted else ""
+    many = f"{part.members} networks " if part.members > 1 else ""
+    return f"{many}fitted on the data{kind}"
 
 
 def _no_better(recipe: Recipe, value: float) -> str:

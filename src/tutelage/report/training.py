@@ -108,7 +108,7 @@ def _facts(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[str, ...
     if "epochs" in distilled:
         facts.append(str(distilled.get("bound") or f"{int(distilled['epochs'])} epochs"))
     if history.get("best_epoch", -1) >= 0:
-        facts.append(f"best at epoch {int(history['best_epoch']) + 1}")
+        facts.append(f"weights of epoch {int(history['best_epoch']) + 1}")
     if history.get("precision"):
         facts.append(f"trained in {history['precision']}")
     for key, words in (("skipped", "steps skipped for NaN"), ("rolled_back", "roll-backs")):

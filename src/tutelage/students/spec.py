@@ -23,6 +23,7 @@ from tutelage.students.families import (
     graph,
     graph_net,
     gru,
+    rocket,
     textconv,
     vit,
 )
@@ -42,7 +43,8 @@ class Family:
     one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
     given)` is the network that is trained on the spot where there is no teacher, if it has one.
     `drawn(random)` is a structure drawn at random, for wider searches, where the family has many.
-    `slicing` is how its networks are cut to smaller ones, where they can be.
+    `slicing` is how its networks are cut to smaller ones, where they can be. `most` is how many
+    examples its teacher is fitted to at most, where it is solved for (`solve`) and not trained.
     """
 
     spec: type[Any]
@@ -53,6 +55,7 @@ class Family:
     tokens: bool = False
     drawn: Callable[[Any], Any] | None = None
     slicing: Slicing | None = None
+    most: int | None = None
 
 
 _SLICINGS = {
@@ -87,6 +90,16 @@ FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT, slicing=slice_vit.SL
 FAMILIES.add(
     "graph",
     Family(spec=graph.GraphSpec, build=graph_net.GraphNet, slicing=slice_graph.SLICING),
+)
+# A teacher alone: its features are too many for a student.
+FAMILIES.add(
+    "rocket",
+    Family(
+        spec=rocket.RocketSpec,
+        build=rocket.Rocket,
+        teacher=rocket.teacher,
+        most=rocket.MOST_SERIES,
+    ),
 )
 # Sliced from a language model alone (see `decoders.slicing`).
 FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -72,6 +73,8 @@ class Task(Protocol):
 
     name: str
     families: tuple[str, ...]
+    teachers: tuple[str, ...]  # families that a teacher can be fitted of, the first where it suits
+    losses: Mapping[str, float]  # that teach classes where the recipe names none
     keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 
     def load(self, train: Any, test: Any = None, **options: Any) -> TaskData:

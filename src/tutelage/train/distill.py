@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -196,6 +197,12 @@ class Distillation:
         assert self.validation_decision is not None
         right = torch.cat(said) == self._said(self.validation_decision)
         return int(right.sum()) / self.validation.count
+
+    def doubt(self, figure: float) -> float:
+        """Return the standard error of a share of the validation examples; 0 of values' R2."""
+        if self.decides == "values":
+            return 0.0
+        return math.sqrt(max(0.0, figure * (1 - figure)) / self.validation.count)
 
     def _said(self, decision: Tensor) -> Tensor:
         return decision.argmax(-1) if self.decides == "classes" else decision[:, 0]

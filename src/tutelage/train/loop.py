@@ -54,10 +54,19 @@ class Lesson(Protocol):
         """Return the validation figure of `modules`."""
         ...
 
+    def doubt(self, figure: float) -> float:
+        """Return the standard error of a validation figure; 0 where it is not known."""
+        ...
+
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """What a training left behind, epoch by epoch; goes into the report."""
+    """What a training left behind, epoch by epoch; goes into the report.
+
+    `best_epoch` is the last whose figure lies within one standard error of the best until then: its
+    weights are kept. On a few dozen validation examples the highest figure of hundreds of epochs is
+    chance, and later weights were taught longer (the one-standard-error rule, Breiman 1984).
+    """
 
     loss: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
@@ -281,10 +290,11 @@ class Trainer:
         history.loss.append(means.pop("loss", float("nan")))
         history.parts.append(means)
         history.figure.append(figure)
-        if history.best_epoch < 0 or figure >= history.figure[history.best_epoch]:
+        best = max(history.figure)
+        if history.best_epoch < 0 or figure >= best - self.lesson.doubt(best):
             history.best_epoch = len(history.figure) - 1
             self.best = [copy.deepcopy(m.state_dict()) for m in self.average]
-        waited = len(history.figure) - 1 - history.best_epoch
+        waited = history.figure[::-1].index(best)
         history.stopped_early = bool(self.schedule.patience) and waited >= self.schedule.patience
         if self.tracker is not None:
             self.tracker({"loss": history.loss[-1], "validation": figure, **means}, self.step)

@@ -6,7 +6,9 @@ It has no name in the recipe: nothing is planned, exported or proven for it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -139,6 +141,8 @@ class GivenTask:
 
     name = "given"
     families: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
     keys: frozenset[str] = frozenset()
 
     def load(self, train: Found, test: None = None, **options: Any) -> GivenData:

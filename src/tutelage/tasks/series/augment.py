@@ -22,7 +22,7 @@ from tutelage.tasks.series.base import Series, lengths_of
 
 _NOISE, _HEIGHT, _SPEED, _WINDOW, _MOVE, _PARTNER, _SHARE = range(1, 8)
 _WINDOW_SHARE = 0.1
-_JITTER, _STRETCH = 0.03, 0.1
+_JITTER, _STRETCH, _MIXUP = 0.03, 0.1, 0.5
 _FOREIGN = ("flip", "erase", "scale")
 _KEYS = ("mixup", "jitter", "stretch", "warp", "shift")
 
@@ -93,8 +93,9 @@ class SeriesAugment:
 
     @classmethod
     def wanted(cls, part: Any, steps: int) -> SeriesAugment:
-        """Return what a recipe's augment part asks for, mild noise and stretch where it is silent.
+        """Return what a recipe's augment part asks for, and where it is silent what is usual.
 
+        That is another series mixed in, mild noise and stretch.
         Raises `RecipeError` for what makes no sense for series, and for a move beyond their end.
         """
         for name in _FOREIGN:
@@ -103,7 +104,7 @@ class SeriesAugment:
                     f"augment.{name} is not for series: remove it ({', '.join(_KEYS)} are)"
                 )
         given = {name: getattr(part, name, None) for name in _KEYS}
-        mild = {"mixup": 0.0, "jitter": _JITTER, "stretch": _STRETCH, "warp": 0.0, "shift": 0}
+        mild = {"mixup": _MIXUP, "jitter": _JITTER, "stretch": _STRETCH, "warp": 0.0, "shift": 0}
         chosen = cls(**{name: mild[name] if v is None else v for name, v in given.items()})
         if chosen.shift >= steps:
             raise RecipeError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -277,6 +279,8 @@ class SeriesTask:
 
     name = "series"
     families: tuple[str, ...] = ("convnet1d", "gru")
+    teachers: tuple[str, ...] = ("rocket", "convnet1d")
+    losses: Mapping[str, float] = MappingProxyType({"kl": 1.0})
     keys = frozenset(
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate",
          "target", "unlabelled"}

@@ -7,10 +7,11 @@ tokens the training texts use, then by the pruned one, which must agree on every
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,8 @@ class TextTask:
 
     name = "text"
     families: tuple[str, ...] = ("encoder", "textconv")
+    teachers: tuple[str, ...] = ()
+    losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
     keys = frozenset(
         {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",
          "unlabelled"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -180,6 +182,8 @@ class VisionTask:
 
     name = "vision"
     families: tuple[str, ...] = ("convnet",)
+    teachers: tuple[str, ...] = ("convnet",)
+    losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
     keys = frozenset(
         {"format", "labels", "test_labels", "image_column", "label_column", "size", "unlabelled"}
     )
@@ -213,7 +217,7 @@ class VisionTask:
         height, width, _ = examples.shape
         shift = default_augment(height, width).shift if wanted.shift is None else wanted.shift
         return Augment(
-            shift=shift, flip=wanted.flip, erase=wanted.erase, mixup=wanted.mixup,
+            shift=shift, flip=wanted.flip, erase=wanted.erase, mixup=wanted.mixup or 0.0,
             scale=wanted.scale,
         )  # fmt: skip
 
