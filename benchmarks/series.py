@@ -46,8 +46,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "rocket; kl": {"losses": {"kl": 1.0}, "mixup": 0.0},
     "rocket; dist": {"losses": {"dist": 1.0}, "mixup": 0.0},
     "rocket; dist, mixup": {"losses": {"dist": 1.0}, "mixup": 0.5},
-    "inception; kl, mixup": {"losses": {"kl": 1.0}, "mixup": 0.5, "family": "convnet1d"},
-    "inception; dist": {"losses": {"dist": 1.0}, "mixup": 0.0, "family": "convnet1d"},
+    "inception; kl, mixup": {"losses": {"kl": 1.0}, "mixup": 0.5, "network": "inception"},
+    "inception; dist": {"losses": {"dist": 1.0}, "mixup": 0.0, "network": "inception"},
 }
 FIRST = next(iter(METHODS))
 SIZES = (32, 8)  # kilobytes of the file
@@ -94,8 +94,8 @@ def recipe_of(cell: Cell) -> Recipe:
         teacher = {
             "source": str(replace(cell, method=FIRST, kilobytes=SIZES[0]).folder / "teacher")
         }
-        if "family" in method:
-            teacher = {"fit": True, "family": method["family"]}
+        if "network" in method:
+            teacher = {"fit": True, "network": method["network"]}
     elif cell.kilobytes != SIZES[0]:
         teacher = {"source": str(replace(cell, kilobytes=SIZES[0]).folder / "teacher")}
     return Recipe.parse(

@@ -1,5 +1,6 @@
 """The teacher that is solved for: its features by plain loops, its ridge beside scikit-learn."""
 
+import dataclasses
 import itertools
 import json
 
@@ -18,6 +19,7 @@ from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
+from tutelage.students.built_in import TEACHERS
 from tutelage.students.ensemble import Ensemble
 from tutelage.students.families.rocket import Rocket, RocketSpec, Shares, _dilations, ridge
 
@@ -153,7 +155,8 @@ def recipe_of(tmp_path, n=24, length=40, teacher=None, **parts):
     [
         ({}, {}, "rocket"),
         ({"members": 2}, {}, "rocket"),
-        ({"family": "convnet1d"}, {}, "convnet1d"),
+        ({"network": "inception"}, {}, "convnet1d"),
+        ({"network": "resnet1d"}, {}, "convnet1d"),
         ({"width": 16}, {}, "convnet1d"),
         ({"epochs": 3}, {}, "convnet1d"),
         ({}, {"distill": {"losses": {"dist": 1.0, "trajectory": 1.0}}}, "convnet1d"),
@@ -194,25 +197,23 @@ def test_series_are_mixed_where_the_teacher_alone_says_what_they_are(
 
 
 def test_many_series_get_a_trained_network(tmp_path, monkeypatch):
-    family = students.FAMILIES["rocket"]
-    monkeypatch.setitem(
-        students.FAMILIES._entries, "rocket", students.dataclasses.replace(family, most=10)
-    )
+    rocket = dataclasses.replace(TEACHERS["rocket"], most=10)
+    monkeypatch.setitem(TEACHERS._entries, "rocket", rocket)
     recipe = recipe_of(tmp_path)
     assert built_in_spec(recipe, read_material(recipe)).family == "convnet1d"
-    named = recipe_of(tmp_path, teacher={"family": "rocket"})
+    named = recipe_of(tmp_path, teacher={"network": "rocket"})
     with pytest.raises(TeacherError, match="takes up to 10 labelled examples"):
         built_in_spec(named, read_material(named))
 
 
 def test_families_that_are_none_are_refused(tmp_path):
-    recipe = recipe_of(tmp_path, teacher={"family": "convnet"})
-    with pytest.raises(TeacherError, match="which has rocket and convnet1d"):
+    recipe = recipe_of(tmp_path, teacher={"network": "convnet"})
+    with pytest.raises(TeacherError, match="which has rocket and inception and resnet1d"):
         built_in_spec(recipe, read_material(recipe))
-    with pytest.raises(RecipeError, match=r"teacher\.family"):
-        recipe_of(tmp_path, teacher={"family": "rokcet"})
+    with pytest.raises(RecipeError, match=r"teacher\.network"):
+        recipe_of(tmp_path, teacher={"network": "rokcet"})
     with pytest.raises(RecipeError, match="is for built-in teachers"):
-        recipe_of(tmp_path, teacher={"fit": False, "source": "x.onnx", "family": "rocket"})
+        recipe_of(tmp_path, teacher={"fit": False, "source": "x.onnx", "network": "rocket"})
 
 
 def test_members_are_solved_for_each_and_a_run_that_goes_on_keeps_them(tmp_path):

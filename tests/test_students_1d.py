@@ -36,7 +36,6 @@ def families(monkeypatch):
             build=convnet1d.ConvNet1d,
             structures=convnet1d.STRUCTURES,
             sized=convnet1d.sized,
-            teacher=convnet1d.teacher,
         ),
         "gru": Family(spec=gru.GruSpec, build=gru.Gru, structures=gru.STRUCTURES, sized=gru.sized),
     }

@@ -47,13 +47,14 @@ class Domain:
 
 
 def _series(name: str, epochs: int) -> Domain:
+    """Return a set of series with a teacher that has an inside to teach; see also `series.py`."""
     files = tuple(_SERIES / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
     return Domain(
         recipe={
             "task": "series",
             "data": {"train": str(files[0]), "test": str(files[1]), "validation": 0.2},
-            "teacher": {"fit": True},
-            "augment": {"views": 8},
+            "teacher": {"fit": True, "network": "inception"},
+            "augment": {"views": 8, "mixup": 0.0},
         },
         epochs=epochs,
         structure=0,

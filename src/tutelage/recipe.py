@@ -53,10 +53,10 @@ class TeacherPart(Part):
         description="true: train a built-in teacher on the data first; head or all: fit a Hugging "
         "Face encoder (source) to the labels, its new head alone or everything",
     )
-    family: Literal["rocket", "convnet1d", "convnet"] | None = Field(
+    network: Literal["rocket", "inception", "resnet1d", "convnet"] | None = Field(
         None,
-        description="for fit: true: of series rocket (fixed convolutions and a ridge, solved for "
-        "in seconds) or convnet1d (an InceptionTime-like network, trained); by the data when unset",
+        description="for fit: true, of series: rocket (fixed convolutions and a ridge, solved for "
+        "in seconds), inception or resnet1d (trained); by the data when unset",
     )
     epochs: Count | None = Field(None, description="for fit: passes over the data")
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")
@@ -88,9 +88,9 @@ class TeacherPart(Part):
             raise ValueError(
                 f"'members: {self.members}' is for built-in teachers ('fit: true'); remove it"
             )
-        if self.family is not None and self.fit is not True:
+        if self.network is not None and self.fit is not True:
             raise ValueError(
-                f"'family: {self.family}' is for built-in teachers ('fit: true'); remove it"
+                f"'network: {self.network}' is for built-in teachers ('fit: true'); remove it"
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError("give 'mean' and 'std' together")

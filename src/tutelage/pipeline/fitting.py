@@ -23,6 +23,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run, StageRecord
 from tutelage.students import spec as students
+from tutelage.students.built_in import TEACHERS
 from tutelage.students.ensemble import Ensemble
 from tutelage.students.spec import StudentSpec
 from tutelage.teach.signals import Split
@@ -41,10 +42,10 @@ _ENCODER_BATCH, _FEWEST_ENCODER_STEPS = 32, 300
 _ENCODER_RATE = {"head": 2e-3, "all": 1e-4}
 
 
-def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
-    """Return the network of the teacher that is fitted on the spot.
+def built_in_teacher(recipe: Recipe, material: Material) -> str:
+    """Return the name of the teacher that is fitted on the spot.
 
-    Of the task's families it is the one that the recipe names, or else the first that suits: one
+    Of the task's own it is the one that the recipe names, or else the first that suits: one
     that is solved for and not trained does where examples are few and nothing asks for its inside
     or its training. Raises `TeacherError` where there is none.
     """
@@ -53,25 +54,30 @@ def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
         raise TeacherError(
             f"the task '{material.task.name}' has no built-in teacher; name one in teacher.source"
         )
-    wanted = recipe.teacher.family or next(f for f in known if _suits(f, recipe, material))
+    wanted = recipe.teacher.network or next(n for n in known if _suits(n, recipe, material))
     if wanted not in known:
         raise TeacherError(
-            f"teacher.family: {wanted} is no built-in teacher of the task '{material.task.name}', "
+            f"teacher.network: {wanted} is no built-in teacher of the task '{material.task.name}', "
             f"which has {' and '.join(known)}"
         )
-    family, count = students.FAMILIES[wanted], _labelled(material).count
-    if family.most is not None and count > family.most:
+    most, count = TEACHERS[wanted].most, _labelled(material).count
+    if most is not None and count > most:
         raise TeacherError(
-            f"teacher.family: {wanted} takes up to {family.most:,} labelled examples, and there "
+            f"teacher.network: {wanted} takes up to {most:,} labelled examples, and there "
             f"are {count:,}: remove the key"
         )
-    assert family.teacher is not None
-    return StudentSpec(family=wanted, knobs=family.teacher(recipe.teacher.width, material.knobs))
+    return wanted
 
 
-def _suits(family: str, recipe: Recipe, material: Material) -> bool:
-    """Whether a teacher of this family can be fitted to the data and do what the recipe asks."""
-    most, student = students.FAMILIES[family].most, recipe.student
+def built_in_spec(recipe: Recipe, material: Material) -> StudentSpec:
+    """Return the network of the teacher that is fitted on the spot."""
+    network = TEACHERS[built_in_teacher(recipe, material)]
+    return network.spec(recipe.teacher.width, material.knobs)
+
+
+def _suits(name: str, recipe: Recipe, material: Material) -> bool:
+    """Whether this built-in teacher can be fitted to the data and do what the recipe asks."""
+    most, student = TEACHERS[name].most, recipe.student
     if most is None:
         return True
     terms = terms_of(recipe.distill)
@@ -140,8 +146,8 @@ def _fit_one(
     recipe: Recipe, material: Material, run: Run, progress: Progress, number: int = 0
 ) -> StageRecord:
     """Train one built-in teacher; `number`: as which member of several, 0 alone."""
-    spec = built_in_spec(recipe, material)
-    if students.FAMILIES[spec.family].most is not None:
+    name, spec = built_in_teacher(recipe, material), built_in_spec(recipe, material)
+    if TEACHERS[name].most is not None:
         return _solve_one(recipe, material, run, progress, spec, number)
     count = _labelled(material).count
     batch = min(128, max(8, count // 8))
@@ -156,7 +162,7 @@ def _fit_one(
             recipe, material, run, progress, network, number=number, batch=batch, smoothing=0.05,
             schedule={"epochs": epochs, "rate": 3e-3, "weight_decay": 5e-2, "ema": 0.99},
         )  # fmt: skip
-        result = {"spec": spec.to_json(), "epochs": epochs, "history": dataclasses.asdict(history)}
+        result = {"network": name, "epochs": epochs, "history": dataclasses.asdict(history)}
         return {**result, **_seed_of(recipe, number)}, _save(material, folder, spec, network)
 
     inputs = hash_json(
@@ -191,7 +197,7 @@ def _solve_one(
         inputs: list[Any] = [batch.inputs for batch in known]
         network.solve(torch.stack(inputs, 1), known[0].labels, material.decides)
         figure = _lesson(recipe, material, network).evaluate((network.eval(),))
-        result = {"spec": spec.to_json(), "history": {"figure": [figure]}}
+        result = {"network": spec.family, "history": {"figure": [figure]}}
         return {**result, **_seed_of(recipe, number)}, _save(material, folder, spec, network)
 
     inputs = hash_json(

@@ -72,7 +72,7 @@ def distill_inputs(recipe: Recipe) -> list[Any]:
 def teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     """Return what the recipe says of the teacher, for hashes; later keys as in `distill_inputs`."""
     part = recipe.teacher
-    unset = {"members": part.members == 1, "family": part.family is None}
+    unset = {"members": part.members == 1, "network": part.network is None}
     return part.model_dump(mode="json", exclude={key for key, is_so in unset.items() if is_so})
 
 

@@ -294,7 +294,7 @@ def _source(part: TeacherPart, run: Run) -> str | None:
     if not part.fit:
         return part.source
     fitted = run.manifest["stages"].get("fit", {}).get("result", {})
-    kind = f" ({fitted['spec']['family']})" if "spec" in fitted else ""
+    kind = f" ({fitted['network']})" if "network" in fitted else ""
     many = f"{part.members} networks " if part.members > 1 else ""
     return f"{many}fitted on the data{kind}"
 

@@ -40,22 +40,18 @@ class Family:
 
     `tokens`: between its layers there is a vector a token, to compare token by token.
     `structures` are its shapes but for the width, and `sized(structure, width, given)` the knobs of
-    one of them: `given` holds what the data decides, and cost grows with the width. `teacher(width,
-    given)` is the network that is trained on the spot where there is no teacher, if it has one.
+    one of them: `given` holds what the data decides, and cost grows with the width.
     `drawn(random)` is a structure drawn at random, for wider searches, where the family has many.
-    `slicing` is how its networks are cut to smaller ones, where they can be. `most` is how many
-    examples its teacher is fitted to at most, where it is solved for (`solve`) and not trained.
+    `slicing` is how its networks are cut to smaller ones, where they can be.
     """
 
     spec: type[Any]
     build: Callable[[Any], nn.Module]
     structures: tuple[Any, ...] = ()
     sized: Callable[[Any, int, dict[str, Any]], Any] | None = None
-    teacher: Callable[[int, dict[str, Any]], Any] | None = None
     tokens: bool = False
     drawn: Callable[[Any], Any] | None = None
     slicing: Slicing | None = None
-    most: int | None = None
 
 
 _SLICINGS = {
@@ -64,12 +60,12 @@ _SLICINGS = {
     "encoder": slice_encoder.SLICING,
 }
 FAMILIES: Registry[Family] = Registry("student family")
-for _name, _module, _spec, _build, _teacher in (
-    ("convnet", convnet, convnet.ConvNetSpec, convnet.ConvNet, convnet.teacher),
-    ("convnet1d", convnet1d, convnet1d.ConvNet1dSpec, convnet1d.ConvNet1d, convnet1d.teacher),
-    ("gru", gru, gru.GruSpec, gru.Gru, None),
-    ("encoder", encoder, encoder.EncoderSpec, encoder.Encoder, None),
-    ("textconv", textconv, textconv.TextConvSpec, textconv.TextConv, None),
+for _name, _module, _spec, _build in (
+    ("convnet", convnet, convnet.ConvNetSpec, convnet.ConvNet),
+    ("convnet1d", convnet1d, convnet1d.ConvNet1dSpec, convnet1d.ConvNet1d),
+    ("gru", gru, gru.GruSpec, gru.Gru),
+    ("encoder", encoder, encoder.EncoderSpec, encoder.Encoder),
+    ("textconv", textconv, textconv.TextConvSpec, textconv.TextConv),
 ):
     FAMILIES.add(
         _name,
@@ -78,7 +74,6 @@ for _name, _module, _spec, _build, _teacher in (
             build=_build,
             structures=_module.STRUCTURES,
             sized=_module.sized,
-            teacher=_teacher,
             tokens=_name == "encoder",
             drawn=getattr(_module, "drawn", None),
             slicing=_SLICINGS.get(_name),
@@ -92,15 +87,7 @@ FAMILIES.add(
     Family(spec=graph.GraphSpec, build=graph_net.GraphNet, slicing=slice_graph.SLICING),
 )
 # A teacher alone: its features are too many for a student.
-FAMILIES.add(
-    "rocket",
-    Family(
-        spec=rocket.RocketSpec,
-        build=rocket.Rocket,
-        teacher=rocket.teacher,
-        most=rocket.MOST_SERIES,
-    ),
-)
+FAMILIES.add("rocket", Family(spec=rocket.RocketSpec, build=rocket.Rocket))
 # Sliced from a language model alone (see `decoders.slicing`).
 FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))
 

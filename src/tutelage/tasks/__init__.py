@@ -73,7 +73,7 @@ class Task(Protocol):
 
     name: str
     families: tuple[str, ...]
-    teachers: tuple[str, ...]  # families that a teacher can be fitted of, the first where it suits
+    teachers: tuple[str, ...]  # that can be fitted on the spot, the first where it suits
     losses: Mapping[str, float]  # that teach classes where the recipe names none
     keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 

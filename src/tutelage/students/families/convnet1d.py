@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -125,6 +125,15 @@ def teacher(width: int, given: dict[str, Any]) -> ConvNet1dSpec:
         kernel=39,
         stem_stride=stride,
     )
+
+
+def resnet(width: int, given: dict[str, Any]) -> ConvNet1dSpec:
+    """Return the other teacher that is trained on the spot: full convolutions, two blocks a stage.
+
+    After the ResNet of Wang et al. (2017, 1611.06455), with strides as `teacher` has them.
+    """
+    deep = teacher(width, given)
+    return replace(deep, block="plain", kernel=9)
 
 
 def stem_stride(length: int) -> int:
