@@ -220,15 +220,17 @@ def ridge(
     features, targets = features.double(), targets.double()
     mean, deviation = features.mean(0), features.std(0).clamp(min=1e-6)
     scaled, middle = (features - mean) / deviation, targets.mean(0)
-    values, vectors = torch.linalg.eigh(scaled @ scaled.T)
-    values, vectors = values[1:].clamp(min=0), vectors[:, 1:]  # without the mean's direction
+    square = scaled @ scaled.T
+    # What is added along the mean makes that direction the largest, which is left out: no penalty.
+    values, vectors = torch.linalg.eigh(square + square.trace() / len(square) + 1)
+    values, vectors = values[:-1].clamp(min=0), vectors[:, :-1]
+    seen, examples = vectors.T @ (targets - middle), vectors.unflatten(0, (-1, views))
     best: tuple[float, Tensor, Tensor] | None = None
     for penalty in _PENALTIES:
-        inverse = (vectors / (values + penalty * features.shape[1])) @ vectors.T
-        solved = inverse @ (targets - middle)
-        blocks = inverse.unflatten(0, (-1, views)).unflatten(2, (-1, views)).diagonal(0, 0, 2)
-        wrong = torch.linalg.solve(blocks.movedim(2, 0), solved.unflatten(0, (-1, views)))
-        wrong = wrong.flatten(0, 1)
+        shrunk = 1 / (values + penalty * features.shape[1])
+        solved = vectors @ (seen * shrunk[:, None])
+        blocks = (examples * shrunk) @ examples.mT  # of the inverse, an example's own rows
+        wrong = torch.linalg.solve(blocks, solved.unflatten(0, (-1, views))).flatten(0, 1)
         error = float(wrong.square().mean())
         if best is None or error < best[0]:
             best = error, solved, targets - wrong
