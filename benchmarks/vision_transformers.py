@@ -8,10 +8,10 @@ python benchmarks/vision_transformers.py --table
 
 `--fit` trains the transformer (506,074 parameters) on the labels. The students' structures are
 fixed (19,810 and 72,898 parameters). `cnn` learns from the transformer, `vit` from the committed
-convnet. Methods: `dist`; `trajectory` (dist, and the early decisions); `none` (labels alone). All
-three see the same images, views and epochs. Each row is one whole run of the product down to the
-int8 file, is resumable, and reads the test split once; its line goes to
-benchmarks/results/transformers.json.
+convnet. Methods: `dist`; `trajectory` (dist, and the early decisions); `kl-mixup` (kl, and another
+image mixed in, up to a half); `none` (labels alone). All see the same images, views and epochs.
+Each row is one whole run of the product down to the int8 file, is resumable, and reads the test
+split once; its line goes to benchmarks/results/transformers.json.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ RATES = {"cnn": 0.01, "vit": 0.003}
 METHODS: dict[str, dict[str, Any]] = {
     "dist": {"dist": 1.0},
     "trajectory": {"dist": 1.0, "trajectory": "auto"},
+    "kl-mixup": {"kl": 1.0},
     "none": {"cross_entropy": 1.0},
 }
+MIXUP = {"kl-mixup": 0.5}
 TEACHERS = {"cnn": WORK / "vit", "vit": HERE / "teachers" / "fashion-mnist"}
 
 
@@ -123,7 +125,7 @@ def recipe_of(options: argparse.Namespace, student: str, method: str, seed: int)
             "seed": seed,
             "data": {"train": str(folder / "train.npz"), "test": str(folder / "test.npz")},
             "teacher": {"source": str(TEACHERS[student]), "precision": "bf16"},
-            "augment": {"views": options.views, "flip": True},
+            "augment": {"views": options.views, "flip": True, "mixup": MIXUP.get(method, 0.0)},
             "student": {"spec": STUDENTS[student]},
             "distill": {
                 "losses": METHODS[method],
@@ -138,7 +140,8 @@ def recipe_of(options: argparse.Namespace, student: str, method: str, seed: int)
 
 def row_of(options: argparse.Namespace, student: str, method: str, seed: int) -> dict[str, Any]:
     """Run one row and return it."""
-    asked = f"{student}-{options.examples}-{options.views}-{seed}"
+    mixed = "-mixed" if method in MIXUP else ""
+    asked = f"{student}-{options.examples}-{options.views}-{seed}{mixed}"
     folder = WORK / "runs" / f"{asked}-{options.epochs or 25}-{method}"
     shared = WORK / f"signals-{asked}"
     shared.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def test_a_student_learns_and_reads_nothing_but_what_the_loader_yields(teacher: 
 def test_without_labels_the_figure_is_agreement(teacher: Layers) -> None:
     taught = tutelage.distill(teacher, Layers(16), TensorDataset(X), epochs=30, **QUICK)
     assert taught.validation.name == "agreement_validation"
-    assert taught.validation.value > 0.8
+    assert taught.validation.value > 0.7
     with pytest.raises(RecipeError, match="'cross_entropy' reads labels, but the data has none"):
         tutelage.distill(
             teacher, Layers(4), TensorDataset(X), losses={"cross_entropy": 1}, epochs=1, **QUICK

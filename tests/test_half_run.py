@@ -25,7 +25,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def loss(self: Any, path: Path) -> float:
         return next((lost[name] for name in lost if name in path.name), 0.0)
 
-    monkeypatch.setattr(shipping._Check, "loss", loss)
+    monkeypatch.setattr(shipping.PrecisionCheck, "loss", loss)
     monkeypatch.setattr(shipping, "distill_for_int8", lambda *args, **options: [])
     return lost
 

@@ -199,7 +199,7 @@ def _bad_int8(monkeypatch: pytest.MonkeyPatch, *, repairable: bool) -> list[str]
         return 0.0 if "int8" not in path.name or (repairable and taught_on) else 0.5
 
     monkeypatch.setattr(shipping, "distill_for_int8", spy)
-    monkeypatch.setattr(shipping._Check, "loss", loss)
+    monkeypatch.setattr(shipping.PrecisionCheck, "loss", loss)
     return taught_on
 
 

@@ -168,7 +168,9 @@ class ExportPart(Part):
         "float32; auto: what fits; then the faster on this machine, else the smaller",
     )
     largest_loss: Share = Field(
-        0.01, description="accuracy (R2 of values) that int8 or float16 may cost on validation"
+        0.01,
+        description="accuracy (R2 of values) that int8 or float16 may cost on validation, and on "
+        "training examples besides where that has fewer than 1,000",
     )
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 

@@ -27,6 +27,7 @@ from tutelage.measure.costs import graph_figures
 from tutelage.measure.energy import measure_energy
 from tutelage.measure.latency import Call, measure_latency
 from tutelage.measure.memory import measure_memory
+from tutelage.pipeline.cost_of_precision import artifact_decisions
 from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import metric_inputs
 from tutelage.pipeline.material import Material
@@ -34,7 +35,7 @@ from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.proving_exits import Stopped, exit_part, named, timed, went_through
 from tutelage.pipeline.proving_exits import on_device as means_on
 from tutelage.pipeline.proving_values import compared_values
-from tutelage.pipeline.shipping import Shipped, artifact_decisions
+from tutelage.pipeline.shipping import Shipped
 from tutelage.pipeline.teaching import Taught, signals_of_test
 from tutelage.plan.refusal import what_would_do
 from tutelage.progress import Progress

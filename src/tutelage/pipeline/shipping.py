@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tutelage.audit.metrics import class_score
 from tutelage.devices import load_device
 from tutelage.errors import ExportError
-from tutelage.export.artifact import OnnxModel
 from tutelage.export.half import write_float16
 from tutelage.export.onnx_float import export_onnx
 from tutelage.export.parity import Parity, parity
@@ -28,6 +26,7 @@ from tutelage.files import (
     write_atomically,
     write_tensors,
 )
+from tutelage.pipeline.cost_of_precision import PrecisionCheck, artifact_decisions
 from tutelage.pipeline.exiting import stop_early
 from tutelage.pipeline.learning import Learned, distill_for_int8
 from tutelage.pipeline.lessons import metric_inputs
@@ -39,7 +38,6 @@ from tutelage.recipe import Recipe
 from tutelage.records import Artifact, Limit
 from tutelage.run import Run
 from tutelage.students.exits import ExitingNetwork
-from tutelage.tasks.values import score
 from tutelage.teach.signals import Split
 from tutelage.train.distill import decisions
 
@@ -126,7 +124,7 @@ class _Work:
     run: Run
     progress: Progress
     float_path: Path
-    check: _Check
+    check: PrecisionCheck
     most: float
 
 
@@ -146,7 +144,7 @@ def _export_all(
         work = _Work(
             recipe=recipe, material=material, taught=taught, learned=learned, run=run,
             progress=progress, float_path=float_path, most=most,
-            check=_Check(recipe, material, taught, float_path),
+            check=PrecisionCheck(recipe, material, taught, float_path),
         )  # fmt: skip
         for precision in others:
             made = _beside(work, precision, examples, notes)
@@ -229,7 +227,7 @@ def _float16(work: _Work, path: Path) -> list[str]:
     loss, most = work.check.loss(path), work.recipe.export.largest_loss
     if not loss <= most:
         raise ExportError(
-            f"float16 loses {loss:.3f} of the {work.check.what} on validation, over "
+            f"float16 loses {loss:.3f} of the {work.check.what} on {work.check.where}, over "
             f"export.largest_loss ({most}); raise it, or set export.precision: float32"
         )
     return [f"left in float32, too large for float16: {', '.join(left)}"] if left else []
@@ -263,7 +261,7 @@ def _int8(work: _Work, path: Path) -> list[str]:
     again.unlink()
     if second.loss > most_loss:
         raise ExportError(
-            f"int8 loses {second.loss:.3f} of the {check.what} on validation, over "
+            f"int8 loses {second.loss:.3f} of the {check.what} on {check.where}, over "
             f"export.largest_loss ({most_loss}), after every repair; raise it, or set "
             "export.precision: float16"
         )
@@ -286,43 +284,6 @@ def _retaught(work: _Work) -> nn.Module:
     run.stage("int8", inputs, teach_on)
     network.load_state_dict(read_tensors(path)[0])
     return network.eval()
-
-
-def artifact_decisions(path: Path, split: Split) -> np.ndarray:
-    """Return an artifact's logits for every untouched example of a split, batch by batch."""
-    model = OnnxModel(path)
-    return np.concatenate(
-        [
-            model.run(split.batch(torch.arange(i, min(i + _BATCH, split.count)), 0).tensor.numpy())
-            for i in range(0, split.count, _BATCH)
-        ]
-    )
-
-
-class _Check:
-    """What a file loses of the metric (or agreement) against float32, on validation."""
-
-    def __init__(
-        self, recipe: Recipe, material: Material, taught: Taught, float_path: Path
-    ) -> None:
-        self.material, self.split, self.metric = material, material.validation, recipe.metric
-        wanted = material.data.validation.labels
-        if wanted is None:
-            wanted = material.said(taught.validation_decision.numpy())
-            self.metric = "accuracy"  # of agreement with the teacher
-        self.wanted = wanted
-        self.what = "R2" if material.metric == "r2" else material.metric.replace("_", " ")
-        self.base = self._score(float_path)
-
-    def loss(self, path: Path) -> float:
-        return self.base - self._score(path)
-
-    def _score(self, path: Path) -> float:
-        said = artifact_decisions(path, self.split)[:, : self.material.outputs]  # the final ones
-        said = self.material.said(said)
-        if self.material.decides == "values":
-            return score(said, self.wanted, "values")
-        return class_score(self.metric, said, self.wanted)
 
 
 def _parity_row(material: Material, path: Path, found: Parity) -> dict[str, Any]:
