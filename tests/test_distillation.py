@@ -316,3 +316,24 @@ def test_distillation_resumes_to_the_very_same_bits(cache, tmp_path):
     for one, other in zip(again.lesson.modules, whole.lesson.modules, strict=True):
         mine, theirs = one.state_dict(), other.state_dict()
         assert mine and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("count", "figure", "doubt"),
+    [
+        (10_000, 0.5, 0.005),
+        (100, 0.9, 0.03),
+        (3, 2 / 3, 0.3333),  # a standard error of 0.27 is less than one
+        (3, 1.0, 0.3333),  # all right, and yet one of them is chance
+        (10_000, 1.0, 0.0001),
+    ],
+)
+def test_a_figure_is_in_doubt_by_its_standard_error_and_one_example_at_least(count, figure, doubt):
+    held = split("validation", count, 1)
+    assert lesson(validation=held).doubt(figure) == pytest.approx(doubt, abs=5e-5)
+    if figure == 1.0:  # one wrong lies within, whatever floats make of it
+        assert (count - 1) / count >= figure - lesson(validation=held).doubt(figure)
+
+
+def test_values_are_not_in_doubt():
+    assert lesson(decides="values", classes=1).doubt(0.9) == 0.0

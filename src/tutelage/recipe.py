@@ -53,10 +53,10 @@ class TeacherPart(Part):
         description="true: train a built-in teacher on the data first; head or all: fit a Hugging "
         "Face encoder (source) to the labels, its new head alone or everything",
     )
-    network: Literal["rocket", "inception", "resnet1d", "convnet"] | None = Field(
+    network: Literal["minirocket", "inception", "resnet1d", "convnet"] | None = Field(
         None,
-        description="for fit: true, of series: rocket (fixed convolutions and a ridge, solved for "
-        "in seconds), inception or resnet1d (trained); by the data when unset",
+        description="for fit: true, of series: minirocket (fixed convolutions and a ridge, solved "
+        "for in seconds), inception or resnet1d (trained); by the data when unset",
     )
     epochs: Count | None = Field(None, description="for fit: passes over the data")
     width: Annotated[int, Field(ge=4, le=512)] = Field(32, description="for fit: first-stage width")

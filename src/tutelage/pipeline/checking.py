@@ -12,6 +12,7 @@ from tutelage.pipeline.exiting import check_exits
 from tutelage.pipeline.lessons import inside, terms_of
 from tutelage.pipeline.material import Material
 from tutelage.recipe import Recipe
+from tutelage.students.built_in import TEACHERS
 from tutelage.students.spec import FAMILIES, StudentSpec
 
 _FEWEST = 8  # pixels a side that `student.shrink: auto` leaves
@@ -123,4 +124,10 @@ def fixed_spec(given: dict[str, object], material: Material) -> StudentSpec:
             raise RecipeError(
                 f"student.spec: {knob} is {given[knob]} and the data has {value}; leave it out"
             )
-    return StudentSpec.from_json({**decided, **given})
+    spec = StudentSpec.from_json({**decided, **given})
+    if spec.family in {TEACHERS[name].family for name in TEACHERS if TEACHERS[name].most}:
+        raise RecipeError(
+            f"student.spec: {spec.family} is a teacher alone; take one of "
+            f"{', '.join(material.task.families)}"
+        )
+    return spec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.registry import Registry
-from tutelage.students.families import convnet, convnet1d, rocket
+from tutelage.students.families import convnet, convnet1d, minirocket
 from tutelage.students.spec import StudentSpec
 
 
@@ -31,4 +31,7 @@ TEACHERS: Registry[BuiltIn] = Registry("built-in teacher")
 TEACHERS.add("convnet", BuiltIn(family="convnet", knobs=convnet.teacher))
 TEACHERS.add("inception", BuiltIn(family="convnet1d", knobs=convnet1d.teacher))
 TEACHERS.add("resnet1d", BuiltIn(family="convnet1d", knobs=convnet1d.resnet))
-TEACHERS.add("rocket", BuiltIn(family="rocket", knobs=rocket.teacher, most=rocket.MOST_SERIES))
+TEACHERS.add(
+    "minirocket",
+    BuiltIn(family="minirocket", knobs=minirocket.teacher, most=minirocket.MOST_SERIES),
+)

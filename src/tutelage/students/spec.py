@@ -23,7 +23,7 @@ from tutelage.students.families import (
     graph,
     graph_net,
     gru,
-    rocket,
+    minirocket,
     textconv,
     vit,
 )
@@ -87,7 +87,7 @@ FAMILIES.add(
     Family(spec=graph.GraphSpec, build=graph_net.GraphNet, slicing=slice_graph.SLICING),
 )
 # A teacher alone: its features are too many for a student.
-FAMILIES.add("rocket", Family(spec=rocket.RocketSpec, build=rocket.Rocket))
+FAMILIES.add("minirocket", Family(spec=minirocket.MiniRocketSpec, build=minirocket.MiniRocket))
 # Sliced from a language model alone (see `decoders.slicing`).
 FAMILIES.add("decoder", Family(spec=decoder.DecoderSpec, build=decoder.Decoder))
 

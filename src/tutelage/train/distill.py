@@ -26,6 +26,7 @@ from tutelage.types import Batch, Decides, Reading, Tap, energy_map, pooled
 
 _EVALUATION_BATCH = 512
 _SORTED = 16  # batches
+_ROUNDING = 1e-9
 _NOTHING = Inside()
 
 
@@ -199,10 +200,14 @@ class Distillation:
         return int(right.sum()) / self.validation.count
 
     def doubt(self, figure: float) -> float:
-        """Return the standard error of a share of the validation examples; 0 of values' R2."""
+        """Return the standard error of a share of the validation examples; 0 of values' R2.
+
+        It is never less than one example: where all three are right, a third is chance.
+        """
         if self.decides == "values":
             return 0.0
-        return math.sqrt(max(0.0, figure * (1 - figure)) / self.validation.count)
+        one = 1 / self.validation.count
+        return max(math.sqrt(max(0.0, figure * (1 - figure)) * one), one * (1 + _ROUNDING))
 
     def _said(self, decision: Tensor) -> Tensor:
         return decision.argmax(-1) if self.decides == "classes" else decision[:, 0]

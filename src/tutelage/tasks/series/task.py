@@ -279,7 +279,7 @@ class SeriesTask:
 
     name = "series"
     families: tuple[str, ...] = ("convnet1d", "gru")
-    teachers: tuple[str, ...] = ("rocket", "inception", "resnet1d")
+    teachers: tuple[str, ...] = ("minirocket", "inception", "resnet1d")
     losses: Mapping[str, float] = MappingProxyType({"kl": 1.0})
     keys = frozenset(
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate",

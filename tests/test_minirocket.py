@@ -12,6 +12,7 @@ import yaml
 from sklearn.linear_model import Ridge
 
 from tutelage.errors import RecipeError, TeacherError
+from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.fitting import built_in_spec, fit_teacher
 from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import read_material
@@ -21,7 +22,13 @@ from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.built_in import TEACHERS
 from tutelage.students.ensemble import Ensemble
-from tutelage.students.families.rocket import Rocket, RocketSpec, Shares, _dilations, ridge
+from tutelage.students.families.minirocket import (
+    MiniRocket,
+    MiniRocketSpec,
+    Shares,
+    _dilations,
+    ridge,
+)
 
 
 def waves(n=24, channels=1, length=40, seed=0):
@@ -113,7 +120,8 @@ def test_it_learns_waves_and_says_how_sure_it_is(channels, tmp_path):
     (series, labels), (more, truth) = waves(channels=channels), waves(40, channels, seed=1)
     torch.manual_seed(0)
     spec = students.StudentSpec(
-        family="rocket", knobs=RocketSpec(channels=channels, length=40, classes=2, features=840)
+        family="minirocket",
+        knobs=MiniRocketSpec(channels=channels, length=40, classes=2, features=840),
     )
     network = spec.build()
     network.solve(torch.stack([series, series + 0.05], 1), labels, "classes")
@@ -123,7 +131,7 @@ def test_it_learns_waves_and_says_how_sure_it_is(channels, tmp_path):
     students.save(tmp_path, spec, network)
     again = students.load(tmp_path)
     torch.testing.assert_close(again(more), said, rtol=0, atol=0)
-    assert isinstance(again, Rocket)
+    assert isinstance(again, MiniRocket)
 
 
 def test_it_predicts_values():
@@ -131,7 +139,7 @@ def test_it_predicts_values():
     speeds = torch.from_numpy(random.uniform(0.3, 1.2, 60).astype(np.float32))
     steps = torch.arange(48)
     series = torch.sin(speeds[:, None, None] * steps + torch.rand(60, 1, 1) * 6)
-    network = Rocket(RocketSpec(channels=1, length=48, classes=1, features=840))
+    network = MiniRocket(MiniRocketSpec(channels=1, length=48, classes=1, features=840))
     network.solve(series[:40, None], speeds[:40], "values")
     said = network(series[40:])[:, 0]
     left = float((said - speeds[40:]).square().mean() / speeds[40:].var())
@@ -154,8 +162,8 @@ def recipe_of(tmp_path, n=24, length=40, teacher=None, **parts):
 @pytest.mark.parametrize(
     ("teacher", "parts", "family"),
     [
-        ({}, {}, "rocket"),
-        ({"members": 2}, {}, "rocket"),
+        ({}, {}, "minirocket"),
+        ({"members": 2}, {}, "minirocket"),
         ({"network": "inception"}, {}, "convnet1d"),
         ({"network": "resnet1d"}, {}, "convnet1d"),
         ({"width": 16}, {}, "convnet1d"),
@@ -198,23 +206,23 @@ def test_series_are_mixed_where_the_teacher_alone_says_what_they_are(
 
 
 def test_many_series_get_a_trained_network(tmp_path, monkeypatch):
-    rocket = dataclasses.replace(TEACHERS["rocket"], most=10)
-    monkeypatch.setitem(TEACHERS._entries, "rocket", rocket)
+    minirocket = dataclasses.replace(TEACHERS["minirocket"], most=10)
+    monkeypatch.setitem(TEACHERS._entries, "minirocket", minirocket)
     recipe = recipe_of(tmp_path)
     assert built_in_spec(recipe, read_material(recipe)).family == "convnet1d"
-    named = recipe_of(tmp_path, teacher={"network": "rocket"})
+    named = recipe_of(tmp_path, teacher={"network": "minirocket"})
     with pytest.raises(TeacherError, match="takes up to 10 labelled examples"):
         built_in_spec(named, read_material(named))
 
 
 def test_families_that_are_none_are_refused(tmp_path):
     recipe = recipe_of(tmp_path, teacher={"network": "convnet"})
-    with pytest.raises(TeacherError, match="which has rocket and inception and resnet1d"):
+    with pytest.raises(TeacherError, match="which has minirocket and inception and resnet1d"):
         built_in_spec(recipe, read_material(recipe))
     with pytest.raises(RecipeError, match=r"teacher\.network"):
-        recipe_of(tmp_path, teacher={"network": "rokcet"})
+        recipe_of(tmp_path, teacher={"network": "minirokcet"})
     with pytest.raises(RecipeError, match="is for built-in teachers"):
-        recipe_of(tmp_path, teacher={"fit": False, "source": "x.onnx", "network": "rocket"})
+        recipe_of(tmp_path, teacher={"fit": False, "source": "x.onnx", "network": "minirocket"})
 
 
 def test_members_are_solved_for_each_and_a_run_that_goes_on_keeps_them(tmp_path):
@@ -248,11 +256,17 @@ def test_a_run_is_taught_by_it_and_measures_it_too(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     said = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run", "--json")
     assert said.status == 0, said.err
-    assert "solving for rocket on 38 examples" in said.err
+    assert "solving for minirocket on 38 examples" in said.err
     teacher = json.loads((tmp_path / "run/run.json").read_text())["stages"]["teacher"]["result"]
-    assert teacher["source"] == "fitted on the data (rocket)"
+    assert teacher["source"] == "fitted on the data (minirocket)"
     proof = json.loads((tmp_path / "run/proof.json").read_text())
     figures = {f["name"]: f for f in proof["figures"]["teacher"]}
     assert figures["macs"]["where"] == "counted on teacher-float32.onnx"  # it was exported
     again = tiny.cli("run", tmp_path / "recipe.yaml", "--run", tmp_path / "run", "--json")
     assert again.status == 0 and "solving" not in again.err
+
+
+def test_it_is_no_student(tmp_path):
+    recipe = recipe_of(tmp_path, student={"spec": {"family": "minirocket"}})
+    with pytest.raises(RecipeError, match="is a teacher alone; take one of convnet1d, gru"):
+        check_recipe(recipe, read_material(recipe))

@@ -30,7 +30,7 @@ _LARGEST = {"channels": 8_192, "length": 1_000_000, "classes": 1_000_000, "featu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RocketSpec:
+class MiniRocketSpec:
     """Knobs of one network; every field is plain JSON.
 
     `features` are of the series and, again, of its differences; whole multiples of 84 are taken.
@@ -50,15 +50,17 @@ class RocketSpec:
             raise ValueError("length is 1; differences need 2 steps")
 
 
-def teacher(width: int, given: dict[str, Any]) -> RocketSpec:
+def teacher(width: int, given: dict[str, Any]) -> MiniRocketSpec:
     """Return the teacher that is fitted on the spot; it has no width."""
-    return RocketSpec(channels=given["channels"], length=given["length"], classes=given["classes"])
+    return MiniRocketSpec(
+        channels=given["channels"], length=given["length"], classes=given["classes"]
+    )
 
 
-class Rocket(nn.Module):
+class MiniRocket(nn.Module):
     """Features of the series and of its differences, and a linear head."""
 
-    def __init__(self, spec: RocketSpec) -> None:
+    def __init__(self, spec: MiniRocketSpec) -> None:
         super().__init__()
         self.spec = spec
         shares = [Shares(spec.channels, n, spec.features) for n in (spec.length, spec.length - 1)]
