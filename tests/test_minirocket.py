@@ -270,3 +270,17 @@ def test_it_is_no_student(tmp_path):
     recipe = recipe_of(tmp_path, student={"spec": {"family": "minirocket"}})
     with pytest.raises(RecipeError, match="is a teacher alone; take one of convnet1d, gru"):
         check_recipe(recipe, read_material(recipe))
+
+
+def test_init_knows_series_by_their_file(tmp_path):
+    series, labels = waves(30)
+    rows = ["@univariate true", "@classLabel true 0 1", "@data"]
+    for values, label in zip(series[:, 0].tolist(), labels.tolist(), strict=True):
+        rows.append(",".join(f"{x:.4f}" for x in values) + f":{label}")
+    (tmp_path / "waves.ts").write_text("\n".join(rows))
+    out = tmp_path / "recipe.yaml"
+    said = tiny.cli("init", "fit", tmp_path / "waves.ts", "--out", out)
+    assert said.status == 0, said.err
+    recipe = yaml.safe_load(out.read_text())
+    assert recipe["task"] == "series" and recipe["distill"]["losses"] == {"kl": 1.0}
+    assert "# epochs: 1200 " in out.read_text()  # 2,400 steps, two an epoch

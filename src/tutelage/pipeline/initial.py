@@ -13,6 +13,7 @@ from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import encoder_to_fit
 from tutelage.pipeline.inheriting import own_module
 from tutelage.pipeline.language.initial import initial_language, writes_texts
+from tutelage.pipeline.lessons import epochs_for
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.paths import full_path, path_from
 from tutelage.pipeline.teaching import open_teacher
@@ -61,11 +62,13 @@ def initial_recipe(
     """Read the data, load the teacher once, and return a commented recipe for both.
 
     `folder` is where the recipe will lie; paths in it are written relative to that. Without a
-    `task` a teacher that writes or reads texts is told from its files, and all else is vision.
+    `task` a teacher that writes or reads texts is told from its files, series from a `.ts` file,
+    and all else is vision.
     Raises the errors of reading either.
     """
     if task is None:
-        reads = "text" if _reads_texts(teacher) else "vision"
+        seen = "series" if data.endswith(".ts") else "vision"
+        reads = "text" if _reads_texts(teacher) else seen
         task = LANGUAGE if writes_texts(teacher) else reads
     if task == LANGUAGE:
         return initial_language(teacher, data, folder=folder, device=device)
@@ -113,7 +116,7 @@ def initial_recipe(
 {advice.student}  candidates: 4          # how many structures are compared by a short distillation
 distill:
   losses:                # weight, or {_AN_OPTION[material.decides]}, or auto
-{_losses(material)}{advice.distill}  # epochs: {_epochs(material)}
+{_losses(material)}{advice.distill}  # epochs: {_epochs(recipe, material)}
 export:
   largest_loss: 0.01     # {headline} that int8 or float16 may cost on validation
 """
@@ -164,10 +167,10 @@ def _is_classifier(teacher: str, trust_code: bool) -> bool:
     return is_classifier(read_config(Path(teacher).expanduser(), trust_code))
 
 
-def _epochs(material: Material) -> str:
+def _epochs(recipe: Recipe, material: Material) -> str:
     if material.task.tokens(material.data.train) is not None:
         return "10           # unset: as many as the student's operations allow"
-    return "30" if material.train.count > 20_000 else "60"
+    return f"{epochs_for(recipe, material.train.count)}          # what it is when unset"
 
 
 def _summary(material: Material) -> str:
