@@ -22,6 +22,7 @@ from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.built_in import TEACHERS
 from tutelage.students.ensemble import Ensemble
+from tutelage.students.families import minirocket
 from tutelage.students.families.minirocket import (
     MiniRocket,
     MiniRocketSpec,
@@ -132,6 +133,16 @@ def test_it_learns_waves_and_says_how_sure_it_is(channels, tmp_path):
     again = students.load(tmp_path)
     torch.testing.assert_close(again(more), said, rtol=0, atol=0)
     assert isinstance(again, MiniRocket)
+
+
+def test_long_series_are_read_few_at_a_time(monkeypatch):
+    network = MiniRocket(MiniRocketSpec(channels=1, length=40, classes=2, features=84))
+    series = torch.randn(7, 1, 40)
+    whole, seen = network(series), []
+    monkeypatch.setattr(minirocket, "_MOST_STEPS", 100)
+    network.shares[0].register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    torch.testing.assert_close(network(series), whole)
+    assert seen == [2, 2, 2, 1]
 
 
 def test_it_predicts_values():

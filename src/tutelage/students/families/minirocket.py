@@ -25,7 +25,7 @@ _KERNEL, _KERNELS = 9, 84  # weights -1, three of them 2: all 84 ways to place t
 _MOST_DILATIONS, _MOST_CHANNELS = 32, 9
 _GOLDEN = (math.sqrt(5) + 1) / 2
 _PENALTIES = tuple(10.0**i for i in range(-6, 4))  # beside the features' number
-_CHUNK = 32
+_MOST_AT_ONCE, _MOST_STEPS = 32, 2**19  # series, and steps of all: 84 numbers are made of each
 _LARGEST = {"channels": 8_192, "length": 1_000_000, "classes": 1_000_000, "features": 100_000}
 
 
@@ -75,7 +75,8 @@ class MiniRocket(nn.Module):
     def features(self, series: Float[Tensor, "b c t"]) -> Float[Tensor, "b f"]:
         """Return the shares of all kernels, 0 to 1."""
         found = []
-        for few in series.split(_CHUNK):
+        at_once = max(1, min(_MOST_AT_ONCE, _MOST_STEPS // self.spec.length))
+        for few in series.split(at_once):
             found.append(torch.cat([part(x) for part, x in self._both(few)], 1))
         return torch.cat(found)
 
