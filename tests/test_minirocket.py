@@ -17,7 +17,7 @@ from tutelage.pipeline.fitting import built_in_spec, fit_teacher
 from tutelage.pipeline.lessons import with_losses
 from tutelage.pipeline.material import read_material
 from tutelage.progress import Silent
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, TeacherPart
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.built_in import TEACHERS
@@ -30,6 +30,7 @@ from tutelage.students.families.minirocket import (
     _dilations,
     ridge,
 )
+from tutelage.tasks import find_task
 
 
 def waves(n=24, channels=1, length=40, seed=0):
@@ -295,3 +296,9 @@ def test_init_knows_series_by_their_file(tmp_path):
     recipe = yaml.safe_load(out.read_text())
     assert recipe["task"] == "series" and recipe["distill"]["losses"] == {"kl": 1.0}
     assert "# epochs: 1200 " in out.read_text()  # 2,400 steps, two an epoch
+
+
+def test_the_recipe_names_every_built_in_teacher_and_every_one_has_a_task():
+    named = TeacherPart.model_json_schema()["properties"]["network"]["anyOf"][0]["enum"]
+    of_tasks = {name for task in ("vision", "series", "text") for name in find_task(task).teachers}
+    assert set(named) == set(TEACHERS) == of_tasks
