@@ -45,21 +45,23 @@ SPEC = {
     "depths": [2, 2, 2],
 }  # fmt: skip
 _KD = {"kl": {"weight": 0.5, "temperature": 4.0}, "cross_entropy": 0.5}
+_LABELS = {"cross_entropy": 1.0}
+_BOTH = {"dist": 1.0, "cross_entropy": 0.5}
 METHODS: dict[str, dict[str, Any]] = {
-    "no teacher": {"losses": {"cross_entropy": 1.0}},
+    "no teacher": {"losses": _LABELS},
     "label smoothing": {"losses": {"cross_entropy": {"weight": 1.0, "label_smoothing": 0.1}}},
     "deep supervision alone": {"losses": {"cross_entropy": 1.0, "deep_supervision": "auto"}},
     "kd": {"losses": _KD},
     "dist": {"losses": {"dist": 1.0}},
-    "dist, bf16": {"losses": {"dist": 1.0}, "precision": "bf16"},
-    "dist, mixup": {"losses": {"dist": 1.0}, "mixup": 0.5},
-    "kd, mixup": {"losses": {"kl": {"weight": 1.0, "temperature": 4.0}}, "mixup": 0.5},
+    "dist, labels": {"losses": _BOTH},
+    "kl, mixup": {"losses": {"kl": 1.0}, "mixup": 0.5},
     "dist, trajectory": {"losses": {"dist": 1.0, "trajectory": "auto"}},
     "dist, deep supervision": {"losses": {"dist": 1.0, "deep_supervision": "auto"}},
     "dist, cka": {"losses": {"dist": 1.0, "cka": "auto"}},
-    "dist, slice": {"losses": {"dist": 1.0}, "slice": True},
+    "no teacher, slice": {"losses": _LABELS, "slice": True},
     "kd, slice": {"losses": _KD, "slice": True},
-    "no teacher, slice": {"losses": {"cross_entropy": 1.0}, "slice": True},
+    "dist, slice": {"losses": {"dist": 1.0}, "slice": True},
+    "dist, labels, slice": {"losses": _BOTH, "slice": True},
 }
 _UNTAUGHT = ("no teacher", "label smoothing", "deep supervision alone", "no teacher, slice")
 
@@ -71,7 +73,7 @@ def recipe_of(method: str, seed: int, epochs: int, options: argparse.Namespace) 
         {
             "seed": seed,
             "data": {"train": FASHION_MNIST},
-            "teacher": {"source": str(TEACHER), "precision": "bf16"},
+            "teacher": {"source": str(TEACHER)},
             "augment": {
                 "views": options.views, "flip": True, "mixup": given.get("mixup", 0.0),
             },
@@ -79,7 +81,6 @@ def recipe_of(method: str, seed: int, epochs: int, options: argparse.Namespace) 
             "distill": {
                 "losses": given["losses"],
                 "epochs": epochs,
-                "precision": given.get("precision", "float32"),
             },
             "threads": 1,
         }
@@ -125,7 +126,7 @@ def cell(method: str, seed: int, epochs: int, base: Material, options: argparse.
         "method": method, "seed": seed, "epochs": epochs, "test": float(right.mean()),
         "validation": max(history["figure"]), "best_epoch": history["best_epoch"],
         "asked_cpu_s": asked_s, "taught_cpu_s": spent_s, "weights": learned.result["weights"],
-        "parameters": count,
+        "parameters": count, "precision": history["precision"],
     }  # fmt: skip
 
 

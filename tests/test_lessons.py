@@ -12,11 +12,15 @@ from tutelage.pipeline.lessons import (
     bounded_by,
     epochs_for,
     objective_of,
+    rate_for,
     schedule_of,
     terms_of,
     wants,
+    with_usual,
 )
 from tutelage.recipe import Recipe
+from tutelage.students.spec import StudentSpec
+from tutelage.tasks import find_task
 
 
 def recipe(**distill):
@@ -38,6 +42,24 @@ def test_weights_and_options_are_taken_over_in_order():
         Term(name="features", weight=None),
         Term(name="rkd", weight=1.0),
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "inherits", "rate"),
+    [("encoder", True, 1e-3), ("vit", True, 1e-3), ("encoder", False, 1e-2),
+     ("convnet", True, 1e-2), (None, True, 1e-2)],
+)  # fmt: skip
+def test_a_transformer_that_inherits_weights_is_taught_gently(family, inherits, rate):
+    spec = None if family is None else StudentSpec(family=family, knobs=None)
+    assert rate_for(recipe(), spec, inherits=inherits) == pytest.approx(rate)
+    assert rate_for(recipe(rate=5e-3), spec, inherits=inherits) == 5e-3
+
+
+def test_texts_are_taught_in_small_batches_unless_the_recipe_says_otherwise():
+    text, vision = find_task("text"), find_task("vision")
+    assert with_usual(recipe(), "classes", text).distill.batch == 32
+    assert with_usual(recipe(batch=100), "classes", text).distill.batch == 100
+    assert with_usual(recipe(), "classes", vision).distill.batch == 128
 
 
 def test_by_default_dist_teaches():

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.fitting import built_in_spec, fit_teacher
-from tutelage.pipeline.lessons import with_losses
+from tutelage.pipeline.lessons import with_usual
 from tutelage.pipeline.material import read_material
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe, TeacherPart
@@ -213,7 +213,7 @@ def test_series_are_mixed_where_the_teacher_alone_says_what_they_are(
     varied = material.labelled.batch(torch.arange(4), 1).inputs  # a teacher learns from no mixture
     assert float((varied - untouched).abs().mean()) < 0.2
     if losses is not None:
-        found = with_losses(recipe, material.decides, material.task.losses)
+        found = with_usual(recipe, material.decides, material.task)
         assert found.distill.losses == losses
 
 

@@ -8,8 +8,8 @@ import torch
 from test_teachers import SHAPE, load, refused, write_onnx
 
 from tutelage.errors import TeacherError
+from tutelage.teach.checks import PROBABILITY_NOTE, REPEAT_NOTE
 from tutelage.teach.onnx_teacher import OnnxTeacher
-from tutelage.teach.torch_teacher import PROBABILITY_NOTE, REPEAT_NOTE
 
 
 @pytest.mark.parametrize("batch", ["batch", 1, 4])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tutelage import passes
 from tutelage.train import schedule as module
 from tutelage.train.schedule import Schedule, autocast_dtype, build_optimizer
 
@@ -59,7 +60,7 @@ CPU, WIDE, NARROW = torch.device("cpu"), nn.Linear(8, 64), nn.Linear(64, 8)
 
 @pytest.mark.parametrize("native", [True, False])
 def test_the_precision_asked_for_is_used(monkeypatch, native):
-    monkeypatch.setattr(module, "_native_bf16", lambda: native)
+    monkeypatch.setattr(module, "native_bf16", lambda device: native)
     for net in (WIDE, NARROW):
         for name, want in (("bf16", torch.bfloat16), ("float32", torch.float32)):
             assert autocast_dtype(net, Schedule(epochs=1, precision=name), CPU) is want
@@ -67,15 +68,31 @@ def test_the_precision_asked_for_is_used(monkeypatch, native):
 
 def test_auto_takes_bf16_only_for_wide_layers_on_a_machine_that_has_it(monkeypatch):
     auto = Schedule(epochs=1)
-    monkeypatch.setattr(module, "_native_bf16", lambda: True)
+    monkeypatch.setattr(module, "_has_tiles", lambda: False)
+    monkeypatch.setattr(passes.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert autocast_dtype(WIDE, auto, CPU) is torch.bfloat16
     assert autocast_dtype(NARROW, auto, CPU) is torch.float32
     mixed = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3), nn.Linear(16, 1_000))
     assert autocast_dtype(mixed, auto, CPU) is torch.float32  # the median counts, not the widest
     assert autocast_dtype(nn.BatchNorm2d(64), auto, CPU) is torch.float32
     assert autocast_dtype(WIDE, auto, torch.device("mps")) is torch.float32
-    monkeypatch.setattr(module, "_native_bf16", lambda: False)
+    monkeypatch.setattr(passes.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert autocast_dtype(WIDE, auto, CPU) is torch.float32
+
+
+def test_tiles_of_bf16_pay_for_narrow_convolutions_but_not_one_by_one(monkeypatch):
+    auto = Schedule(epochs=1)
+    monkeypatch.setattr(module, "native_bf16", lambda device: True)
+    monkeypatch.setattr(module, "_has_tiles", lambda: True)
+    plain = nn.Sequential(nn.Conv2d(3, 10, 3), nn.Conv2d(10, 16, 3), nn.Linear(16, 10))
+    assert autocast_dtype(plain, auto, CPU) is torch.bfloat16
+    thin = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10))
+    assert autocast_dtype(thin, auto, CPU) is torch.float32
+    depthwise = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3, groups=24))
+    assert autocast_dtype(depthwise, auto, CPU) is torch.float32
+    assert autocast_dtype(nn.Linear(8, 40), auto, CPU) is torch.float32
+    monkeypatch.setattr(module, "_has_tiles", lambda: False)
+    assert autocast_dtype(plain, auto, CPU) is torch.float32
 
 
 @pytest.mark.parametrize("has", [True, False])

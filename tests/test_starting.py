@@ -215,7 +215,7 @@ def test_a_text_student_can_be_a_slice_of_its_teacher(folder):
         "task": "text", "data": {"train": "train.jsonl", "validation": 0.2},
         "teacher": {"source": "encoder", "fit": "all", "epochs": 12},
         "budget": {"storage": "40 kB"}, "student": {"space": "sliced", "candidates": 2},
-        "distill": {"epochs": 30, "batch": 16, "rate": 1e-3}, "threads": 1,
+        "distill": {"epochs": 30, "batch": 16}, "threads": 1,
     }  # fmt: skip
     (folder / "sliced.yaml").write_text(yaml.safe_dump(given))
     planned = tiny.cli("plan", folder / "sliced.yaml", "--run", folder / "sliced", "--json")
@@ -233,6 +233,8 @@ def test_a_text_student_can_be_a_slice_of_its_teacher(folder):
         spec = candidate["spec"]
         assert spec["norm"] == "post" and spec["hidden"] // spec["heads"] == 16
     assert "student: starts with the weights of the teacher" in said.err
+    stages = json.loads((folder / "sliced/run.json").read_text())["stages"]
+    assert stages["distill"]["result"]["rate"] == 1e-3  # unset, of a transformer's slice
     assert said.answer["student"]["value"] > 0.8
 
 
@@ -242,7 +244,6 @@ def test_init_fits_and_slices_an_encoder_without_a_classifier(folder):
     assert said.status == 0, said.err
     begun = Recipe.read(out)
     assert (begun.task, begun.teacher.fit, begun.student.space) == ("text", "all", "sliced")
-    assert begun.distill.rate == 1e-3
     plan = tiny.cli("plan", out, "--json")
     assert plan.status == 0, plan.err
     assert all(row["name"].endswith(", sliced") for row in plan.answer["candidates"])
@@ -263,4 +264,4 @@ def test_init_takes_a_classifier_as_it_is_and_another_layout_compactly(folder, t
         tiny.cli("init", tmp_path / "classifier", folder / "train.jsonl", "--out", out).status == 0
     )
     begun = Recipe.read(out)
-    assert (begun.teacher.fit, begun.student.space, begun.distill.rate) == ("all", "compact", 1e-2)
+    assert (begun.teacher.fit, begun.student.space) == ("all", "compact")

@@ -13,8 +13,10 @@ from torch import nn
 
 from tutelage.errors import TeacherError
 from tutelage.students.families.convnet import ConvNet, ConvNetSpec
+from tutelage.teach import torch_teacher
+from tutelage.teach.checks import PROBABILITY_NOTE, REPEAT_NOTE
 from tutelage.teach.teachers import load_teacher
-from tutelage.teach.torch_teacher import PROBABILITY_NOTE, REPEAT_NOTE, TorchTeacher, fingerprint
+from tutelage.teach.torch_teacher import TorchTeacher, fingerprint
 
 SHAPE = (1, 8, 8)
 SOURCE = """
@@ -149,6 +151,73 @@ def test_bf16_answers_in_float32_and_is_another_teacher():
     assert not torch.equal(one.decision, two.decision)
     assert torch.allclose(one.decision, two.decision, atol=0.05)
     assert plain.fingerprint != half.fingerprint
+
+
+@pytest.fixture
+def native(monkeypatch):
+    monkeypatch.setattr(torch_teacher, "native_bf16", lambda device: True)
+
+
+def test_bf16_is_taken_by_itself_where_decisions_stay_alike(native):
+    x = torch.rand(4, *SHAPE)
+    alike, asked = teacher(bf16=None, example=x), teacher(bf16=True)
+    assert alike.bf16 and torch.equal(alike.read(x).decision, asked.read(x).decision)
+    assert alike.fingerprint == asked.fingerprint
+    (note,) = alike.notes
+    assert "bfloat16: its decisions move by 0." in note and not asked.notes
+
+
+def test_bf16_is_not_taken_where_it_moves_decisions(native):
+    class Fine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return torch.sin(1_000 * self.net(x.flatten(1)))
+
+    x = torch.rand(4, *SHAPE)
+    fine = teacher(Fine(), bf16=None, example=x)
+    assert not fine.bf16 and fine.notes == ()
+    assert fine.fingerprint == teacher(fine.module).fingerprint
+
+
+def test_bf16_is_not_taken_where_an_operator_has_none(native):
+    class Only32(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def forward(self, x):
+            if (said := self.net(x.flatten(1))).dtype != torch.float32:
+                raise RuntimeError("not implemented for 'BFloat16'")
+            return said
+
+    assert not teacher(Only32(), bf16=None).bf16
+
+
+def test_without_native_bf16_none_is_taken(monkeypatch):
+    monkeypatch.setattr(torch_teacher, "native_bf16", lambda device: False)
+    assert not teacher(bf16=None).bf16
+
+
+def test_filters_are_laid_out_channels_last_unless_the_module_cannot_bear_it():
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 10)
+
+        def forward(self, x):
+            return self.head(self.net(x).view(len(x), -1))
+
+    def laid_out(asked):
+        weight = next(p for p in asked.module.parameters() if p.ndim == 4)
+        return weight.is_contiguous(memory_format=torch.channels_last)
+
+    assert laid_out(teacher(network(3), image_shape=(3, 8, 8)))
+    viewing = teacher(Viewing(), image_shape=(3, 8, 8))
+    assert not laid_out(viewing)
+    assert viewing.read(torch.rand(5, 3, 8, 8)).decision.shape == (5, 10)
 
 
 def test_a_half_precision_module_is_asked_in_its_own_type():

@@ -10,7 +10,7 @@ from torch import nn
 
 from tutelage.audit.values import Valued, largest_differences, value_fidelity
 from tutelage.errors import DataError, TeacherError
-from tutelage.pipeline.lessons import with_losses
+from tutelage.pipeline.lessons import with_usual
 from tutelage.recipe import Recipe
 from tutelage.tasks import find_task
 from tutelage.tasks.series.base import SeriesOptions, make_series
@@ -173,10 +173,10 @@ def test_batches_are_in_units_of_the_training_spread(tmp_path):
     held = material.validation.batch(torch.arange(material.validation.count), 0).labels
     assert np.allclose(material.said(held[:, None].numpy()), data.validation.labels, rtol=1e-4)
     assert material.augment.stretch == 0.0 and material.augment.jitter > 0
-    assert dict(with_losses(recipe, "values", {}).distill.losses) == {
+    assert dict(with_usual(recipe, "values", material.task).distill.losses) == {
         "squared_error": 1.0, "value_error": 1.0,
     }  # fmt: skip
-    assert with_losses(recipe, "classes", {"dist": 1.0}) is recipe
+    assert with_usual(recipe, "classes", find_task("vision")) is recipe
 
 
 def test_a_lens_of_values_is_the_least_squares_fit():

@@ -31,7 +31,7 @@ from tutelage.pipeline.feasible import plan_recipe
 from tutelage.pipeline.given import is_loader, loader_material
 from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.learning import distill as _distill
-from tutelage.pipeline.lessons import with_losses
+from tutelage.pipeline.lessons import with_usual
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.opening import with_threads
 from tutelage.pipeline.planning import Chosen
@@ -152,7 +152,7 @@ def distill(
         for note in material.notes:
             said.say(f"data: {note}")
         material = with_classes(recipe, material, trust_code=trust_code, module=module)
-        recipe = with_losses(recipe, material.decides, material.task.losses)
+        recipe = with_usual(recipe, material.decides, material.task)
         check_recipe(recipe, material)
         taught = teach(
             recipe, material, held, said, trust_code=trust_code, module=module, forward=forwards[0]

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, device, nn, no_grad
 
 from tutelage.errors import TutelageError
@@ -35,6 +36,14 @@ def fastest_device() -> device:
     found = PartialState().device
     assert found is not None
     return found
+
+
+def native_bf16(on: device) -> bool:
+    """Return whether a device multiplies in bfloat16 by itself, rather than by detours."""
+    if on.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return on.type == "cpu" and bool(probe and probe())
 
 
 def tensors(inputs: Inputs) -> Iterator[Tensor]:

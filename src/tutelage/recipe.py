@@ -74,9 +74,10 @@ class TeacherPart(Part):
         None, description="the data's class names in the teacher's own order, where it differs"
     )
     taps: list[str] | None = Field(None, description="module paths to read; found when unset")
-    precision: Literal["float32", "bf16"] = Field(
-        "float32", description="in which a torch teacher is asked; bf16 is faster where native"
-    )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="in which a torch teacher is asked; auto: bf16 where the machine has "
+        "it and decisions stay alike",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_teacher(self) -> TeacherPart:
@@ -132,10 +133,14 @@ class DistillPart(Part):
         description="passes over the data; by its size when unset, of texts by the student's "
         "operations too",
     )
-    batch: Count = Field(128, description="examples a step")
+    batch: Count = Field(128, description="examples a step; unset: 32 of texts")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.9")
     schedule: Literal["cosine", "onecycle"] = Field("onecycle", description="of the rate")
-    rate: Positive = Field(1e-2, description="highest learning rate")
+    rate: Positive = Field(
+        1e-2,
+        description="highest learning rate; unset: 0.001 where a transformer begins with the "
+        "teacher's weights",
+    )
     weight_decay: Weight = Field(1e-2, description="of weight matrices, not of biases and norms")
     ema: Share = Field(0.99, description="decay of the averaged weights that ship; 0: off")
     clip: Positive = Field(5.0, description="largest gradient norm")

@@ -19,7 +19,7 @@ from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
 from tutelage.pipeline.learning import distill
-from tutelage.pipeline.lessons import with_losses
+from tutelage.pipeline.lessons import with_usual
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.opening import opened, with_threads
 from tutelage.pipeline.planning import (
@@ -118,7 +118,7 @@ def _ready(
         started = time.monotonic()
         material = material or read_material(recipe, progress)
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
-        recipe = with_losses(recipe, material.decides, material.task.losses)
+        recipe = with_usual(recipe, material.decides, material.task)
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.source)
         run.stage("data", hash_json(found), lambda: (found, []))

@@ -19,7 +19,7 @@ from tutelage.pipeline.fitting import built_in_parameters, built_in_spec, encode
 from tutelage.pipeline.foreign import UNLIKE, sliceable
 from tutelage.pipeline.frontiers import frontiers
 from tutelage.pipeline.inheriting import own_module
-from tutelage.pipeline.lessons import with_losses
+from tutelage.pipeline.lessons import with_usual
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.naming import name_spec
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
@@ -63,7 +63,7 @@ def plan_recipe(
     progress = progress or Silent()
     read = read_material(recipe, progress)
     material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
-    recipe = with_losses(recipe, material.decides, material.task.losses)
+    recipe = with_usual(recipe, material.decides, material.task)
     check_recipe(recipe, material)
     free = recipe.student.spec is None and recipe.student.source is None
     scores = scores_of(recipe, material, folder)

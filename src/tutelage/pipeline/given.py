@@ -17,7 +17,7 @@ from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.tasks.given.loaders import read_loader
 from tutelage.tasks.given.task import GivenTask
-from tutelage.teach.torch_teacher import as_decision
+from tutelage.teach.checks import as_decision
 
 
 def is_loader(data: Any) -> bool:

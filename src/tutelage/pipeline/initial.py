@@ -40,9 +40,6 @@ _AN_OPTION = {
 _SLICED = (
     "  space: sliced          # parts of the teacher; compact: networks that begin from nothing\n"
 )
-_GENTLY = (
-    "  rate: 0.001            # of slices; 0.01 where students begin from nothing\n  batch: 32\n"
-)
 _AUGMENT = {
     "vision": "augment:\n"
     + _VIEWS
@@ -116,7 +113,7 @@ def initial_recipe(
 {advice.student}  candidates: 4          # how many structures are compared by a short distillation
 distill:
   losses:                # weight, or {_AN_OPTION[material.decides]}, or auto
-{_losses(material)}{advice.distill}  # epochs: {_epochs(recipe, material)}
+{_losses(material)}  # epochs: {_epochs(recipe, material)}
 export:
   largest_loss: 0.01     # {headline} that int8 or float16 may cost on validation
 """
@@ -137,7 +134,6 @@ class _Advice:
     said: str
     storage: str = "100 kB"
     student: str = ""
-    distill: str = ""
 
 
 def _advice(recipe: Recipe, material: Material, trust_code: bool) -> _Advice:
@@ -151,7 +147,7 @@ def _advice(recipe: Recipe, material: Material, trust_code: bool) -> _Advice:
         return _Advice(
             said=f"{count:,} parameters",
             storage=f"{max(1, round(4 * count / 30e6))} MB",
-            student=_SLICED * sliced, distill=_GENTLY * sliced,
+            student=_SLICED * sliced,
         )  # fmt: skip
     loaded = open_teacher(recipe, material, trust_code=trust_code)
     taps = ", ".join(tap.path for tap in loaded.taps) or "none (decisions only)"

@@ -25,6 +25,7 @@ from tutelage.pipeline.lessons import (
     epochs_for,
     further_of,
     objective_of,
+    rate_for,
     schedule_of,
     terms_of,
 )
@@ -149,6 +150,8 @@ def distill(
         )
     for taken in started:
         progress.say(f"student: starts with {taken}")
+    rate = rate_for(recipe, chosen.spec, inherits=bool(started))
+    changes = {"rate": rate, **changes}
     if bound:
         progress.say(f"student: {bound}")
     check_pads(recipe, material, network)
@@ -182,6 +185,7 @@ def distill(
             "spec": _own(network) if chosen.spec is None else chosen.spec.to_json(),
             "parameters": chosen.parameters,
             "epochs": epochs,
+            "rate": changes["rate"],
             **({"bound": bound} if bound else {}),
             "seed": recipe.seed,
             "metric": material.metric,
@@ -213,6 +217,7 @@ def distill(
             recipe.seed,
             recipe.threads,
             *start_key(recipe, chosen.weights),
+            *([] if rate == recipe.distill.rate else [rate]),
             *own_pass,
         ]
     )
@@ -231,17 +236,16 @@ def distill(
 
 def distill_for_int8(
     recipe: Recipe, material: Material, taught: Taught, network: nn.Module, run: Run,
-    progress: Progress, *, taught_for: int | None = None,
+    progress: Progress, *, taught_for: int | None = None, rate: float | None = None,
 ) -> list[float]:  # fmt: skip
     """Teach the student on from the same signals while it feels int8 rounding; return the curve.
 
     By the decision alone: losses that read taps are left out. A tenth of the epochs (`taught_for`
-    are those of its distillation) at a tenth of the rate. The network is changed in place.
+    are those of its distillation) at a tenth of its `rate`. The network is changed in place.
     """
     epochs = max(3, (taught_for or epochs_for(recipe, material.train.count)) // 10)
-    schedule = schedule_of(
-        recipe, epochs=epochs, seed=recipe.seed, rate=recipe.distill.rate / 10, precision="float32"
-    )
+    rate = (rate or recipe.distill.rate) / 10
+    schedule = schedule_of(recipe, epochs=epochs, seed=recipe.seed, rate=rate, precision="float32")
     with quantization_aware(network):
         unpaired = Paired(taps=(), pairing=None)
         terms = decision_terms(recipe, material.decides)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import INSIDE, Objective, Pairs, Term
 from tutelage.recipe import DistillPart, LossPart, Recipe
+from tutelage.students.spec import FAMILIES, StudentSpec
+from tutelage.tasks import Task
 from tutelage.train.schedule import Schedule
 from tutelage.types import Decides
 from tutelage.units import parse_quantity
@@ -21,15 +22,14 @@ _MOST_MACS, _FEWEST_BOUNDED_EPOCHS = 3e13, 4
 _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
+_GENTLY = 0.1
 _BRANCHED = ("trajectory", "branch_labels", "branch_decision")
 _BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
-def with_losses(recipe: Recipe, decides: Decides, usual: Mapping[str, float]) -> Recipe:
-    """Return the recipe with the losses that suit its data, where it names none itself.
-
-    `usual` are those of its task for classes.
+def with_usual(recipe: Recipe, decides: Decides, task: Task) -> Recipe:
+    """Return the recipe with the losses and the batch that suit its data, where it names none.
 
     Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
     which was not seen to cost the final decision (benchmarks/RESULTS.md), or the final decision
@@ -37,13 +37,14 @@ def with_losses(recipe: Recipe, decides: Decides, usual: Mapping[str, float]) ->
     """
     losses = dict(recipe.distill.losses)
     if "losses" not in recipe.distill.model_fields_set:
-        losses = dict(_LOSSES_OF_VALUES if decides == "values" else usual)
+        losses = dict(_LOSSES_OF_VALUES if decides == "values" else task.losses)
     if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):
         whole = (recipe.teacher.source or "").endswith(".onnx")
         losses |= {"decision_everywhere": _BY_KL} if whole else {"trajectory": 1.0}
-    if losses == recipe.distill.losses:
+    batch = recipe.distill.batch if "batch" in recipe.distill.model_fields_set else task.batch_size
+    if (losses, batch) == (recipe.distill.losses, recipe.distill.batch):
         return recipe
-    part = recipe.distill.model_copy(update={"losses": losses})
+    part = recipe.distill.model_copy(update={"losses": losses, "batch": batch})
     return recipe.model_copy(update={"distill": part})
 
 
@@ -119,6 +120,17 @@ def objective_of(
 def batch_for(recipe: Recipe, examples: int) -> int:
     """Return the recipe's batch, at most an eighth of a small data set, so that steps are many."""
     return min(recipe.distill.batch, max(8, examples // 8))
+
+
+def rate_for(recipe: Recipe, spec: StudentSpec | None, *, inherits: bool) -> float:
+    """Return the recipe's rate; unset, a tenth of it where a transformer begins with weights.
+
+    `inherits`: it takes over weights that were taught before. `spec` is None for one's own student.
+    """
+    rate = recipe.distill.rate
+    if "rate" in recipe.distill.model_fields_set or spec is None or not inherits:
+        return rate
+    return _GENTLY * rate if FAMILIES[spec.family].attends else rate
 
 
 def epochs_for(recipe: Recipe, examples: int, macs: float | None = None) -> int:

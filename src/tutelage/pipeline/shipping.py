@@ -276,6 +276,7 @@ def _retaught(work: _Work) -> nn.Module:
         figures = distill_for_int8(
             recipe, work.material, work.taught, network, run, work.progress,
             taught_for=work.learned.result["epochs"],
+            rate=work.learned.result.get("rate"),  # older runs did not say it
         )  # fmt: skip
         write_tensors(path, network.state_dict())
         return {"figure": figures}, [path]

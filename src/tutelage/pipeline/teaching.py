@@ -21,7 +21,7 @@ from tutelage.pipeline.fitting import fit_teacher, fitted_as_one
 from tutelage.pipeline.inheriting import refuse_unlike
 from tutelage.pipeline.judging import split_figures
 from tutelage.pipeline.lessons import inside, terms_of, wants
-from tutelage.pipeline.material import Material
+from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.pruned import pruning_loss
 from tutelage.pipeline.trimming import trimmed
 from tutelage.progress import Progress
@@ -39,6 +39,7 @@ from tutelage.teach.teachers import Teacher, load_teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered, Rescaled
 
 _ABOVE_CHANCE = _LEAST_R2 = 0.1
+_FIRST_LOOK = 16  # examples by which bfloat16 is judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +77,11 @@ def open_teacher(
         weights=None if part.weights is None else Path(part.weights),
         classes=material.outputs or len(part.classes or ()) or None,
         image_shape=material.shape,
-        example=material.train.batch(torch.arange(2), 0).inputs,
+        example=some_examples(material, _FIRST_LOOK),
         trust_code=trust_code,
         channels=part.channels,
         taps=part.taps,
-        bf16=part.precision == "bf16",
+        bf16=None if part.precision == "auto" else part.precision == "bf16",
         device=fastest_device(),
         open_folder=students.load,
         tokens=material.task.tokens(material.data.train),

@@ -16,6 +16,7 @@ from tutelage.pipeline.lessons import (
     batch_for,
     distill_inputs,
     epochs_for,
+    rate_for,
     schedule_of,
     teacher_inputs,
     terms_of,
@@ -155,16 +156,19 @@ class Search:
     def _trial(self, candidate: Candidate, steps: int, label: str, *, last: bool) -> dict[str, Any]:
         """Distil one candidate briefly on the decision alone; return its figure as JSON."""
         recipe, taught = self.recipe, self.taught
+        inherits = candidate.weights is not None or recipe.student.start == "teacher"
+        rate = rate_for(recipe, candidate.spec, inherits=inherits)
         inputs = hash_json(
             [taught.train.key, taught.validation.key, candidate.spec.to_json(),
              *distill_inputs(recipe),
              recipe.seed, recipe.threads, self.material.views,
              *start_key(recipe, candidate.weights),
+             *([] if rate == recipe.distill.rate else [rate]),
              *([] if last and self.macs is None else [steps])]
         )  # fmt: skip
         key = _name(candidate) if last else f"{_name(candidate)}-{steps}"
         result = self.run.stage(
-            f"trial-{key}", inputs, lambda: self._distil(candidate, steps, label, key, last)
+            f"trial-{key}", inputs, lambda: self._distil(candidate, steps, label, key, last, rate)
         ).result
         scores = scores_of(recipe, self.material, self.run.path)
         scores.add(candidate, self.costing.precision, Measurement.from_json(result), steps)
@@ -177,7 +181,7 @@ class Search:
         return min(_TRIAL_EXAMPLES, max(1, steps // 2) * self._batch)
 
     def _distil(
-        self, candidate: Candidate, steps: int, label: str, key: str, last: bool
+        self, candidate: Candidate, steps: int, label: str, key: str, last: bool, rate: float
     ) -> tuple[Any, list[Path]]:
         recipe, material, taught = self.recipe, self.material, self.taught
         network, _ = first_student(recipe, candidate.spec, taught, candidate.weights)
@@ -202,7 +206,7 @@ class Search:
         epochs = max(2 if last else 1, round(steps / max(1, lesson.steps())))
         trainer = Trainer(
             lesson,
-            schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+            schedule_of(recipe, epochs=epochs, seed=recipe.seed, rate=rate),
             checkpoint=self.run.file(f"checkpoints/trial-{key}.safetensors"),
             progress=self.progress,
             label=f"Trying candidate {label}",

@@ -38,7 +38,8 @@ from tutelage.students.slices.channels import Slicing, recalibrated
 class Family:
     """A student family: the dataclass of its knobs and the function that builds a network.
 
-    `tokens`: between its layers there is a vector a token, to compare token by token.
+    `tokens`: between its layers there is a vector a token, to compare token by token. `attends`: it
+    is a transformer, which is taught gently where it begins with weights that were taught before.
     `structures` are its shapes but for the width, and `sized(structure, width, given)` the knobs of
     one of them: `given` holds what the data decides, and cost grows with the width.
     `drawn(random)` is a structure drawn at random, for wider searches, where the family has many.
@@ -50,6 +51,7 @@ class Family:
     structures: tuple[Any, ...] = ()
     sized: Callable[[Any, int, dict[str, Any]], Any] | None = None
     tokens: bool = False
+    attends: bool = False
     drawn: Callable[[Any], Any] | None = None
     slicing: Slicing | None = None
 
@@ -75,12 +77,15 @@ for _name, _module, _spec, _build in (
             structures=_module.STRUCTURES,
             sized=_module.sized,
             tokens=_name == "encoder",
+            attends=_name == "encoder",
             drawn=getattr(_module, "drawn", None),
             slicing=_SLICINGS.get(_name),
         ),
     )
 # By its spec, or as a slice: the planner ranks by operations, which say little across kinds.
-FAMILIES.add("vit", Family(spec=vit.ViTSpec, build=vit.ViT, slicing=slice_vit.SLICING))
+FAMILIES.add(
+    "vit", Family(spec=vit.ViTSpec, build=vit.ViT, attends=True, slicing=slice_vit.SLICING)
+)
 # Traced from a foreign teacher, or sliced from what was (see `slices.graph`).
 FAMILIES.add(
     "graph",

@@ -75,6 +75,7 @@ class Task(Protocol):
     families: tuple[str, ...]
     teachers: tuple[str, ...]  # that can be fitted on the spot, the first where it suits
     losses: Mapping[str, float]  # that teach classes where the recipe names none
+    batch_size: int  # examples a step, where the recipe names none
     keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 
     def load(self, train: Any, test: Any = None, **options: Any) -> TaskData:

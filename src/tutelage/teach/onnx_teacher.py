@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.errors import TeacherError
 from tutelage.passes import Inputs, reason
-from tutelage.teach import torch_teacher as checks
+from tutelage.teach import checks
 from tutelage.types import Reading, Tap
 
 _FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tutelage.errors import MissingExtra, TeacherError, TutelageError
 from tutelage.passes import Forward, Inputs, call, reason
 from tutelage.registry import near_matches
+from tutelage.teach.checks import Channels, ImageShape
 from tutelage.teach.onnx_teacher import OnnxTeacher
-from tutelage.teach.torch_teacher import Channels, ImageShape, TorchTeacher
+from tutelage.teach.torch_teacher import TorchTeacher
 from tutelage.teach.weights import PICKLED, fill
 from tutelage.types import Reading, Tap
 
@@ -63,7 +64,7 @@ def load_teacher(
     trust_code: bool = False,
     taps: Sequence[str] | None = None,
     channels: Channels = "keep",
-    bf16: bool = False,
+    bf16: bool | None = False,
     device: str | torch.device = "cpu",
     open_folder: Callable[[Path], nn.Module] | None = None,
     example: Inputs | None = None,

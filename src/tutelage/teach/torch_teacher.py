@@ -1,4 +1,4 @@
-"""A torch module as the teacher, and the checks that every teacher's decision must pass."""
+"""A torch module as the teacher, and what stands between it and data of another make."""
 
 from __future__ import annotations
 
@@ -7,24 +7,43 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutelage.errors import TeacherError, TutelageError
-from tutelage.passes import Forward, Inputs, call, count_of, mapped, reason, shown, source_of
+from tutelage.passes import (
+    Forward,
+    Inputs,
+    call,
+    count_of,
+    mapped,
+    native_bf16,
+    reason,
+    shown,
+    source_of,
+)
 from tutelage.students.ensemble import Ensemble
 from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.tasks.values import Target
+from tutelage.teach.checks import (
+    Channels,
+    ImageShape,
+    as_decision,
+    as_logits,
+    channels_error,
+    check_classes,
+    check_finite,
+    notes,
+    probe,
+    repeats,
+    says_probabilities,
+)
 from tutelage.types import Reading, Tap
 
-Channels = Literal["keep", "repeat"]
-ImageShape = tuple[int, ...]
-
-REPEAT_NOTE = "1-channel images are repeated to 3 channels for the teacher (channels: repeat)"
-PROBABILITY_NOTE = "the teacher says probabilities; their logarithm is taken as its decision"
+BF16_NOTE = "the teacher is asked in bfloat16: its decisions move by {:.1%} of their spread"
+_ALIKE = 0.02  # of the spread: what bfloat16 may move decisions by, where it is not asked for
 
 
 class TorchTeacher:
@@ -32,9 +51,10 @@ class TorchTeacher:
 
     The module is changed in place: evaluation mode, no gradients, moved to `device`. `image_shape`
     is one example's shape. `channels='repeat'` copies images of 1 channel to 3.
-    `bf16` runs it under bfloat16 autocast; what it says is float32 either way. `taps` are module
-    paths; found by themselves when None. `code` is source text that the fingerprint must follow.
-    `example` is a batch of 2 for the first look, where noise would be no input (token ids).
+    `bf16` runs it under bfloat16 autocast; what it says is float32 either way. None: where the
+    machine has it, and what it says of `example` moves by at most 2 % of its spread. `taps` are
+    module paths; found by themselves when None. `code` is source text that the fingerprint must
+    follow. `example` is a batch of 2 or more for the first look, where noise would be no input.
     `forward` is how the module is called; given one, inputs keep their type. `classes` None takes
     as many as the module has outputs; `names` are its attribute `labels`, if it has one with as
     many. Raises `TeacherError` when the module cannot read such inputs or has another class count.
@@ -48,14 +68,14 @@ class TorchTeacher:
         image_shape: ImageShape,
         taps: Sequence[str] | None = None,
         channels: Channels = "keep",
-        bf16: bool = False,
+        bf16: bool | None = False,
         device: str | torch.device = "cpu",
         code: bytes = b"",
         example: Inputs | None = None,
         forward: Forward = call,
     ) -> None:
         self.module = module.to(device).eval().requires_grad_(False)
-        self.bf16 = bf16
+        self.bf16 = bool(bf16)
         self.device, self.forward = torch.device(device), forward
         floats = (p.dtype for p in module.parameters() if p.is_floating_point())
         self._dtype = next(floats, torch.float32)
@@ -63,6 +83,7 @@ class TorchTeacher:
         self._probabilities = False
         self._batch = 0
         seen = probe(image_shape) if example is None else mapped(example, lambda x: x[:2])
+        self._take_channels_last(seen)
         self.taps: tuple[Tap, ...] = self._find_taps(seen, taps, image_shape)
         first = self._ask(seen, False, False, "the first look")
         decision = as_decision(first.decision, count_of(seen))
@@ -73,7 +94,9 @@ class TorchTeacher:
         self.notes = notes(self.repeats, self._probabilities)
         if isinstance(module, Ensemble):
             self.notes += (module.describe(),)
-        options = f"{channels} {bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
+        if bf16 is None:
+            self._take_bf16(seen if example is None else example)
+        options = f"{channels} {self.bf16} {self._probabilities} {[tap.path for tap in self.taps]}"
         if forward is not call:
             options += f" {source_of(forward)}"
         self.fingerprint: str = fingerprint(module, options.encode(), code)
@@ -99,6 +122,33 @@ class TorchTeacher:
             features=tuple(feature.clone() for feature in found.features),
             maps=tuple(energy.clone() for energy in found.maps),
         )
+
+    def _take_channels_last(self, inputs: Inputs) -> None:
+        """Lay filters out as processors read them, where the module's own code bears it."""
+        if not any(parameter.ndim == 4 for parameter in self.module.parameters()):
+            return
+        try:
+            with torch.no_grad():
+                self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self.forward(self.module, self._fit(inputs))
+        except Exception:  # foreign code may say `view` where only `reshape` would do
+            self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def _take_bf16(self, inputs: Inputs) -> None:
+        """Ask under bfloat16 from now on, where the machine has it and decisions stay alike."""
+        if not native_bf16(self.device) or self._dtype != torch.float32:
+            return
+        plain = self._ask(inputs, False, False, "the first look").decision
+        self.bf16 = True
+        try:
+            half = self._ask(inputs, False, False, "the first look").decision
+        except TeacherError:  # an operator of its own has no bfloat16
+            self.bf16 = False
+            return
+        moved = float((half - plain).float().square().mean().sqrt() / plain.std().clamp(min=1e-12))
+        self.bf16 = moved <= _ALIKE  # not where NaN
+        if self.bf16:
+            self.notes += (BF16_NOTE.format(moved),)
 
     def _ask(
         self, inputs: Inputs, features: bool, maps: bool, when: str, keep: Tensor | None = None
@@ -256,102 +306,6 @@ class Rescaled:
         found = self.teacher.read(inputs, features=features, maps=maps, keep=keep)
         decision = (found.decision.double() * self._scale + self._shift).float()
         return replace(found, decision=decision)
-
-
-def probe(image_shape: ImageShape) -> Float[Tensor, "2 channels height width"]:
-    """Return two fixed noise images in [0, 1); the global random state stays as it was."""
-    return torch.rand((2, *image_shape), generator=torch.Generator().manual_seed(0))
-
-
-def repeats(channels: Channels, image_shape: ImageShape) -> bool:
-    """Say whether images must be repeated to 3 channels; raises `TeacherError` when they cannot."""
-    if channels not in ("keep", "repeat"):
-        raise TeacherError(f"teacher.channels: '{channels}' is unknown. Known: keep, repeat")
-    if channels == "repeat" and len(image_shape) != 3:
-        raise TeacherError(
-            "teacher.channels: repeat is for images, and these are none. Leave it out"
-        )
-    if channels == "repeat" and image_shape[0] not in (1, 3):
-        raise TeacherError(
-            f"teacher.channels: repeat is for 1-channel images; these have {image_shape[0]}. "
-            "Leave it out"
-        )
-    return channels == "repeat" and image_shape[0] == 1
-
-
-def channels_error() -> TeacherError:
-    """Return the error for a 3-channel teacher asked about 1-channel images."""
-    return TeacherError(
-        "the teacher reads 3 channels and the images have 1. To show it each channel three times: "
-        "teacher.channels: repeat"
-    )
-
-
-def as_decision(output: Tensor, count: int) -> Float[Tensor, "batch classes"]:
-    """Return [batch, classes] from what was said of `count` examples, or raise `TeacherError`.
-
-    Mends a batch of one that the network squeezed away, and trailing axes of size 1.
-    """
-    if output.ndim == 1 and count == 1:
-        output = output[None]
-    if output.ndim == 1 and len(output) == count:
-        output = output[:, None]  # one value an example
-    if output.ndim > 2 and all(size == 1 for size in output.shape[2:]):
-        output = output.flatten(1)
-    if output.ndim != 2 or output.shape[0] != count:
-        said = " x ".join(map(str, output.shape)) or "one number"
-        raise TeacherError(
-            f"the teacher answered {count} examples with {said}; wanted is {count} x classes. "
-            "Give a teacher that classifies whole inputs"
-        )
-    return output.float()
-
-
-def check_classes(decision: Float[Tensor, "batch classes"], classes: int) -> None:
-    """Raise `TeacherError` unless the teacher decides among the data's classes; 1: a value."""
-    if decision.shape[1] != classes and classes == 1:
-        raise TeacherError(
-            f"the teacher answers with {decision.shape[1]} numbers and the data's label is one "
-            "value. Use a teacher that answers with that value, or give classes"
-        )
-    if decision.shape[1] != classes:
-        raise TeacherError(
-            f"the teacher decides among {decision.shape[1]} classes and the data has {classes}. "
-            "Use a teacher trained on these classes, or the data that it was trained on; without "
-            "labels, teacher.classes names as many as it decides among"
-        )
-
-
-def check_finite(decision: Float[Tensor, "batch classes"], batch: int, advice: str = "") -> None:
-    """Raise `TeacherError` naming batch and example where a decision is NaN or infinite."""
-    bad = (~torch.isfinite(decision)).any(dim=1)
-    if not bool(bad.any()):
-        return
-    first = int(bad.nonzero()[0, 0])
-    what = "NaN" if bool(decision[first].isnan().any()) else "infinity"
-    raise TeacherError(
-        f"the teacher says {what} at batch {batch} (counted from 0), for {int(bad.sum())} of "
-        f"{len(bad)} examples, first number {first}. Check its weights and the normalisation of "
-        f"the inputs{advice}"
-    )
-
-
-def says_probabilities(decision: Float[Tensor, "batch classes"]) -> bool:
-    """Say whether these are probabilities: several, none below 0, every row sums to 1."""
-    if decision.shape[1] == 1:
-        return False
-    ones = torch.ones(len(decision), device=decision.device)
-    return bool((decision >= 0).all()) and torch.allclose(decision.sum(1), ones, atol=1e-3)
-
-
-def as_logits(decision: Tensor, probabilities: bool) -> Float[Tensor, "batch classes"]:
-    """Return logits: softmax(log p) = p, so the logarithm of probabilities is one choice."""
-    return decision.clamp_min(torch.finfo(torch.float32).tiny).log() if probabilities else decision
-
-
-def notes(repeat: bool, probabilities: bool) -> tuple[str, ...]:
-    """Return what the report must say of how the teacher was asked."""
-    return (REPEAT_NOTE,) * repeat + (PROBABILITY_NOTE,) * probabilities
 
 
 def fingerprint(module: nn.Module, *parts: bytes) -> str:

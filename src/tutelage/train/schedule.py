@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tutelage.passes import native_bf16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
@@ -63,22 +65,25 @@ def autocast_dtype(model: nn.Module, schedule: Schedule, device: torch.device) -
     """Return bfloat16 where it pays, else float32.
 
     On a CPU it pays only with native bfloat16 instructions and wide layers: a narrow network is
-    bound by memory traffic and slows down. The rule reads the network, never a clock, so that a
-    resumed run computes the same.
+    bound by memory traffic and slows down. With a unit for tiles of bfloat16 (AMX) it pays from 10
+    channels on, but not where channels are convolved one by one. The rule reads the network, never
+    a clock, so that a resumed run computes the same.
     """
     if schedule.precision == "bf16":
         return torch.bfloat16
-    if schedule.precision == "float32":
+    if schedule.precision == "float32" or not native_bf16(device):
         return torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu" or not _native_bf16():
-        return torch.float32
-    widths = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+        return torch.bfloat16
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    widths = [m.out_channels for m in convolutions]
     widths += [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
-    return torch.bfloat16 if widths and sorted(widths)[len(widths) // 2] >= 48 else torch.float32
+    least = 48
+    if _has_tiles() and convolutions and all(m.groups == 1 for m in convolutions):
+        least = 10
+    return torch.bfloat16 if widths and sorted(widths)[len(widths) // 2] >= least else torch.float32
 
 
-def _native_bf16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+def _has_tiles() -> bool:
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(probe and probe())

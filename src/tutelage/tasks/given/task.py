@@ -143,6 +143,7 @@ class GivenTask:
     families: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
     losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
+    batch_size: int = 128
     keys: frozenset[str] = frozenset()
 
     def load(self, train: Found, test: None = None, **options: Any) -> GivenData:

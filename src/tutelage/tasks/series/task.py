@@ -281,6 +281,7 @@ class SeriesTask:
     families: tuple[str, ...] = ("convnet1d", "gru")
     teachers: tuple[str, ...] = ("minirocket", "inception", "resnet1d")
     losses: Mapping[str, float] = MappingProxyType({"kl": 1.0})
+    batch_size: int = 128
     keys = frozenset(
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate",
          "target", "unlabelled"}

@@ -206,6 +206,7 @@ class TextTask:
     families: tuple[str, ...] = ("encoder", "textconv")
     teachers: tuple[str, ...] = ()
     losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
+    batch_size: int = 32  # few epochs want many steps
     keys = frozenset(
         {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",
          "unlabelled"}

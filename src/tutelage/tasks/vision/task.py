@@ -184,6 +184,7 @@ class VisionTask:
     families: tuple[str, ...] = ("convnet",)
     teachers: tuple[str, ...] = ("convnet",)
     losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
+    batch_size: int = 128
     keys = frozenset(
         {"format", "labels", "test_labels", "image_column", "label_column", "size", "unlabelled"}
     )
