@@ -88,7 +88,7 @@ def test_tiles_of_bf16_pay_for_narrow_convolutions_but_not_one_by_one(monkeypatc
     assert autocast_dtype(plain, auto, CPU) is torch.bfloat16
     thin = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10))
     assert autocast_dtype(thin, auto, CPU) is torch.float32
-    depthwise = nn.Sequential(nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3, groups=24))
+    depthwise = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3, groups=64))
     assert autocast_dtype(depthwise, auto, CPU) is torch.float32
     assert autocast_dtype(nn.Linear(8, 40), auto, CPU) is torch.float32
     monkeypatch.setattr(module, "_has_tiles", lambda: False)

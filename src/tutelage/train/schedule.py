@@ -62,12 +62,12 @@ def build_optimizer(parameters: list[nn.Parameter], schedule: Schedule) -> torch
 
 
 def autocast_dtype(model: nn.Module, schedule: Schedule, device: torch.device) -> torch.dtype:
-    """Return bfloat16 where it pays, else float32.
+    """Return bfloat16 where it pays, else float32 (benchmarks/precision.py).
 
     On a CPU it pays only with native bfloat16 instructions and wide layers: a narrow network is
-    bound by memory traffic and slows down. With a unit for tiles of bfloat16 (AMX) it pays from 10
-    channels on, but not where channels are convolved one by one. The rule reads the network, never
-    a clock, so that a resumed run computes the same.
+    bound by memory traffic and slows down, and so does one that convolves channels one by one. With
+    a unit for tiles of bfloat16 (AMX) it pays for convolutions from 10 channels on. The rule reads
+    the network, never a clock, so that a resumed run computes the same.
     """
     if schedule.precision == "bf16":
         return torch.bfloat16
@@ -78,10 +78,10 @@ def autocast_dtype(model: nn.Module, schedule: Schedule, device: torch.device) -
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     widths = [m.out_channels for m in convolutions]
     widths += [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
-    least = 48
-    if _has_tiles() and convolutions and all(m.groups == 1 for m in convolutions):
-        least = 10
-    return torch.bfloat16 if widths and sorted(widths)[len(widths) // 2] >= least else torch.float32
+    if not widths or any(m.groups > 1 for m in convolutions):
+        return torch.float32
+    least = 10 if convolutions and _has_tiles() else 48
+    return torch.bfloat16 if sorted(widths)[len(widths) // 2] >= least else torch.float32
 
 
 def _has_tiles() -> bool:
