@@ -35,9 +35,10 @@ class Domain:
     setup: str = ""
     sizes: tuple[int, ...] = field(default=(10, 30, 100))
 
-    def holds(self, asks: str, *, sliced: bool) -> bool:
+    def holds(self, asks: str, *, sliced: bool, mixed: bool) -> bool:
         """Say whether a method can be used here."""
-        return asks not in self.leaves_out and not (sliced and "slice" in self.leaves_out)
+        wants = {asks, "slice" if sliced else "", "mixup" if mixed else ""}
+        return not wants & self.leaves_out
 
     def definition(self) -> dict[str, Any]:
         """Return what decides figures, for hashes; paths count by what they are called here."""
@@ -91,7 +92,7 @@ def _text(name: str, folder: Path) -> Domain:
         epochs=6,
         batch=32,
         rate=1e-3,
-        leaves_out=frozenset({"maps"}),
+        leaves_out=frozenset({"maps", "mixup"}),
         files=(*files, _TEXT / "minilm" / "model.safetensors"),
         setup=f"python benchmarks/text.py --unpack --set {name}",
         sizes=(10, 30),

@@ -103,7 +103,7 @@ def cells(
 
 def fits(domain: Domain, method: Method) -> bool:
     """Say whether a method can be used in a domain."""
-    return domain.holds(method.asks, sliced=method.sliced)
+    return domain.holds(method.asks, sliced=method.sliced, mixed=method.mixup > 0)
 
 
 def with_needs(wanted: Sequence[Job]) -> tuple[Job, ...]:

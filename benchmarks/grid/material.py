@@ -25,10 +25,14 @@ from tutelage.tasks.splits import set_aside
 _WIDEST = 512
 
 
-def recipe_of(domain: Domain, seed: int, distill: dict[str, Any] | None = None) -> Recipe:
-    """Return the recipe of a domain, with what a job says of `distill`."""
-    usual = {"batch": domain.batch, "rate": domain.rate, "precision": "float32"}
+def recipe_of(
+    domain: Domain, seed: int, distill: dict[str, Any] | None = None, mixup: float = 0.0
+) -> Recipe:
+    """Return the recipe of a domain, with what a job says of `distill` and of mixing."""
+    usual = {"batch": domain.batch, "rate": domain.rate}
     given = {**domain.recipe, "seed": seed, "threads": 1}
+    if mixup:
+        given["augment"] = {**given["augment"], "mixup": mixup}
     return Recipe.parse({**given, "distill": {**usual, **(distill or {})}})
 
 

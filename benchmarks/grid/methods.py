@@ -18,7 +18,7 @@ class Method:
     `option` is `loss.option`, `loss.weight` or `distill.rate` (times the domain's own); `settings`
     are the values that the search tries, the first of them the default. `asks` is what is asked of
     the teacher: nothing, its `decision`, or `features` or `maps` besides. `sliced`: the student
-    starts as a slice of it.
+    starts as a slice of it. `mixup` is the largest share of another example.
     """
 
     losses: dict[str, Any]
@@ -26,6 +26,7 @@ class Method:
     settings: tuple[Any, ...] = field(default=(None,))
     asks: str = "decision"
     sliced: bool = False
+    mixup: float = 0.0
 
     def recipe_part(self, setting: int, rate: float) -> dict[str, Any]:
         """Return the recipe's losses and rate with setting number `setting`; `rate` is usual."""
@@ -48,6 +49,7 @@ class Method:
             "settings": list(self.settings),
             "asks": self.asks,
             "sliced": self.sliced,
+            **({"mixup": self.mixup} if self.mixup else {}),
         }
 
 
@@ -59,6 +61,7 @@ def _inside(name: str, other: str, asks: str, *fixed: float) -> Method:
     )
 
 
+_BOTH = {**_DIST, "cross_entropy": 0.5}
 _RATES = (1.0, 0.3, 3.0)  # times the domain's own
 _SLICE_RATES = (1.0, 0.3, 0.1)
 METHODS: dict[str, Method] = {
@@ -101,8 +104,15 @@ METHODS: dict[str, Method] = {
     ),
     "dist, deep supervision": _inside("deep_supervision", "dist", "decision", 0.3, 3.0),
     "dist, decision everywhere": _inside("decision_everywhere", "dist", "decision", 0.3, 3.0),
+    "dist, labels": Method(losses=_BOTH, option="cross_entropy.weight", settings=(0.5, 1.0, 0.25)),
+    "kl, mixup": Method(
+        losses={"kl": 1.0}, option="kl.temperature", settings=(1.0, 2.0, 4.0), mixup=0.5
+    ),
     "dist, slice": Method(
         losses=_DIST, option="distill.rate", settings=_SLICE_RATES, sliced=True
+    ),
+    "dist, labels, slice": Method(
+        losses=_BOTH, option="distill.rate", settings=_SLICE_RATES, sliced=True
     ),
     "no teacher, slice": Method(
         losses={"cross_entropy": 1.0}, option="distill.rate", settings=_SLICE_RATES, asks="",

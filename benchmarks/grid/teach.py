@@ -243,7 +243,7 @@ def _lesson(
     """Teach one student; return it, the material, and processor seconds without asking."""
     method = METHODS[job.method]
     part = {**method.recipe_part(setting, domain.rate), "epochs": epochs}
-    recipe = recipe_of(domain, seed, part)
+    recipe = recipe_of(domain, seed, part, method.mixup)
     material = material_for(domain, recipe)
     if not method.asks and domain.labels is not None:
         material = labelled_alone(material)
