@@ -50,7 +50,8 @@ def material(held, train, monkeypatch, flips):
     )  # fmt: skip
 
 
-RECIPE = SimpleNamespace(metric="accuracy")
+EXPORT = SimpleNamespace(largest_loss=0.01)
+RECIPE = SimpleNamespace(metric="accuracy", export=EXPORT)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
@@ -59,7 +60,9 @@ def test_a_small_validation_is_filled_up_with_labelled_training_examples(monkeyp
     train[:40] = -1  # without a label: none is asked about
     found = material(np.array([0, 1, 0, 1]), train, monkeypatch, flips=[0, 50, 51, 52])
     taught = SimpleNamespace(train=Signals())
-    check = cost.PrecisionCheck(SimpleNamespace(metric=metric), found, taught, "float32")
+    check = cost.PrecisionCheck(
+        SimpleNamespace(metric=metric, export=EXPORT), found, taught, "float32"
+    )
     assert check.where == "validation and 360 training examples"
     assert check.base == 1.0
     if metric == "accuracy":
@@ -95,6 +98,20 @@ def test_without_labels_the_teacher_says_what_is_right(monkeypatch):
     check = cost.PrecisionCheck(RECIPE, found, taught, "float32")
     assert check.where == "validation and 30 training examples"
     assert check.loss("int8") == pytest.approx(1 / 32)
+
+
+@pytest.mark.parametrize(("count", "flips", "kept"), [(90, 1, True), (90, 2, False), (30, 1, True)])
+def test_one_example_may_always_turn(monkeypatch, count, flips, kept):
+    held, train = np.arange(10) % 2, np.arange(count) % 2
+    found = material(held, train, monkeypatch, flips=list(range(flips)))
+    check = cost.PrecisionCheck(RECIPE, found, SimpleNamespace(train=Signals()), "float32")
+    assert (check.loss("int8") <= check.most) is kept
+
+
+def test_of_a_large_validation_the_recipe_decides(monkeypatch):
+    found = material(np.zeros(1_000, np.int64), np.arange(50) % 2, monkeypatch, flips=[])
+    check = cost.PrecisionCheck(RECIPE, found, SimpleNamespace(train=Signals()), "float32")
+    assert check.most == pytest.approx(0.01)
 
 
 def test_examples_that_come_as_they_like_are_not_asked_about(monkeypatch):

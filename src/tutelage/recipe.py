@@ -175,7 +175,7 @@ class ExportPart(Part):
     largest_loss: Share = Field(
         0.01,
         description="accuracy (R2 of values) that int8 or float16 may cost on validation, and on "
-        "training examples besides where that has fewer than 1,000",
+        "training examples besides where that has fewer than 1,000; one example always may turn",
     )
     dynamic_batch: bool = Field(False, description="leave the batch axis of float32 ONNX free")
 

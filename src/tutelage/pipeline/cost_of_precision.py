@@ -23,7 +23,8 @@ class PrecisionCheck:
     """What a file loses of the metric (or agreement) against float32.
 
     Told on validation; where that has fewer than 1,000 examples, on training examples besides, up
-    to so many: of ten examples one alone is a tenth, and says nothing.
+    to so many: of ten examples one alone is a tenth, and says nothing. `most` is the recipe's
+    `export.largest_loss`, or one example where that is more.
     """
 
     def __init__(
@@ -42,6 +43,9 @@ class PrecisionCheck:
             self.parts.append(more)
             self.where = f"validation and {more[0].count} training examples"
         self.base = self._score(float_path)
+        count = sum(split.count for split, _ in self.parts)
+        one = 1 / count if material.decides == "classes" else 0.0
+        self.most = max(recipe.export.largest_loss, one) + 1e-9  # sums of shares are rounded
 
     def loss(self, path: Path) -> float:
         """Return how much lower the metric of the file at `path` is."""

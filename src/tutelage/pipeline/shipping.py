@@ -224,23 +224,23 @@ def _float16(work: _Work, path: Path) -> list[str]:
         raise ExportError(
             f"float16 makes {work.float_path.name} no smaller; set export.precision: float32"
         )
-    loss, most = work.check.loss(path), work.recipe.export.largest_loss
-    if not loss <= most:
+    loss, given = work.check.loss(path), work.recipe.export.largest_loss
+    if not loss <= work.check.most:
         raise ExportError(
             f"float16 loses {loss:.3f} of the {work.check.what} on {work.check.where}, over "
-            f"export.largest_loss ({most}); raise it, or set export.precision: float32"
+            f"export.largest_loss ({given}); raise it, or set export.precision: float32"
         )
     return [f"left in float32, too large for float16: {', '.join(left)}"] if left else []
 
 
 def _int8(work: _Work, path: Path) -> list[str]:
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
-    material, check, most_loss = work.material, work.check, work.recipe.export.largest_loss
+    material, check = work.material, work.check
     calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).tensor
 
     def quantized(float_path: Path) -> QuantizeOutcome:
         return quantize_within(
-            float_path, path, calibration.numpy(), check.loss, most_loss, most_bytes=work.most
+            float_path, path, calibration.numpy(), check.loss, check.most, most_bytes=work.most
         )
 
     outcome = quantized(work.float_path)
@@ -249,7 +249,7 @@ def _int8(work: _Work, path: Path) -> list[str]:
         remarks.append(f"int8 ranges were set by {outcome.method}, which lost least")
     if outcome.kept_float:
         remarks.append(f"left in float to keep {check.what}: {', '.join(outcome.kept_float)}")
-    if outcome.loss <= most_loss:
+    if outcome.loss <= check.most:
         return remarks
     work.progress.say(
         f"export: int8 loses {outcome.loss:.3f} of {check.what}; teaching on with rounding"
@@ -259,11 +259,11 @@ def _int8(work: _Work, path: Path) -> list[str]:
     export_onnx(network, material.shape, again, meta=meta_of(work.recipe, material))
     second = quantized(again)
     again.unlink()
-    if second.loss > most_loss:
+    if second.loss > check.most:
         raise ExportError(
             f"int8 loses {second.loss:.3f} of the {check.what} on {check.where}, over "
-            f"export.largest_loss ({most_loss}), after every repair; raise it, or set "
-            "export.precision: float16"
+            f"export.largest_loss ({work.recipe.export.largest_loss}), after every repair; raise "
+            "it, or set export.precision: float16"
         )
     return ["int8 was repaired by quantization-aware distillation"]
 
