@@ -7,11 +7,12 @@ Every cell is one whole run of the product with one budget: candidates, short di
 full distillation, export, proof. The budgets of an arm and seed share a run directory, so signals,
 scores and students taught before are at hand as they are for a user who changes a limit. Arms:
 
-compact       the families of the task, fresh weights (the default)
+compact       the families of the task, fresh weights
 width         the teacher's structure with fewer channels, the same share everywhere; fresh weights
 magnitude     the same structure, starting from the teacher's channels of the largest weights
 teacher       compact, and what is part of the teacher starts from a slice of it
-nearest       compact, starting from the smallest student taught before that holds the new one
+nearest       compact, starting from the smallest student taught before that holds the new one,
+              for a quarter or a half of the epochs (the default)
 auto          compact families and slices of the teacher side by side
 
 `fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist, `digits` the set
@@ -47,12 +48,12 @@ from tutelage.students.spec import StudentSpec, load
 RESULTS = HERE / "results" / "budgets.json"
 WORK = HERE / ".work" / "budgets"
 ARMS: dict[str, dict[str, Any]] = {
-    "compact": {},
-    "width": {},
+    "compact": {"start": "fresh"},
+    "width": {"start": "fresh"},
     "magnitude": {"start": "teacher"},
     "teacher": {"start": "teacher"},
     "nearest": {"start": "nearest"},
-    "auto": {"space": "auto"},
+    "auto": {"space": "auto", "start": "fresh"},
 }
 # From loose to tight, as `nearest` needs; of each device several limits that bind in turn.
 BUDGETS: dict[str, list[tuple[str, dict[str, str]]]] = {

@@ -276,7 +276,8 @@ def test_the_start_is_of_the_teacher_where_it_can_be_cut() -> None:
     ("student", "why"),
     [
         ({"space": "elastic", "start": "teacher"}, "has a start"),
-        ({"further": 2}, "'further' is for 'space: elastic'"),
+        ({"start": "fresh", "further": 2}, "'further' is for students that begin with another"),
+        ({"further": 0}, "'further: 0' is for 'space: elastic'"),
         ({"space": "elastic", "further": -1}, "further"),
         ({"space": "elastic", "spec": {"family": "convnet"}}, "'space' is for students"),
         ({"space": "elastic", "shrink": 2}, "'shrink' is for compact"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ OTHER = {"family": "convnet", "widths": [6, 8], "depths": [1, 1], "block": "dept
 def job(folder: Path, spec: dict[str, Any], **changes: Any) -> Path:
     if not (folder / "data.npz").exists():
         tiny.write_data(folder / "data.npz")
-    start = changes.pop("start", "nearest")
-    return tiny.write_recipe(folder, {"student": {"spec": spec, "start": start}, **changes})
+    student = {"spec": spec, **{k: changes.pop(k) for k in ("start", "further") if k in changes}}
+    return tiny.write_recipe(folder, {"student": student, **changes})
 
 
 def run(folder: Path, spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -62,24 +63,51 @@ def test_a_second_student_starts_from_the_first(taught: Path) -> None:
     assert head.shape == (3, 6) and {tuple(c) for c in head.T.tolist()} <= columns
 
 
-def test_what_another_lesson_taught_is_no_start(taught: Path, tmp_path: Path) -> None:
-    import shutil
+LONG = {"epochs": 8, "batch": 32}
 
+
+@pytest.fixture(scope="module")
+def taught_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder whose run taught the wide student for eight epochs."""
+    folder = tmp_path_factory.mktemp("long")
+    assert run(folder, WIDE, distill=LONG)["epochs"] == 8
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("narrow", "changes", "epochs"),
+    [([5, 8], {}, 2), ([2, 2], {}, 4), ([5, 8], {"further": 3}, 3), ([5, 8], {"start": "fresh"}, 8)]
+)  # fmt: skip
+def test_what_is_part_of_a_taught_student_is_taught_for_less(
+    taught_long: Path, tmp_path: Path, narrow: list[int], changes: dict[str, Any], epochs: int
+) -> None:
+    shutil.copytree(taught_long, tmp_path / "copy")
+    result = run(tmp_path / "copy", {**WIDE, "widths": narrow}, distill=LONG, **changes)
+    assert result["epochs"] == epochs
+    assert ("start" in result) == (epochs != 8)
+    gently = "start" in result and narrow == [5, 8]
+    assert result["rate"] == pytest.approx(0.01 / 3 if gently else 0.01)
+
+
+def test_what_was_deleted_is_no_start(taught: Path, tmp_path: Path) -> None:
+    shutil.copytree(taught, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy/run/taught")
+    narrow = {"family": "convnet", "widths": [4, 4], "depths": [1, 1]}
+    assert "start" not in run(tmp_path / "copy", narrow)
+
+
+def test_what_another_lesson_taught_is_no_start(taught: Path, tmp_path: Path) -> None:
     shutil.copytree(taught, tmp_path / "copy")
     result = run(tmp_path / "copy", NARROW, distill={"epochs": 4, "batch": 32})
     assert "start" not in result
 
 
 def test_what_none_holds_starts_fresh(taught: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(taught, tmp_path / "copy")
     assert "start" not in run(tmp_path / "copy", OTHER)
 
 
 def test_going_back_teaches_nothing_again(taught: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(taught, tmp_path / "copy")
     folder = tmp_path / "copy"
     (first,) = [s for n, s in stages(folder).items()
@@ -94,8 +122,6 @@ def test_going_back_teaches_nothing_again(taught: Path, tmp_path: Path) -> None:
 
 
 def test_a_kept_student_that_was_altered_is_told(taught: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(taught, tmp_path / "copy")
     folder = tmp_path / "copy"
     for path in (folder / "run/taught").rglob("model.safetensors"):

@@ -31,8 +31,9 @@ class StudentPart(Part):
     )
     further: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None,
-        description="for elastic: epochs that the cut is taught further; a tenth of those of the "
-        "elastic student when unset, 0: it ships as it was cut",
+        description="epochs for a student that begins with a part of one taught before in the run; "
+        "unset, of the usual ones a quarter where over half of it stays, else a half; for elastic "
+        "a tenth, and 0: it ships as it was cut",
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4,
@@ -46,9 +47,10 @@ class StudentPart(Part):
     )
     taps: list[str] | None = Field(None, description="module paths that learn; found when unset")
     start: Literal["fresh", "teacher", "nearest"] = Field(
-        "fresh",
-        description="teacher: begin with what fits of its embedding, layers, channels; nearest: "
-        "with a slice of the smallest student taught before in the run that holds it",
+        "nearest",
+        description="nearest: with a slice of the smallest student taught before in the run, for "
+        "another budget, that holds it, else fresh; teacher: with what fits of its embedding, "
+        "layers, channels; fresh: always with weights of its own",
     )
 
     exits: float | str | None = Field(
@@ -78,16 +80,19 @@ class StudentPart(Part):
 
     @model_validator(mode="after")
     def _one_student(self) -> StudentPart:
-        if self.source is not None and self.start != "fresh":
-            raise ValueError(
-                f"'start: {self.start}' is for built-in students; remove it, or 'source'"
-            )
+        if self.source is not None and self.start == "teacher":
+            raise ValueError("'start: teacher' is for built-in students; remove it, or 'source'")
         if self.space != "compact" and (self.source is not None or self.spec is not None):
             raise ValueError("'space' is for students that are searched; remove it, or the student")
-        if self.space == "elastic" and self.start != "fresh":
-            raise ValueError(f"'start: {self.start}': a cut of the elastic student has a start")
-        if self.further is not None and self.space != "elastic":
-            raise ValueError("'further' is for 'space: elastic'; remove it, or set the space")
+        if self.space == "elastic" and self.start == "teacher":
+            raise ValueError("'start: teacher': a cut of the elastic student has a start")
+        if self.further is not None and self.space != "elastic" and self.start != "nearest":
+            raise ValueError(
+                f"'further' is for students that begin with another one, and 'start' is "
+                f"'{self.start}'; remove one of the two"
+            )
+        if self.further == 0 and self.space != "elastic":
+            raise ValueError("'further: 0' is for 'space: elastic'; raise it, or set the space")
         if self.further == 0 and self.exits is not None:
             raise ValueError(
                 "'exits' are taught while the cut is taught further, and 'further' is 0; raise it, "

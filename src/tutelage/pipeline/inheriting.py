@@ -141,13 +141,21 @@ def from_network(
     return tuple(started)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """The weights that a student starts with, and of which one they are, taught before."""
+
+    weights: dict[str, Tensor]
+    name: str
+    parameters: int
+
+
 def from_nearest(
     run: Run, lesson: str, spec: StudentSpec, material: Material, progress: Progress
-) -> tuple[dict[str, Tensor], str] | None:
-    """Return the weights that `spec` starts with, and which student of `lesson` they are of.
+) -> Nearest | None:
+    """Return a slice of the smallest other student that was kept of `lesson` and holds `spec`.
 
-    None where no student that was kept holds it. What was found once stays, so that a run that goes
-    on starts as it did.
+    None where none does. What was found once stays, so that a run that goes on starts as it did.
     """
 
     def look() -> tuple[Any, list[Path]]:
@@ -156,18 +164,33 @@ def from_nearest(
             kept = stage["result"]
             if not name.startswith("taught-") or kept["lesson"] != lesson:
                 continue
-            if _holds(StudentSpec.from_json(kept["spec"]), spec):
+            own = StudentSpec.from_json(kept["spec"])
+            if own != spec and _is_there(run, name) and _holds(own, spec):
                 found = kept["result"]["parameters"], name
                 best = found if best is None else min(best, found)
         return None if best is None else best[1], []
 
-    name = run.stage(f"nearest-{_key(spec)}", hash_json([lesson, spec.to_json()]), look).result
+    inputs = hash_json([lesson, spec.to_json()])
+    name = run.stage(f"nearest-{inputs[:12]}", inputs, look).result
     if name is None:
         return None
-    folder = run.file(f"taught/{name.removeprefix('taught-')}")
-    kept = run.manifest["stages"][name]
-    weights = _weights(run, spec, material, [name, lesson], lambda: students.load(folder), progress)
-    return weights, name_spec(StudentSpec.from_json(kept["result"]["spec"]))
+    kept = run.manifest["stages"][name]["result"]
+    weights = _weights(
+        run, spec, material, [name, lesson], lambda: students.load(_kept_in(run, name)), progress
+    )
+    return Nearest(
+        weights=weights, name=name_spec(StudentSpec.from_json(kept["spec"])),
+        parameters=kept["result"]["parameters"],
+    )  # fmt: skip
+
+
+def _kept_in(run: Run, name: str) -> Path:
+    return run.file(f"taught/{name.removeprefix('taught-')}")
+
+
+def _is_there(run: Run, name: str) -> bool:
+    """Whether a kept student was left in its place: a user may need the room."""
+    return (_kept_in(run, name) / "model.safetensors").is_file()
 
 
 def _holds(whole: StudentSpec, spec: StudentSpec) -> bool:

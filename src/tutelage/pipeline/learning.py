@@ -138,7 +138,8 @@ def distill(
     progress: Progress,
 ) -> Learned:  # fmt: skip
     """Teach the chosen student (once a run) and write `student/`."""
-    epochs, changes = further_of(recipe, epochs_for(recipe, material.train.count, chosen.macs))
+    usual = epochs_for(recipe, material.train.count, chosen.macs)
+    epochs, changes = further_of(recipe, usual, chosen.stays)
     bound = bounded_by(recipe, material.train.count, chosen.macs)
     torch.manual_seed(recipe.seed)
     network, started = chosen.network, ()

@@ -23,6 +23,7 @@ _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
 _GENTLY = 0.1
+_MOST_STAYS = 0.5
 _BRANCHED = ("trajectory", "branch_labels", "branch_decision")
 _BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
@@ -151,17 +152,25 @@ def epochs_for(recipe: Recipe, examples: int, macs: float | None = None) -> int:
     return min(usual, max(_FEWEST_BOUNDED_EPOCHS, bound))
 
 
-def further_of(recipe: Recipe, epochs: int) -> tuple[int, dict[str, float]]:
+def further_of(recipe: Recipe, epochs: int, stays: float | None) -> tuple[int, dict[str, float]]:
     """Return how long a student that starts as it is chosen is taught, and what of the schedule.
 
     A cut of the elastic student, which learned for `epochs`, is taught further: unless the recipe
-    says otherwise for a tenth of them, at a third of the rate. Every other starts its lesson here.
+    says otherwise for a tenth of them, at a third of the rate. What is a part of a student taught
+    before, by the share `stays`, is taught for a quarter of them at a third of the rate, or for a
+    half at all of it where little stays (benchmarks/warm_starts.py). Every other starts its lesson
+    here.
     """
-    if recipe.student.space != "elastic":
-        return epochs, {}
     further = recipe.student.further
-    epochs = max(1, epochs // 10) if further is None else further
-    return epochs, {"rate": recipe.distill.rate / 3}
+    if recipe.student.space == "elastic":
+        further = max(1, epochs // 10) if further is None else further
+        return further, {"rate": recipe.distill.rate / 3}
+    if stays is None:
+        return epochs, {}
+    near = stays >= _MOST_STAYS
+    usual = max(1, epochs // 4 if near else epochs // 2)
+    changes = {"rate": recipe.distill.rate / 3} if near else {}
+    return usual if further is None else further, changes
 
 
 def bounded_by(recipe: Recipe, examples: int, macs: float | None) -> str:

@@ -46,8 +46,9 @@ class Chosen:
 
     `warm` are the weights after the short trial, for pairing; None when there was none. `forward`
     is how the network is called. `weights` are those that a slice takes over, and `weights_of`
-    says from which network. `space` is where it was found. `macs` are the multiply-accumulates of
-    one example, where they bound how long it is taught: of token models.
+    says from which network. `stays` is how much of a student taught before it is, by parameters,
+    where it begins with a slice of one. `space` is where it was found. `macs` are the
+    multiply-accumulates of one example, where they bound how long it is taught: of token models.
     """
 
     spec: StudentSpec | None
@@ -57,6 +58,7 @@ class Chosen:
     forward: Forward = call
     weights: dict[str, Tensor] | None = None
     weights_of: str = "the teacher"
+    stays: float | None = None
     space: str = "compact"
     macs: float | None = None
 
@@ -139,15 +141,18 @@ def plan(
     best = found[chosen]
     warm = run.file(trial_file(best)) if search.trials and not elastic else None
     weights, of = best.weights, "the elastic student" if elastic else "the teacher"
+    stays: float | None = None
     if weights is None and recipe.student.start == "nearest":
         lesson = scores_of(recipe, material, run.path).lesson
         nearest = from_nearest(run, lesson, best.spec, material, progress)
         if nearest is not None:
-            weights, of = nearest[0], f"{nearest[1]}, which was taught before"
+            weights, of = nearest.weights, f"{nearest.name}, which was taught before"
+            stays = best.parameters / nearest.parameters
     network, _ = first_student(recipe, best.spec, taught, weights, of)
     return Chosen(
         spec=best.spec, network=network, parameters=best.parameters, warm=warm,
-        weights=weights, weights_of=of, space=best.space, macs=bounding_macs(material, best),
+        weights=weights, weights_of=of, stays=stays, space=best.space,
+        macs=bounding_macs(material, best),
     )  # fmt: skip
 
 

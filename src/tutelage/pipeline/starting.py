@@ -46,10 +46,10 @@ def first_student(
 
 def refuse_start(recipe: Recipe) -> None:
     """Refuse a start from the teacher for a student that is given whole."""
-    if recipe.student.start != "fresh":
+    if recipe.student.start == "teacher":
         raise RecipeError(
-            f"student.start: {recipe.student.start} is for built-in students, and this one was "
-            "given as it is to start; remove it"
+            "student.start: teacher is for built-in students, and this one was given as it is to "
+            "start; remove it"
         )
 
 
