@@ -146,7 +146,9 @@ class DistillPart(Part):
     clip: Positive = Field(5.0, description="largest gradient norm")
     patience: Annotated[int, Field(ge=0)] = Field(0, description="epochs without gain; 0: never")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="of training; auto: bf16 where the machine has it and layers are wide"
+        "auto",
+        description="of training; auto: bf16 where the machine has it and layers are wide, or "
+        "with AMX of 10 channels and more",
     )
     balance_classes: bool = Field(
         False,
