@@ -133,7 +133,7 @@ def recipe(**student):
 
 
 def test_a_start_is_refused_where_nothing_can_be_taken_over(tmp_path):
-    assert recipe().student.start == "fresh"
+    assert recipe().student.start == "nearest"
     with pytest.raises(RecipeError, match="for built-in students"):
         recipe(start="teacher", source="net.py:build")
     tiny.write_data(tmp_path / "data.npz", count=60)

@@ -149,9 +149,11 @@ def test_grey_images_meet_a_normalisation_of_three_channels(tmp_path):
     recipe = Recipe.parse(
         {
             "data": {"train": str(tmp_path / "data.npz")},
-            "teacher": {"source": str(tmp_path / "resnet"), "channels": "repeat"},
+            "teacher": {
+                "source": str(tmp_path / "resnet"), "channels": "repeat", "precision": "float32",
+            },
         }
-    )
+    )  # fmt: skip
     material = read_material(recipe)
     teacher = open_teacher(recipe, material, trust_code=False)
     index = torch.arange(5)
