@@ -196,6 +196,12 @@ def test_bf16_is_not_taken_where_an_operator_has_none(native):
     assert not teacher(Only32(), bf16=None).bf16
 
 
+def test_bf16_is_not_taken_of_a_network_that_says_so(native):
+    network_of = network()
+    network_of.full_precision = True
+    assert not teacher(nn.Sequential(network_of), bf16=None).bf16
+
+
 def test_without_native_bf16_none_is_taken(monkeypatch):
     monkeypatch.setattr(torch_teacher, "native_bf16", lambda device: False)
     assert not teacher(bf16=None).bf16

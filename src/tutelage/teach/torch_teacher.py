@@ -138,6 +138,8 @@ class TorchTeacher:
         """Ask under bfloat16 from now on, where the machine has it and decisions stay alike."""
         if not native_bf16(self.device) or self._dtype != torch.float32:
             return
+        if any(getattr(part, "full_precision", False) for part in self.module.modules()):
+            return
         plain = self._ask(inputs, False, False, "the first look").decision
         self.bf16 = True
         try:

@@ -65,6 +65,7 @@ class MiniRocket(nn.Module):
         self.spec = spec
         shares = [Shares(spec.channels, n, spec.features) for n in (spec.length, spec.length - 1)]
         self.shares = nn.ModuleList(shares)
+        self.full_precision = True  # it counts what lies above thresholds, and bfloat16 is slower
         self.head = nn.Linear(sum(part.count for part in shares), spec.classes)
         self.requires_grad_(False)
 
