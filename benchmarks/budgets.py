@@ -32,11 +32,19 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
+from common import (
+    FASHION_MNIST,
+    HERE,
+    TEACHER,
+    add_row,
+    fashion_mnist,
+    rows_of,
+    run_or_table,
+)
 
 from tutelage.devices import load_device
 from tutelage.errors import InfeasibleError
-from tutelage.files import read_json, write_json
+from tutelage.files import read_json
 from tutelage.pipeline import run_recipe
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of
@@ -192,15 +200,12 @@ def run(options: argparse.Namespace) -> None:
         for arm in options.only:
             material = _material(options.set, seed)
             for number in range(len(BUDGETS[options.set])):
-                rows = _rows()
+                rows = rows_of(RESULTS)
                 key = (options.set, arm, seed, number)
                 if any((r["set"], r["arm"], r["seed"], r["budget"]) == key for r in rows):
                     continue
                 row = cell(*key[:3], number, material)
-                write_json(
-                    RESULTS,
-                    {"rows": [*_rows(), row], "command": command(), "machine": machine()},
-                )
+                add_row(RESULTS, row)
                 print(json.dumps({k: v for k, v in row.items() if k != "verdicts"}), flush=True)
 
 
@@ -210,16 +215,12 @@ def _material(which: str, seed: int) -> Material:
     return fashion_mnist(FASHION_MNIST, examples=10_000, flip=True, shift=2, views=4)
 
 
-def _rows() -> list[dict[str, Any]]:
-    return read_json(RESULTS)["rows"] if RESULTS.exists() else []
-
-
 def table() -> None:
     """Print a line an arm of each set."""
     print("| set | arm | seeds | budgets | met | false plans | test | regret | processor s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for which in BUDGETS:
-        mine = [r for r in _rows() if r["set"] == which]
+        mine = [r for r in rows_of(RESULTS) if r["set"] == which]
         done = [r for r in mine if r["status"] != "infeasible"]
         best = {n: max((r["test"] for r in done if r["budget"] == n), default=0) for n in range(99)}
         for arm in ARMS:
@@ -238,20 +239,12 @@ def table() -> None:
             )
 
 
-def main() -> None:
-    """Parse and do."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what is measured."""
     parser.add_argument("--set", choices=list(BUDGETS), default="fashion")
     parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-    table()
 
 
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__, add_arguments, run, table)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from scipy import stats
 from torch import nn
 
 from tutelage.devices.profile import cpu_name
-from tutelage.files import write_json
+from tutelage.files import read_json, write_json
 from tutelage.pipeline.material import Material, material_of, read_material
 from tutelage.recipe import Recipe
 from tutelage.students.families.convnet import ConvNet, ConvNetSpec
@@ -157,3 +158,30 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         print("  ".join([first, *others]).rstrip())
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that a resumable script recorded."""
+    return read_json(path)["rows"] if path.exists() else []
+
+
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Record one more row, with the command and the machine."""
+    rows = [*rows_of(path), row]
+    write_json(path, {"rows": rows, "command": command(), "machine": machine()})
+
+
+def run_or_table(
+    about: str | None, add: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], None], table: Callable[[], None],
+) -> None:  # fmt: skip
+    """Parse the command line, measure what is missing unless `--table`, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add(parser)
+    parser.add_argument("--table", action="store_true", help="print what is recorded")
+    options = parser.parse_args()
+    if not options.table:
+        run(options)
+    table()

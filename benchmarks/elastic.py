@@ -33,10 +33,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import FASHION_MNIST, HERE, TEACHER, command, fashion_mnist, machine
+from common import (
+    FASHION_MNIST,
+    HERE,
+    TEACHER,
+    add_row,
+    fashion_mnist,
+    rows_of,
+    run_or_table,
+)
 from torch import nn
 
-from tutelage.files import read_json, read_tensors, write_json, write_tensors
+from tutelage.files import read_tensors, write_tensors
 from tutelage.losses.objective import Objective, Term
 from tutelage.pipeline.inheriting import own_network
 from tutelage.pipeline.lessons import batch_for, schedule_of
@@ -205,14 +213,11 @@ def run(options: argparse.Namespace) -> None:
         for arm in options.only or arms_of(options.set):
             for size in SIZES[options.set][: 1 if arm == "elastic" else None]:
                 key = (options.set, seed, arm, list(size))
-                if any((r["set"], r["seed"], r["arm"], r["size"]) == key for r in _rows()):
+                if any((r["set"], r["seed"], r["arm"], r["size"]) == key for r in rows_of(RESULTS)):
                     continue
                 ground = ground or ground_of(options.set, seed)
-                row = cell(ground, arm, size, _rows())
-                write_json(
-                    RESULTS,
-                    {"rows": [*_rows(), row], "command": command(), "machine": machine()},
-                )
+                row = cell(ground, arm, size, rows_of(RESULTS))
+                add_row(RESULTS, row)
                 print(json.dumps(row), flush=True)
 
 
@@ -225,14 +230,10 @@ def arms_of(which: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _rows() -> list[dict[str, Any]]:
-    return read_json(RESULTS)["rows"] if RESULTS.exists() else []
-
-
 def table() -> None:
     """Print the mean test figure at every size, and seconds in all, an arm a line."""
     for which, sizes in SIZES.items():
-        mine = [r for r in _rows() if r["set"] == which]
+        mine = [r for r in rows_of(RESULTS) if r["set"] == which]
         if not mine:
             continue
         names = " | ".join("-".join(map(str, size)) for size in sizes)
@@ -253,20 +254,12 @@ def table() -> None:
             print(f"| {arm} | {len(seeds)} | {shown} | {mean:.2%} | {spent:.0f} |")
 
 
-def main() -> None:
-    """Parse and do."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what is measured."""
     parser.add_argument("--set", choices=list(SIZES), default="fashion")
     parser.add_argument("--only", nargs="*", choices=ARMS, help="in the order in which they depend")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-    table()
 
 
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__, add_arguments, run, table)

@@ -23,9 +23,18 @@ import time
 from typing import Any
 
 import torch
-from common import FASHION_MNIST, HERE, TEACHER, apart, command, fashion_mnist, machine
+from common import (
+    FASHION_MNIST,
+    HERE,
+    TEACHER,
+    add_row,
+    apart,
+    fashion_mnist,
+    rows_of,
+    run_or_table,
+)
 
-from tutelage.files import read_json, read_tensors, write_json, write_tensors
+from tutelage.files import read_tensors, write_tensors
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.lessons import epochs_for, with_usual
 from tutelage.pipeline.material import Material, material_of, read_material, some_examples
@@ -146,11 +155,6 @@ class Lessons:
         }  # fmt: skip
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return what was recorded."""
-    return read_json(RESULTS)["rows"] if RESULTS.exists() else []
-
-
 def run(options: argparse.Namespace) -> None:
     """Measure what is missing."""
     torch.set_num_threads(1)
@@ -161,12 +165,13 @@ def run(options: argparse.Namespace) -> None:
                 ("wide", "fresh"), *((w, way) for w in ("near", "far") for way in WAYS)
             ):  # fmt: skip
                 key = (which, seed, width, way)
-                if any((r["set"], r["seed"], r["student"], r["way"]) == key for r in rows()):
+                if any(
+                    (r["set"], r["seed"], r["student"], r["way"]) == key for r in rows_of(RESULTS)
+                ):
                     continue
                 lessons = lessons or Lessons(which, seed)
                 row = lessons.learn(width, way)
-                found = {"rows": [*rows(), row], "command": command(), "machine": machine()}
-                write_json(RESULTS, found)
+                add_row(RESULTS, row)
                 print(json.dumps(row), flush=True)
 
 
@@ -175,7 +180,7 @@ def table() -> None:
     print("| set | student | way | seeds | epochs | test | to fresh | to fresh, quarter | s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for which in SETS:
-        mine = [r for r in rows() if r["set"] == which]
+        mine = [r for r in rows_of(RESULTS) if r["set"] == which]
         for width in ("wide", "near", "far"):
             tests: dict[str, dict[int, float]] = {}
             for r in (r for r in mine if r["student"] == width):
@@ -190,19 +195,11 @@ def table() -> None:
                 )
 
 
-def main() -> None:
-    """Parse and do."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what is measured."""
     parser.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-    table()
 
 
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__, add_arguments, run, table)

@@ -168,32 +168,24 @@ def test_bf16_is_taken_by_itself_where_decisions_stay_alike(native):
 
 
 def test_bf16_is_not_taken_where_it_moves_decisions(native):
-    class Fine(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Linear(64, 10)
-
+    class Fine(nn.Linear):
         def forward(self, x):
-            return torch.sin(1_000 * self.net(x.flatten(1)))
+            return torch.sin(1_000 * super().forward(x.flatten(1)))
 
     x = torch.rand(4, *SHAPE)
-    fine = teacher(Fine(), bf16=None, example=x)
+    fine = teacher(Fine(64, 10), bf16=None, example=x)
     assert not fine.bf16 and fine.notes == ()
     assert fine.fingerprint == teacher(fine.module).fingerprint
 
 
 def test_bf16_is_not_taken_where_an_operator_has_none(native):
-    class Only32(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Linear(64, 10)
-
+    class Only32(nn.Linear):
         def forward(self, x):
-            if (said := self.net(x.flatten(1))).dtype != torch.float32:
+            if (said := super().forward(x.flatten(1))).dtype != torch.float32:
                 raise RuntimeError("not implemented for 'BFloat16'")
             return said
 
-    assert not teacher(Only32(), bf16=None).bf16
+    assert not teacher(Only32(64, 10), bf16=None).bf16
 
 
 def test_bf16_is_not_taken_of_a_network_that_says_so(native):
