@@ -74,6 +74,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     if options.exits != "none":
         student["exits"] = options.exits
         branches = {"losses": {"dist": 1.0, **BRANCHES[options.branches]}}
+    rate = {} if options.rate is None else {"rate": options.rate}
     return Recipe.parse(
         {
             "task": "text",
@@ -87,15 +88,10 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
             },
             "budget": budget,
             "student": student,
-            "distill": {"rate": rate_of(options), "batch": options.batch, **branches},
+            "distill": {"batch": options.batch, **rate, **branches},
             "threads": options.threads,
         }
     )  # fmt: skip
-
-
-def rate_of(options: argparse.Namespace) -> float:
-    """Return the given rate, else the product's own, or a tenth of it where slices take part."""
-    return options.rate or (1e-2 if options.space == "compact" else 1e-3)
 
 
 def cell_of(options: argparse.Namespace) -> str:
@@ -175,7 +171,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--space", choices=("auto", "compact", "sliced"), default="sliced")
     parser.add_argument("--latency", default="15 ms", help="on this machine, or none")
-    parser.add_argument("--rate", type=float, help="of teaching; 1e-3 where slices take part")
+    parser.add_argument("--rate", type=float, help="of teaching; unset: the product's own")
     parser.add_argument("--batch", type=int, default=32, help="few epochs want many steps")
     parser.add_argument("--layers", type=int, help="of the slice: then no other is looked for")
     parser.add_argument("--heads", type=int, default=12, help="of that slice")
