@@ -18,21 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import command, machine
 
 from tutelage.cli.bars import Bars
 from tutelage.files import hash_json, read_json, write_json
+from tutelage.passes import native_bf16
 from tutelage.pipeline import run_recipe
-from tutelage.pipeline.language.material import read_language
+from tutelage.pipeline.language.material import LanguageMaterial, read_language
 from tutelage.pipeline.language.proving import spoken
 from tutelage.pipeline.language.source import open_source
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
-from tutelage.students.decoders.network import decoder_of
+from tutelage.students.decoders.network import Decoder, decoder_of
+from tutelage.tasks.causal_lm.packing import Tokens
 from tutelage.tasks.causal_lm.task import load_language
 from tutelage.teach.gguf_file import open_gguf
 
 HERE = Path(__file__).parent
+NOVEL = 128  # sequences of it that are read
 RESULTS = HERE / "results" / "language.json"
 LOSSES = {
     "kd": {"forward_kl": 1.0, "token_cross_entropy": 1.0},
@@ -81,18 +85,26 @@ def recipe_of(options: argparse.Namespace, train: Path, test: Path) -> Recipe:
     )  # fmt: skip
 
 
-def elsewhere(recipe: Recipe, run: Path, artifact: Path, novel: Path) -> dict[str, float]:
-    """Return the perplexity of both on another kind of text, in the student's vocabulary."""
-    material = read_language(recipe, open_source(recipe), Silent())
-    student = decoder_of(open_gguf(artifact)[0])
-    texts = run / "elsewhere.jsonl"
+def novel_of(novel: Path, material: LanguageMaterial, folder: Path) -> Tokens:
+    """Return sequences of some chapters of a novel, in the student's vocabulary."""
+    texts = folder / "elsewhere.jsonl"
     found = [text_of(f) for f in sorted(novel.glob("*.txt"))]
     texts.write_text("\n".join(json.dumps({"text": t}) for t in found if len(t) > 2_000) + "\n")
     data = load_language(
-        str(texts), tokenizer=material.tokenizer, length=material.length, seed=recipe.seed
-    )
-    said = spoken(material.decoder, student, data.validation, Silent(), "another kind")
-    return {who: float(np.exp(getattr(said, who).mean())) for who in ("teacher", "student")}
+        str(texts), tokenizer=material.tokenizer, length=material.length, seed=0
+    ).validation
+    return data.take(np.arange(min(NOVEL, len(data))))
+
+
+def perplexities(teacher: Decoder, student: Decoder, tokens: Tokens) -> dict[str, float]:
+    """Return both networks' perplexity on these tokens."""
+    cpu = torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16(cpu)):
+        said = spoken(teacher, student, tokens, Silent(), "")
+    return {
+        who: float(np.exp(-np.asarray(getattr(said.scores, who)).mean()))
+        for who in ("student", "teacher")
+    }
 
 
 def main() -> None:
@@ -134,7 +146,10 @@ def main() -> None:
         "command": command(),
     }
     if options.novel is not None:
-        row["elsewhere"] = elsewhere(recipe, folder, result.artifact, options.novel)
+        material = read_language(recipe, open_source(recipe), Silent())
+        student = decoder_of(open_gguf(result.artifact)[0])
+        tokens = novel_of(options.novel, material, folder)
+        row["elsewhere"] = perplexities(material.decoder, student, tokens)
     rows = read_json(RESULTS) if RESULTS.exists() else []
     write_json(RESULTS, [r for r in rows if r["options"] != row["options"]] + [row])
     print(json.dumps({k: v for k, v in row.items() if k not in ("history", "machine")}))

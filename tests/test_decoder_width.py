@@ -167,10 +167,10 @@ def test_steps_of_all_sizes_lose_about_a_third_each():
     whole = spec("qwen3", hidden_size=256, num_hidden_layers=12)
     wanted = with_sizes(whole, hidden=96, layers=8, groups=2)
     steps = [whole, *steps_to(whole, wanted)]
-    assert len(steps) > 4 and steps[-1] == wanted
+    assert len(steps) > 3 and steps[-1] == wanted
     for before, after in zip(steps, steps[1:], strict=False):
         assert why_no_part(after, before) == ""
-        assert in_layers(after) / in_layers(before) > 0.55
+        assert in_layers(after) / in_layers(before) > 0.5
 
 
 def test_a_limit_only_fewer_numbers_can_keep():

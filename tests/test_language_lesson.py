@@ -155,6 +155,37 @@ def test_every_epoch_has_its_own_order_of_all_that_teaches(told):
     assert [where[_seen(p)] for p in late] == orders[2][6:]
 
 
+def test_pieces_are_parts_of_the_order_of_a_whole_pass(told):
+    whole = lesson(told, batch=2)
+    cut = [lesson(told, batch=2, pieces=2, first_piece=first) for first in (0, 1)]
+
+    def taken(lesson, epoch):
+        ids = [part.ids for batch in lesson.batches(epoch, 0) for part in batch]
+        return [row.tolist() for x in ids for row in x]
+
+    assert cut[0].steps() == len(whole.chosen) // 2 // 2
+    for epoch in (0, 1):
+        passed, half = taken(whole, epoch), len(whole.chosen) // 2
+        first, second = taken(cut[0], 2 * epoch), taken(cut[0], 2 * epoch + 1)
+        assert first == passed[: len(first)]
+        assert second[: len(passed) - half] == passed[half : half + len(second)]
+        assert taken(cut[1], 2 * epoch) == second
+    assert cut[0].key != cut[1].key != whole.key
+
+
+def test_validation_is_in_the_precision_of_training(told):
+    taught = lesson(told)
+    batch = next(taught.batches(0, 0))
+    with torch.no_grad():
+        plain = taught.evaluate((taught.student,))
+    with torch.autocast("cpu", torch.bfloat16):
+        taught.loss(batch)
+    with torch.no_grad():
+        half = taught.evaluate((taught.student,))
+    assert half == pytest.approx(plain, abs=0.1)
+    assert half != plain
+
+
 def test_fewer_examples_are_the_first_of_a_fixed_order(told):
     few, more = (set(lesson(told, examples=n).chosen) for n in (3, 7))
     assert len(few) == 3 and few < more and len(more) == 7

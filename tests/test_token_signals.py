@@ -286,6 +286,33 @@ def test_the_teacher_learns_next_to_nothing_from_its_own_cache(tmp_path, kind, n
     assert abs(float(total)) < near
 
 
+@pytest.mark.parametrize("likeness", [1.0, 0.0])
+def test_bfloat16_is_taken_where_what_is_said_stays_alike(monkeypatch, likeness):
+    monkeypatch.setattr(token_signals, "native_bf16", lambda device: True)
+    monkeypatch.setattr(token_signals, "ALIKE", likeness)
+    plain, ask = Speaker(Speech(seed=1)), Speaker(Speech(seed=1))
+    moved = ask.take_bf16(TOKENS)
+    given = sequences(TOKENS, slice(0, 4))
+    with torch.no_grad():
+        said, wanted = (torch.cat(list(each(*given))) for each in (ask, plain))
+    assert said.dtype == torch.float32
+    assert ask.bf16 == (likeness > 0)
+    if likeness:
+        share = float((said.log_softmax(-1) - wanted.log_softmax(-1)).square().mean().sqrt())
+        assert moved == pytest.approx(share / float(wanted.log_softmax(-1).std()), rel=1e-5)
+        assert 0 < moved < 0.05
+    else:
+        assert moved is None
+        assert torch.equal(said, wanted)
+
+
+def test_without_native_bfloat16_it_is_not_tried(monkeypatch):
+    monkeypatch.setattr(token_signals, "native_bf16", lambda device: False)
+    ask = Speaker(Speech(seed=1))
+    assert ask.take_bf16(TOKENS) is None
+    assert not ask.bf16
+
+
 def test_progress_ends_at_its_total(tmp_path):
     class Bar(Silent):
         total = done = 0

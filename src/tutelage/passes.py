@@ -15,6 +15,7 @@ from tutelage.errors import TutelageError
 Inputs: TypeAlias = "Tensor | tuple[Inputs, ...] | dict[str, Inputs]"
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 T = TypeVar("T")
+ALIKE = 0.02  # of their spread: what bfloat16 may move decisions by, where it is not asked for
 
 
 def call(network: nn.Module, inputs: Inputs) -> Any:
@@ -44,6 +45,12 @@ def native_bf16(on: device) -> bool:
         return torch.cuda.is_bf16_supported()
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return on.type == "cpu" and bool(probe and probe())
+
+
+def share_moved(half: Tensor, plain: Tensor) -> float:
+    """Return the root mean square of what decisions moved by, as a share of their spread."""
+    moved = (half - plain).float().square().mean().sqrt()
+    return float(moved / plain.float().std().clamp(min=1e-12))
 
 
 def tensors(inputs: Inputs) -> Iterator[Tensor]:

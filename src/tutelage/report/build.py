@@ -65,7 +65,7 @@ def page(sources: Sources) -> Page:
     with reading(sources.folder / "run.json"):
         given, made = went_in(data, teacher), came_out(distilled)
         texts = written(data)
-        taught = training(distilled, teacher)
+        taught = training(distilled, teacher, proof)
         origin = provenance(run, proof)
     with reading(sources.folder / "plan.json"):
         planned = candidates(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,35 @@ def figure_chart(
     if teacher is not None:
         text += f"; the teacher has {quantity(metric, teacher, '1')}"
     title = f"{name} by epoch"
+    return Chart(svg=finish(alt.layer(*layers)), title=((title, "measured"),), alt=text)
+
+
+def perplexity_chart(points: Sequence[tuple[int, float]], *, teacher: float | None) -> Chart:
+    """Draw the student's validation perplexity by tokens learned, with the teacher's as a line."""
+    import altair as alt
+
+    said = [
+        f"{quantity('tokens', x, '1')} tokens: {quantity('perplexity', y, '1')}" for x, y in points
+    ]
+    rows = [{"x": x, "y": y, "text": t} for (x, y), t in zip(points, said, strict=True)]
+    values = [y for _, y in points] + ([] if teacher is None else [teacher])
+    low, high = min(values) / 1.1, max(values) * 1.1
+    y = alt.Y("y:Q", title="Validation perplexity")
+    y = y.scale(type="log", domain=[low, high], nice=False)
+    ticks = log_ticks(low, high)
+    y = y.axis(format="~g", values=ticks) if len(ticks) > 1 else y.axis(format="~g", tickCount=5)
+    x = alt.X("x:Q", title="Tokens learned", scale=alt.Scale(domain=[0, points[-1][0]], nice=False))
+    base = data(rows).encode(x=x.axis(format="~s", tickCount=8), y=y)
+    layers: list[alt.Chart] = [
+        base.mark_line(stroke=STUDENT, strokeWidth=2, aria=False),
+        base.mark_circle(color=STUDENT, opacity=1, size=22).encode(description="text:N"),
+    ]
+    text = f"After {said[-1]}"
+    if teacher is not None:
+        words = quantity("perplexity", teacher, "1")
+        layers += line(teacher, f"teacher {words}", y=y, color=TEACHER)
+        text += f"; the teacher has {words}"
+    title = "Validation perplexity by tokens learned"
     return Chart(svg=finish(alt.layer(*layers)), title=((title, "measured"),), alt=text)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage.report.canvas import Chart
 from tutelage.report.charts import Cell, heat_chart, lens_chart
-from tutelage.report.curves import Series, figure_chart, loss_chart
+from tutelage.report.curves import Series, figure_chart, loss_chart, perplexity_chart
 from tutelage.report.figures import Figure, made, measurement, quantity
 
 
@@ -39,12 +39,18 @@ class Training:
     lenses: Chart | None
 
 
-def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | None:
-    """Return the section from the stages' results; None when neither has anything to show."""
+def training(
+    distilled: dict[str, Any], teacher: dict[str, Any], proof: dict[str, Any] | None = None
+) -> Training | None:
+    """Return the section from the stages' results; None when neither has anything to show.
+
+    What the teacher of a language model reaches on validation is read from the proof.
+    """
     history = distilled.get("history") or {}
     metric = str(distilled.get("metric", "accuracy"))
     found = Training(
-        curves=_curves(history, _teacher_line(teacher, metric), metric),
+        curves=_curves(history, _teacher_line(teacher.get("figures"), metric), metric)
+        + _perplexity(distilled, (proof or {}).get("figures") or {}),
         losses=_losses(distilled, history),
         facts=_facts(distilled, history),
         pairing=_heat(distilled.get("pairing") or {}),
@@ -56,8 +62,8 @@ def training(distilled: dict[str, Any], teacher: dict[str, Any]) -> Training | N
     return found if distilled or found.lenses else None
 
 
-def _teacher_line(teacher: dict[str, Any], metric: str) -> float | None:
-    found = [measurement(m) for m in teacher.get("figures") or []]
+def _teacher_line(figures: list[Any] | None, metric: str) -> float | None:
+    found = [measurement(m) for m in figures or []]
     return next((m.value for m in found if m.name == f"{metric}_validation"), None)
 
 
@@ -76,6 +82,13 @@ def _curves(history: dict[str, Any], teacher: float | None, metric: str) -> tupl
         best = history.get("best_epoch", -1)
         charts.append(figure_chart(shown, teacher=teacher, best=best, metric=metric))
     return tuple(charts)
+
+
+def _perplexity(distilled: dict[str, Any], figures: dict[str, Any]) -> tuple[Chart, ...]:
+    pairs = zip(distilled.get("tokens") or [], distilled.get("perplexity") or [], strict=False)
+    points = [(int(x), float(y)) for x, y in pairs if math.isfinite(y)]
+    teacher = _teacher_line(figures.get("teacher"), "perplexity")
+    return (perplexity_chart(points, teacher=teacher),) if points else ()
 
 
 def _series(name: str, values: list[Any]) -> Series:
@@ -108,7 +121,9 @@ def _facts(distilled: dict[str, Any], history: dict[str, Any]) -> tuple[str, ...
     if "epochs" in distilled:
         facts.append(str(distilled.get("bound") or f"{int(distilled['epochs'])} epochs"))
     if history.get("best_epoch", -1) >= 0:
-        facts.append(f"weights of epoch {int(history['best_epoch']) + 1}")
+        best, tokens = int(history["best_epoch"]), distilled.get("tokens") or []
+        when = f"after {tokens[best]:,} tokens" if best < len(tokens) else f"of epoch {best + 1}"
+        facts.append(f"weights {when}")
     if history.get("precision"):
         facts.append(f"trained in {history['precision']}")
     for key, words in (("skipped", "steps skipped for NaN"), ("rolled_back", "roll-backs")):

@@ -30,6 +30,7 @@ from tutelage.errors import RecipeError, TeacherError
 from tutelage.files import hash_json, read_tensors
 from tutelage.losses.language_terms import capped
 from tutelage.losses.sparse import NOTHING, SparseDecision, dense_of, drawn_of, top_of
+from tutelage.passes import ALIKE, native_bf16, share_moved
 from tutelage.progress import Progress
 from tutelage.teach.shards import Shards
 from tutelage.units import format_quantity
@@ -40,6 +41,7 @@ DENSE_BYTES = 1_000_000_000  # of a whole cache; beyond, not every token's proba
 _SHARD_BYTES, _SHARD_SEQUENCES = 64_000_000, 256
 _ASK_TOKENS = 4096
 _CHUNK_BYTES = 1 << 25
+_LOOK_SEQUENCES = 4  # that say whether bfloat16 is as good
 _SHORT_IDS = 1 << 16
 
 
@@ -85,11 +87,15 @@ class Speaker:
     """A language model to ask: `states(ids)` after its last norm, `head`, and `cap` if it has one.
 
     `vocabulary`: the teacher's id of each token of the student's vocabulary, where that is smaller;
-    the teacher then speaks of these tokens alone.
+    the teacher then speaks of these tokens alone. `bf16`: it is run under bfloat16 autocast, and
+    what it says is float32 either way.
     """
 
-    def __init__(self, network: nn.Module, vocabulary: Int[Tensor, " kept"] | None = None) -> None:
-        self.network, self._tokens = network, vocabulary
+    def __init__(
+        self, network: nn.Module, vocabulary: Int[Tensor, " kept"] | None = None, *,
+        bf16: bool = False,
+    ) -> None:  # fmt: skip
+        self.network, self._tokens, self.bf16 = network, vocabulary, bf16
         self._head: Tensor = network.head if vocabulary is None else network.head[vocabulary]  # type: ignore[index,assignment]
         self.vocabulary = len(self._head)
 
@@ -101,9 +107,35 @@ class Speaker:
         given = ids[:, :-1] if self._tokens is None else self._tokens[ids[:, :-1]]
         self.network.eval()
         states_of: Callable[[Tensor], Tensor] = self.network.states  # type: ignore[assignment]
-        states = states_of(given.to(head.device))[learned[:, 1:].to(head.device)]
+        with self._autocast():
+            states = states_of(given.to(head.device))[learned[:, 1:].to(head.device)]
         for part in states.split(max(1, _CHUNK_BYTES // (4 * self.vocabulary))):
-            yield capped((part.to(head.dtype) @ head.T).float(), cap)
+            with self._autocast():  # never over a yield: it would be on where the parts are read
+                logits = part.to(head.dtype) @ head.T
+            yield capped(logits.float(), cap)
+
+    def _autocast(self) -> torch.autocast:
+        kind = self._head.device.type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def take_bf16(self, tokens: TokenRows) -> float | None:
+        """Speak under bfloat16 from now on, where the machine has it and decisions stay alike.
+
+        Return how far the log-probabilities of the first sequences moved, as a share of their
+        spread; None where bfloat16 is not taken.
+        """
+        if not native_bf16(self._head.device) or self._head.dtype != torch.float32:
+            return None
+        given = sequences(tokens, slice(0, _LOOK_SEQUENCES))
+        with torch.inference_mode():
+            plain, half = (self._said(given, bf16) for bf16 in (False, True))
+        moved = share_moved(half, plain)
+        self.bf16 = moved <= ALIKE  # not where NaN
+        return moved if self.bf16 else None
+
+    def _said(self, given: tuple[Tensor, Tensor], bf16: bool) -> Tensor:
+        self.bf16 = bf16
+        return torch.cat(list(self(*given))).log_softmax(-1)
 
 
 def default_kind(vocabulary: int, tokens: int) -> Kind:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import TeacherError, TutelageError
 from tutelage.passes import (
+    ALIKE,
     Forward,
     Inputs,
     call,
@@ -21,6 +22,7 @@ from tutelage.passes import (
     mapped,
     native_bf16,
     reason,
+    share_moved,
     shown,
     source_of,
 )
@@ -43,7 +45,6 @@ from tutelage.teach.checks import (
 from tutelage.types import Reading, Tap
 
 BF16_NOTE = "the teacher is asked in bfloat16: its decisions move by {:.1%} of their spread"
-_ALIKE = 0.02  # of the spread: what bfloat16 may move decisions by, where it is not asked for
 
 
 class TorchTeacher:
@@ -147,8 +148,8 @@ class TorchTeacher:
         except TeacherError:  # an operator of its own has no bfloat16
             self.bf16 = False
             return
-        moved = float((half - plain).float().square().mean().sqrt() / plain.std().clamp(min=1e-12))
-        self.bf16 = moved <= _ALIKE  # not where NaN
+        moved = share_moved(half, plain)
+        self.bf16 = moved <= ALIKE  # not where NaN
         if self.bf16:
             self.notes += (BF16_NOTE.format(moved),)
 

@@ -52,7 +52,9 @@ class LanguageLesson:
     forget what they computed and do it again in the backward pass, for a third more time and far
     less memory. Where there are several processes (see `together`), each takes a share of the
     micro-batches, with the whole student or a part of it (`sharded`). Validation is minus its loss,
-    over the same losses where signals are given for it, else the cross entropy of its tokens.
+    over the same losses where signals are given for it, else the cross entropy of its tokens, in
+    the precision of training. An epoch is one of the `pieces` of a pass, the first of them piece
+    `first_piece`.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class LanguageLesson:
         chunk: int | None = None,
         inside: InsideLesson | None = None,
         spans: SpanTeacher | None = None,
+        pieces: int = 1,
+        first_piece: int = 0,
     ) -> None:
         self.student, self.train, self.validation = student, train, validation
         self.inside, self.spans = inside, spans
@@ -82,13 +86,15 @@ class LanguageLesson:
         self.signals, self.validation_signals = signals, validation_signals
         self.seed, self.recompute, self.chunk = seed, recompute, chunk
         self.own: OnPolicy | None = None
+        self.half: torch.dtype | None = None  # in which it was last taught under autocast
         self.called, self.shared_out = ("states",), False
         self._check()
         able = _with_targets(train, "training")
         self.validated = _with_targets(validation, "validation")
         drawn = np.random.default_rng([seed, 7]).permutation(able)
         self.chosen = np.sort(drawn[: examples or len(able)])
-        self.batch = min(batch, len(self.chosen))
+        self.batch = min(batch, len(self.chosen) // pieces or 1)
+        self.pieces, self.first_piece = pieces, first_piece
         self.micro_batch = min(micro_batch or self.batch, self.batch)
         self.key = self._key()
 
@@ -115,11 +121,13 @@ class LanguageLesson:
 
     def steps(self) -> int:
         """Return the steps of one epoch; a last, smaller batch is left out."""
-        return len(self.chosen) // self.batch
+        return len(self.chosen) // self.pieces // self.batch
 
     def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch] | Beginnings]:
         """Yield the epoch's batches from step `first` on, each in micro-batches."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.chosen)
+        passes, piece = divmod(self.first_piece + epoch, self.pieces)
+        order = np.random.default_rng([self.seed, passes]).permutation(self.chosen)
+        order = order[piece * len(order) // self.pieces :]
         for step in range(first, self.steps()):
             index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
             overall = epoch * self.steps() + step
@@ -143,6 +151,8 @@ class LanguageLesson:
 
         What the student's parameters held of gradients before is dropped.
         """
+        kind = _device(self.student).type
+        self.half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if not isinstance(batch, Beginnings):
             return self._learned(batch)
         assert self.own is not None
@@ -222,7 +232,8 @@ class LanguageLesson:
         losses = {"token_cross_entropy": 1.0} if told is None else self.losses
         total, count, device = 0.0, 0, _device(self.student)
         for part in self._mine(self.validation, told, torch.from_numpy(self.validated)):
-            value, _ = self._value(modules[0], part, losses, self.options)
+            with torch.autocast(device.type, self.half, enabled=self.half is not None):
+                value, _ = self._value(modules[0], part, losses, self.options)
             total += float(value.detach()) * part.count
             count += part.count
         mean = together.total(total, device) / together.total(count, device)
@@ -309,6 +320,7 @@ class LanguageLesson:
         data = [self.train.fingerprint, self.validation.fingerprint, len(self.chosen)]
         how = [self.losses, self.options, self.temperature, self.batch, self.micro_batch]
         said = ["language", sources, data, how, self.seed, self.recompute, self.chunk]
+        said += [self.pieces, self.first_piece]
         more = [each.key for each in (self.inside, self.spans) if each is not None]
         return hash_json([*said, *more, *forms_felt(self.student)])
 

@@ -1,4 +1,4 @@
-"""The teacher is asked token by token, and the slice is taught, a third of it at a time."""
+"""The teacher is asked token by token, and the slice is taught, two fifths gone at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tutelage.pipeline.language.inside import check_inside, inside_of
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.own_words import own_losses, own_record, own_words
 from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
+from tutelage.pipeline.language.portions import Portion, portions
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
 from tutelage.recipe import LossPart, Recipe
@@ -27,6 +29,7 @@ from tutelage.students.decoders.network import Decoder, DecoderSpec, Origin
 from tutelage.students.decoders.sizes import parameters, steps_to
 from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.teach.token_signals import Speaker, TokenSignals
+from tutelage.teach.torch_teacher import BF16_NOTE
 from tutelage.train.block_rounding import block_rounded
 from tutelage.train.inside import InsideLesson
 from tutelage.train.language import LanguageLesson
@@ -134,8 +137,9 @@ def ask(
         "kind": None if part.signal == "auto" else part.signal, "kept": part.kept,
         "seed": recipe.seed,
     }  # fmt: skip
-    speaker, folder = Speaker(material.decoder), run.file("signals")
-    key, train = _teacher_key(material), material.data.train
+    folder, train = run.file("signals"), material.data.train
+    speaker = _speaker(recipe, material, progress)
+    key = _teacher_key(material, speaker.bf16)
     held = TokenSignals(folder, key, train, vocabulary=speaker.vocabulary, **wanted)
     progress.say(held.describe())
     held = TokenSignals.fill(folder, key, speaker, train, progress=progress, **wanted)
@@ -147,8 +151,19 @@ def ask(
     return held
 
 
-def _teacher_key(material: LanguageMaterial) -> str:
-    return hash_json(["decoder", material.vocabulary, material.content, material.teacher])
+def _speaker(recipe: Recipe, material: LanguageMaterial, progress: Progress) -> Speaker:
+    """Return the teacher to ask, in the precision that the recipe says."""
+    speaker = Speaker(material.decoder, bf16=recipe.teacher.precision == "bf16")
+    if recipe.teacher.precision == "auto":
+        moved = speaker.take_bf16(material.data.train)
+        if moved is not None:
+            progress.say(BF16_NOTE.format(moved))
+    return speaker
+
+
+def _teacher_key(material: LanguageMaterial, bf16: bool) -> str:
+    how = ["bf16"] if bf16 else []
+    return hash_json(["decoder", material.vocabulary, material.content, material.teacher, *how])
 
 
 def teach(
@@ -162,13 +177,15 @@ def teach(
     network = material.start if before is None else before.student
     results = [] if before is None else list(before.lessons)
     steps, first = steps_to(network.spec, chosen.spec), len(results) + 1
-    for number, spec in enumerate(steps, first):
+    behind = sum(len(result["history"]["loss"]) for result in results)
+    texts = portions(recipe, material, len(steps), behind=behind)
+    for number, (spec, portion) in enumerate(zip(steps, texts, strict=True), first):
         kept = chosen.kept if len(steps) == 1 else None
         place = (number, len(steps) if before is None else first + len(steps) - 1)
         network, result = _step(
             recipe, material, network, spec, kept, signals, run, progress, place,
             form=chosen.form if number == place[1] else "f16",
-            epochs=_epochs(recipe, material, len(steps)),
+            portion=portion,
         )  # fmt: skip
         results.append(result)
     joined = _joined(recipe, chosen.spec, results)
@@ -186,8 +203,12 @@ def span_teacher(recipe: Recipe, material: LanguageMaterial) -> SpanTeacher | No
 def lesson_for(
     recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: TokenSignals | None, *,
     seed: int, examples: int | None = None, inside: InsideLesson | None = None,
+    portion: Portion | None = None,
 ) -> LanguageLesson:  # fmt: skip
-    """Return what a student is taught, as the recipe says; `inside` is what its layers are."""
+    """Return what a student is taught, as the recipe says; `inside` is what its layers are.
+
+    Of which text is said by `examples` or `portion`.
+    """
     weights, options = losses_of(recipe)
     tokens, _ = apart_spans(apart_inside(weights)[0])
     return LanguageLesson(
@@ -196,18 +217,20 @@ def lesson_for(
         spans=span_teacher(recipe, material), batch=recipe.distill.batch,
         micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed, examples=examples,
         recompute=recipe.language.recompute,
+        pieces=1 if portion is None else portion.pieces,
+        first_piece=0 if portion is None else portion.first,
     )  # fmt: skip
 
 
 def _step(
     recipe: Recipe, material: LanguageMaterial, before: Decoder, spec: DecoderSpec,
     kept: tuple[int, ...] | None, signals: TokenSignals | None, run: Run, progress: Progress,
-    place: tuple[int, int], form: Quantization, epochs: int,
+    place: tuple[int, int], form: Quantization, portion: Portion,
 ) -> tuple[Decoder, dict[str, Any]]:  # fmt: skip
     number, of = place
     path = run.file(f"taught/step-{number}.safetensors")
     weights, options = losses_of(recipe)
-    seed = recipe.seed + number
+    seed = recipe.seed  # the same order of texts in every step, which takes its portion of it
 
     def work() -> tuple[Any, list[Path]]:
         if material.given is None:
@@ -218,14 +241,16 @@ def _step(
         )
         tracker = open_tracker(recipe.tracking, run.file("tracking"))
         with block_rounded(student, form):
-            lesson = lesson_for(recipe, material, student, signals, seed=seed, inside=inside)
-            steps = epochs * lesson.steps()
+            lesson = lesson_for(
+                recipe, material, student, signals, seed=seed, inside=inside, portion=portion
+            )
+            steps = portion.count * lesson.steps()
             shared = _shared(lesson, material, progress)
             own = own_words(recipe, material, (weights, options), steps=steps, seed=seed)
             lesson.write_own(own)
             trainer = Trainer(
                 lesson,
-                schedule_of(recipe, epochs=epochs, seed=recipe.seed),
+                schedule_of(recipe, epochs=portion.count, seed=recipe.seed),
                 checkpoint=run.file("checkpoints/student.safetensors"),
                 progress=progress,
                 label="Teaching the student" if of == 1 else f"Teaching, step {number} of {of}",
@@ -239,7 +264,8 @@ def _step(
         config = student.spec.config
         write_tensors(path, student.state_dict())
         origin = dataclasses.asdict(student.origin)
-        result = {"history": history, "config": config, "origin": origin}
+        a_piece = round(int(material.data.train.learned.sum()) / portion.pieces)
+        result = {"history": history, "config": config, "origin": origin, "a_piece": a_piece}
         return {**result, **shared, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
@@ -250,7 +276,7 @@ def _step(
             list(kept or ()), weights, options, material.content,
             recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
-            epochs,
+            dataclasses.astuple(portion),
             *([recipe.language.own.model_dump(mode="json")] if recipe.language.own else []),
             *([material.student] if material.given is not None else []),
         ]
@@ -279,12 +305,6 @@ def _shared(
     return {"shared": dataclasses.asdict(found)}
 
 
-def _epochs(recipe: Recipe, material: LanguageMaterial, steps: int) -> int:
-    """Return the passes over the data that make this step's share of the tokens."""
-    a_pass = int(material.data.train.learned.sum())
-    return recipe.distill.epochs or max(1, math.ceil(recipe.language.tokens / steps / a_pass))
-
-
 def _own_steps(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return in how many batches the student learned from its own words, where it did."""
     if "own_steps" not in results[0]:
@@ -302,11 +322,15 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
     history = dict(results[-1]["history"])
     for name in ("loss", "parts"):
         history[name] = [x for result in results for x in result["history"][name]]
-    # Validation is minus a cross entropy in nats, no share: it is drawn among the losses.
+    # Validation is minus a cross entropy in nats, no share: it is drawn as perplexity, or, where a
+    # judgement of the student's own words is part of it, among the losses.
     held_out = [-x for result in results for x in result["history"]["figure"]]
-    history["parts"] = [
-        {**part, "validation": x} for part, x in zip(history["parts"], held_out, strict=True)
-    ]
+    mixed = recipe.language.own is not None
+    if mixed:
+        history["parts"] = [
+            {**part, "validation": x} for part, x in zip(history["parts"], held_out, strict=True)
+        ]
+    tokens = list(accumulate(r["a_piece"] for r in results for _ in r["history"]["loss"]))
     history["figure"] = []
     behind = sum(len(result["history"]["figure"]) for result in results[:-1])
     history["best_epoch"] = behind + results[-1]["history"]["best_epoch"]
@@ -314,6 +338,9 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         "spec": spec_json(spec),
         "parameters": parameters(spec),
         "epochs": len(history["loss"]),
+        "bound": f"{tokens[-1]:,} tokens in {len(results)} step{'s'[: len(results) > 1]}",
+        "tokens": tokens,
+        **({} if mixed else {"perplexity": [math.exp(min(x, 700.0)) for x in held_out]}),
         "steps": len(results),
         **_own_steps(results),
         **{key: results[-1][key] for key in ("shared",) if key in results[-1]},

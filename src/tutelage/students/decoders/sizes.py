@@ -19,6 +19,7 @@ _BLOCK = 32  # weights that share a scale in a quantized file: rows of the down 
 _CUT = ("layers", "groups", "inner", "hidden", "vocabulary")
 _LLAMA = ("attention_bias", "mlp_bias", "pretraining_tp")  # keys that a Mistral has not
 _FIRST = re.compile(r"(.*\.layers\.)0(\..*)")
+_ABOUT = 0.1  # of a step: what is lost beyond whole steps is shared out among them
 
 
 def with_sizes(spec: DecoderSpec, **sizes: int) -> DecoderSpec:
@@ -160,7 +161,7 @@ def widths_of(whole: int) -> list[int]:
     return [*range(step, whole, step), whole]
 
 
-def steps_to(spec: DecoderSpec, wanted: DecoderSpec, *, most: float = 1 / 3) -> list[DecoderSpec]:
+def steps_to(spec: DecoderSpec, wanted: DecoderSpec, *, most: float = 0.4) -> list[DecoderSpec]:
     """Return the specs on the way to `wanted`, that one last: each has lost about `most` at most.
 
     That is the share of the weights in layers; layers, units, groups and numbers shrink together.
@@ -173,7 +174,7 @@ def steps_to(spec: DecoderSpec, wanted: DecoderSpec, *, most: float = 1 / 3) -> 
             f"there is no way to this language model: {why or f'most is {most}, not between 0, 1'}"
         )
     left = in_layers(wanted) / in_layers(spec)
-    count = max(1, math.ceil(math.log(left) / math.log(1 - most) - 1e-6))
+    count = max(1, math.ceil(math.log(left) / math.log(1 - most) - _ABOUT))
     found: list[DecoderSpec] = []
     for step in range(1, count):
         between = _between(spec, wanted, step / count)
