@@ -7,6 +7,8 @@ import pytest
 
 from tutelage.pipeline.language.portions import portions
 from tutelage.recipe import Recipe
+from tutelage.records import Measurement
+from tutelage.report.training import training
 
 
 def shared(steps, *, sequences=4_000, length=100, batch=8, behind=0, epochs=None, tokens=400_000):
@@ -64,3 +66,18 @@ def test_named_epochs_are_those_of_each_step():
     assert one.pieces == 1
     assert (one.count, two.count) == (3, 3)
     assert two.first == 3
+
+
+def test_the_report_draws_perplexity_over_tokens():
+    figure = Measurement(
+        name="perplexity_validation", value=31.05, unit="1", kind="measured", where="file"
+    )
+    taught = {
+        "tokens": [1_000, 2_000], "perplexity": [62.5, 40.25], "epochs": 2,
+        "bound": "2,000 tokens in 1 step", "history": {"loss": [4.0, 3.0], "best_epoch": 1},
+    }  # fmt: skip
+    found = training(taught, {}, {"figures": {"teacher": [figure.to_json()]}})
+    curve = found.curves[-1]
+    assert "40.2" in curve.alt and "2,000 tokens" in curve.alt and "31" in curve.alt
+    assert curve.title == (("Validation perplexity by tokens learned", "measured"),)
+    assert {"2,000 tokens in 1 step", "weights after 2,000 tokens"} <= set(found.facts)

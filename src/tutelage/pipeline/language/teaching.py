@@ -246,7 +246,7 @@ def _step(
             )
             steps = portion.count * lesson.steps()
             shared = _shared(lesson, material, progress)
-            own = own_words(recipe, material, (weights, options), steps=steps, seed=seed)
+            own = own_words(recipe, material, (weights, options), steps=steps, seed=seed + number)
             lesson.write_own(own)
             trainer = Trainer(
                 lesson,
