@@ -80,4 +80,5 @@ def test_the_report_draws_perplexity_over_tokens():
     curve = found.curves[-1]
     assert "40.2" in curve.alt and "2,000 tokens" in curve.alt and "31" in curve.alt
     assert curve.title == (("Validation perplexity by tokens learned", "measured"),)
+    assert found.curves[0].alt == "The loss goes from 4 to 3 in 2,000 tokens"
     assert {"2,000 tokens in 1 step", "weights after 2,000 tokens"} <= set(found.facts)

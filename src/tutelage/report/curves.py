@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A named line of (epoch, value)."""
+    """A named line of (epoch, value), or (tokens learned, value)."""
 
     name: str
     values: tuple[tuple[int, float], ...]
 
 
-def loss_chart(series: tuple[Series, ...]) -> Chart:
-    """Draw the loss and its parts by epoch, on a logarithmic axis where that is possible."""
+def loss_chart(series: tuple[Series, ...], *, tokens: bool = False) -> Chart:
+    """Draw the loss and its parts by epoch or `tokens`, logarithmic where that is possible."""
     import altair as alt
 
     rows = [{"x": e, "y": v, "name": s.name} for s in series for e, v in s.values]
@@ -51,15 +51,17 @@ def loss_chart(series: tuple[Series, ...]) -> Chart:
         data(rows)
         .mark_line(strokeWidth=1.8, aria=False)
         .encode(
-            x=_epoch_axis(rows),
+            x=_token_axis(rows) if tokens else _epoch_axis(rows),
             y=y,
             color=alt.Color("name:N", scale=alt.Scale(domain=names, range=colors)).legend(key),
             strokeDash=alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=dashes)),
         )
     )
     first, last = series[0].values[0][1], series[0].values[-1][1]
-    text = f"The loss goes from {first:.3g} to {last:.3g} in {len(series[0].values)} epochs"
-    return Chart(svg=finish(chart), title=(("Loss by epoch", "measured"),), alt=text)
+    spent = f"{series[0].values[-1][0]:,} tokens" if tokens else f"{len(series[0].values)} epochs"
+    text = f"The loss goes from {first:.3g} to {last:.3g} in {spent}"
+    title = "Loss by tokens learned" if tokens else "Loss by epoch"
+    return Chart(svg=finish(chart), title=((title, "measured"),), alt=text)
 
 
 def figure_chart(
@@ -113,8 +115,7 @@ def perplexity_chart(points: Sequence[tuple[int, float]], *, teacher: float | No
     y = y.scale(type="log", domain=[low, high], nice=False)
     ticks = log_ticks(low, high)
     y = y.axis(format="~g", values=ticks) if len(ticks) > 1 else y.axis(format="~g", tickCount=5)
-    x = alt.X("x:Q", title="Tokens learned", scale=alt.Scale(domain=[0, points[-1][0]], nice=False))
-    base = data(rows).encode(x=x.axis(format="~s", tickCount=8), y=y)
+    base = data(rows).encode(x=_token_axis(rows), y=y)
     layers: list[alt.Chart] = [
         base.mark_line(stroke=STUDENT, strokeWidth=2, aria=False),
         base.mark_circle(color=STUDENT, opacity=1, size=22).encode(description="text:N"),
@@ -135,3 +136,11 @@ def _epoch_axis(rows: list[dict[str, Any]]) -> Any:
     step = max(1, math.ceil(last / 8))
     x = alt.X("x:Q", title="Epoch", scale=alt.Scale(domain=[0, last], nice=False))
     return x.axis(values=list(range(0, last + 1, step)), format="d")
+
+
+def _token_axis(rows: list[dict[str, Any]]) -> Any:
+    import altair as alt
+
+    last = max(row["x"] for row in rows)
+    x = alt.X("x:Q", title="Tokens learned", scale=alt.Scale(domain=[0, last], nice=False))
+    return x.axis(format="~s", tickCount=5)

@@ -49,7 +49,9 @@ def training(
     history = distilled.get("history") or {}
     metric = str(distilled.get("metric", "accuracy"))
     found = Training(
-        curves=_curves(history, _teacher_line(teacher.get("figures"), metric), metric)
+        curves=_curves(
+            history, _teacher_line(teacher.get("figures"), metric), metric, distilled.get("tokens")
+        )
         + _perplexity(distilled, (proof or {}).get("figures") or {}),
         losses=_losses(distilled, history),
         facts=_facts(distilled, history),
@@ -67,16 +69,19 @@ def _teacher_line(figures: list[Any] | None, metric: str) -> float | None:
     return next((m.value for m in found if m.name == f"{metric}_validation"), None)
 
 
-def _curves(history: dict[str, Any], teacher: float | None, metric: str) -> tuple[Chart, ...]:
+def _curves(
+    history: dict[str, Any], teacher: float | None, metric: str, tokens: list[int] | None
+) -> tuple[Chart, ...]:
+    """Draw loss and figure by epoch; a language model's loss by the tokens learned at each."""
     charts = []
-    series = [_series("total", history.get("loss") or [])]
+    series = [_series("total", history.get("loss") or [], tokens)]
     parts = history.get("parts") or []
     names = list(dict.fromkeys(name for epoch in parts for name in epoch))
     if len(names) > 1:
-        series += [_series(name, [epoch.get(name) for epoch in parts]) for name in names]
+        series += [_series(name, [epoch.get(name) for epoch in parts], tokens) for name in names]
     series = [s for s in series if s.values]
     if series:
-        charts.append(loss_chart(tuple(series)))
+        charts.append(loss_chart(tuple(series), tokens=tokens is not None))
     shown = _series("student", history.get("figure") or [])
     if shown.values:
         best = history.get("best_epoch", -1)
@@ -91,8 +96,10 @@ def _perplexity(distilled: dict[str, Any], figures: dict[str, Any]) -> tuple[Cha
     return (perplexity_chart(points, teacher=teacher),) if points else ()
 
 
-def _series(name: str, values: list[Any]) -> Series:
-    kept = [(i + 1, float(v)) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
+def _series(name: str, values: list[Any], at: list[int] | None = None) -> Series:
+    places = at or range(1, len(values) + 1)
+    pairs = zip(places, values, strict=False)
+    kept = [(i, float(v)) for i, v in pairs if v is not None and math.isfinite(v)]
     return Series(name=name, values=tuple(kept))
 
 
