@@ -292,7 +292,7 @@ def test_bfloat16_is_taken_where_what_is_said_stays_alike(monkeypatch, likeness)
     monkeypatch.setattr(token_signals, "ALIKE", likeness)
     plain, ask = Speaker(Speech(seed=1)), Speaker(Speech(seed=1))
     moved = ask.take_bf16(TOKENS)
-    given = sequences(TOKENS, slice(0, 4))
+    given = sequences(TOKENS, slice(0, 4))  # of TOKENS, number 4 alone is silent
     with torch.no_grad():
         said, wanted = (torch.cat(list(each(*given))) for each in (ask, plain))
     assert said.dtype == torch.float32
@@ -304,6 +304,13 @@ def test_bfloat16_is_taken_where_what_is_said_stays_alike(monkeypatch, likeness)
     else:
         assert moved is None
         assert torch.equal(said, wanted)
+
+
+def test_texts_that_teach_nothing_say_nothing_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(token_signals, "native_bf16", lambda device: True)
+    ask = Speaker(Speech(seed=1))
+    assert ask.take_bf16(rows(2, silent=(0, 1))) is None
+    assert not ask.bf16
 
 
 def test_without_native_bfloat16_it_is_not_tried(monkeypatch):

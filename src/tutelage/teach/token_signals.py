@@ -121,12 +121,14 @@ class Speaker:
     def take_bf16(self, tokens: TokenRows) -> float | None:
         """Speak under bfloat16 from now on, where the machine has it and decisions stay alike.
 
-        Return how far the log-probabilities of the first sequences moved, as a share of their
-        spread; None where bfloat16 is not taken.
+        Return how far the log-probabilities of the first learned sequences moved, as a share of
+        their spread; None where bfloat16 is not taken.
         """
-        if not native_bf16(self._head.device) or self._head.dtype != torch.float32:
+        look = torch.from_numpy(np.flatnonzero(learned_counts(tokens))[:_LOOK_SEQUENCES])
+        plain = self._head.dtype == torch.float32
+        if not len(look) or not plain or not native_bf16(self._head.device):
             return None
-        given = sequences(tokens, slice(0, _LOOK_SEQUENCES))
+        given = sequences(tokens, look)
         with torch.inference_mode():
             plain, half = (self._said(given, bf16) for bf16 in (False, True))
         moved = share_moved(half, plain)
