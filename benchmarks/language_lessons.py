@@ -24,6 +24,7 @@ import json
 import statistics
 import subprocess
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,10 @@ def taught(
     lesson = lesson_for(recipe, material, student, signals, seed=recipe.seed, portion=portion)
     schedule = schedule_of(recipe, epochs=portion.count, seed=recipe.seed)
     history = Trainer(lesson, schedule, progress=Silent()).train()
-    a_piece = int(material.data.train.learned.sum()) / portion.pieces
+    tokens = accumulate(lesson.taught_in(epoch) for epoch in range(portion.count))
     return [
-        {"tokens": round(a_piece * i), "perplexity": float(np.exp(-x))}
-        for i, x in enumerate(history.figure, 1)
+        {"tokens": count, "perplexity": float(np.exp(-x))}
+        for count, x in zip(tokens, history.figure, strict=True)
     ]
 
 
@@ -140,10 +141,7 @@ def run(options: argparse.Namespace) -> None:
         if not missing:
             continue
         recipe, material, folder = material_of(options, seed)
-        began = time.monotonic()
-        with Run(folder / "run") as held:
-            signals = ask(recipe, material, held, Silent())
-        asked = time.monotonic() - began
+        signals, asked = _signals(recipe, material, folder)
         elsewhere = novel_of(options.novel, material, folder)
         cut = chosen_slice(material, options.run)
         for arm in missing:
@@ -164,6 +162,17 @@ def run(options: argparse.Namespace) -> None:
             row["novel"] = perplexities(material.decoder, student, elsewhere)
             add_row(RESULTS, {**row, "machine": machine()})
             print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+
+
+def _signals(recipe: Recipe, material: LanguageMaterial, folder: Path) -> tuple[Any, float]:
+    """Return what the teacher says, and the seconds that asking took when it was first done."""
+    spent = folder / "asked.json"
+    began = time.monotonic()
+    with Run(folder / "run") as held:
+        signals = ask(recipe, material, held, Silent())
+    if not spent.exists():
+        write_json(spent, {"seconds": time.monotonic() - began})
+    return signals, read_json(spent)["seconds"]
 
 
 def slice_of(arm: str, material: LanguageMaterial, cut: Decoder) -> Decoder:

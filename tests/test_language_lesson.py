@@ -171,6 +171,8 @@ def test_pieces_are_parts_of_the_order_of_a_whole_pass(told):
         assert second[: len(passed) - half] == passed[half : half + len(second)]
         assert taken(cut[1], 2 * epoch) == second
     assert cut[0].key != cut[1].key != whole.key
+    parts = [part for batch in cut[0].batches(1, 0) for part in batch]
+    assert cut[0].taught_in(1) == sum(part.count for part in parts) > 0
 
 
 def test_validation_is_in_the_precision_of_training(told):

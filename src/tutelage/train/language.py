@@ -53,8 +53,7 @@ class LanguageLesson:
     less memory. Where there are several processes (see `together`), each takes a share of the
     micro-batches, with the whole student or a part of it (`sharded`). Validation is minus its loss,
     over the same losses where signals are given for it, else the cross entropy of its tokens, in
-    the precision of training. An epoch is one of the `pieces` of a pass, the first of them piece
-    `first_piece`.
+    the precision of training. Epochs are `pieces` of a pass, from piece `first_piece` on.
     """
 
     def __init__(
@@ -125,16 +124,25 @@ class LanguageLesson:
 
     def batches(self, epoch: int, first: int) -> Iterator[list[MicroBatch] | Beginnings]:
         """Yield the epoch's batches from step `first` on, each in micro-batches."""
-        passes, piece = divmod(self.first_piece + epoch, self.pieces)
-        order = np.random.default_rng([self.seed, passes]).permutation(self.chosen)
-        order = order[piece * len(order) // self.pieces :]
+        order = torch.from_numpy(self._order(epoch))
         for step in range(first, self.steps()):
-            index = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
+            index = order[step * self.batch : (step + 1) * self.batch]
             overall = epoch * self.steps() + step
             if self.own is not None and self.own.mixing.takes(overall):
                 yield self.own.beginnings(index.numpy(), overall)
                 continue
             yield list(self._mine(self.train, self.signals, index))
+
+    def taught_in(self, epoch: int) -> int:
+        """Return how many tokens of the texts the batches of an epoch teach."""
+        return int(learned_counts(self.train)[self._order(epoch)].sum())
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the sequences of an epoch's batches, one batch after another."""
+        passes, piece = divmod(self.first_piece + epoch, self.pieces)
+        order = np.random.default_rng([self.seed, passes]).permutation(self.chosen)
+        first = piece * len(order) // self.pieces
+        return order[first : first + self.steps() * self.batch]
 
     def _mine(
         self, tokens: TokenRows, signals: TokenSignals | None, index: Tensor

@@ -264,8 +264,8 @@ def _step(
         config = student.spec.config
         write_tensors(path, student.state_dict())
         origin = dataclasses.asdict(student.origin)
-        a_piece = round(int(material.data.train.learned.sum()) / portion.pieces)
-        result = {"history": history, "config": config, "origin": origin, "a_piece": a_piece}
+        tokens = [lesson.taught_in(epoch) for epoch in range(len(history["loss"]))]
+        result = {"history": history, "config": config, "origin": origin, "tokens": tokens}
         return {**result, **shared, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
@@ -330,7 +330,7 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         history["parts"] = [
             {**part, "validation": x} for part, x in zip(history["parts"], held_out, strict=True)
         ]
-    tokens = list(accumulate(r["a_piece"] for r in results for _ in r["history"]["loss"]))
+    tokens = list(accumulate(count for result in results for count in result["tokens"]))
     history["figure"] = []
     behind = sum(len(result["history"]["figure"]) for result in results[:-1])
     history["best_epoch"] = behind + results[-1]["history"]["best_epoch"]
