@@ -40,6 +40,7 @@ NOVEL = 128  # sequences of it that are read
 RESULTS = HERE / "results" / "language.json"
 LOSSES = {
     "kd": {"forward_kl": 1.0, "token_cross_entropy": 1.0},
+    "kl": {"forward_kl": 1.0},
     "ce": {"token_cross_entropy": 1.0},
 }
 
@@ -79,7 +80,10 @@ def recipe_of(options: argparse.Namespace, train: Path, test: Path) -> Recipe:
             "teacher": {"source": str(options.teacher)},
             "budget": {"storage": options.storage},
             "distill": {"losses": LOSSES[options.losses], "rate": options.rate},
-            "language": {"tokens": options.tokens, "answer": 24, "format": options.format},
+            "language": {
+                "tokens": options.tokens, "answer": 24, "format": options.format,
+                "rehearse": options.rehearse,
+            },
             "threads": options.threads,
         }
     )  # fmt: skip
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", choices=("pruned", "whole"), default="pruned")
     parser.add_argument("--losses", choices=tuple(LOSSES), default="kd")
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--rehearse", type=float, default=0.0, help="share of tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -7,6 +7,11 @@ RUN is a run directory of language.py: its planner's slice is what is taught, an
 
 kd       forward KL to the teacher's stored answers, and cross entropy on the text (the default)
 ce       the same slice, cross entropy alone
+kl       as kd, without cross entropy
+rehearse as kd, half of the tokens written freely by the teacher (language.rehearse: 0.5)
+fast, small, small_slow  as kd, at the rate and batch of CHANGES (5e-4 and 8 else)
+refit, refit_small  as kd and small, the slice's projections fitted first (`refitting.py`)
+rehearse_kl  as rehearse, without cross entropy
 uniform  as kd, but of the teacher's own layers evenly many, as few as make the slice's size
 trl      the same slice, TRL's DistillationTrainer (on the student's own words, reverse KL: its
          default) for the seconds that asking and teaching took in kd
@@ -33,12 +38,14 @@ import torch
 from common import HERE, add_row, machine, rows_of, run_or_table
 from language import LOSSES, novel_of, perplexities, recipe_of, speeches
 from scipy import stats
+from torch import Tensor
 
 from tutelage.files import read_json, write_json, write_tensors
 from tutelage.passes import native_bf16
 from tutelage.pipeline.language.material import LanguageMaterial, read_language
 from tutelage.pipeline.language.planning import choosing_tokens
 from tutelage.pipeline.language.portions import portions
+from tutelage.pipeline.language.rehearsing import rehearsed
 from tutelage.pipeline.language.source import open_source
 from tutelage.pipeline.language.teaching import ask, lesson_for, with_language_defaults
 from tutelage.pipeline.lessons import schedule_of
@@ -46,23 +53,37 @@ from tutelage.progress import Silent
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.decoders.network import Decoder, decoder_of, library, save_folder
+from tutelage.students.decoders.refitting import refit
 from tutelage.students.decoders.sizes import parameters, with_sizes
 from tutelage.students.decoders.slicing import slice_decoder, with_layers
 from tutelage.train.loop import Trainer
 
 RESULTS = HERE / "results" / "language_lessons.json"
 WORK = HERE / ".work" / "language_lessons"
-ARMS = ("kd", "ce", "uniform", "gkd", "trl")
+ARMS = (
+    "kd", "ce", "kl", "fast", "small", "small_slow", "refit", "refit_small", "rehearse",
+    "rehearse_kl", "uniform", "gkd", "trl",
+)  # fmt: skip
+CHANGES: dict[str, dict[str, float]] = {
+    "fast": {"rate": 1e-3}, "small": {"batch": 2}, "small_slow": {"batch": 2, "rate": 2.5e-4},
+    "refit_small": {"batch": 2},
+}  # fmt: skip
+REHEARSE, REHEARSING = 0.5, ("rehearse", "rehearse_kl")
+REFIT = 128  # sequences that the slice is fitted on
 
 
-def material_of(options: argparse.Namespace, seed: int) -> tuple[Recipe, LanguageMaterial, Path]:
+def material_of(
+    options: argparse.Namespace, seed: int, arm: str
+) -> tuple[Recipe, LanguageMaterial, Path]:
     """Return the recipe, the texts and teacher, and a folder for a seed."""
-    folder = WORK / f"{options.tokens}-{seed}"
+    share = REHEARSE if arm in REHEARSING else 0.0
+    folder = WORK / (f"{options.tokens}-{seed}" + (f"-{share:g}" if share else ""))
     train, test = speeches(options.speeches, folder / "data")
     given = {
         "seed": seed, "teacher": options.teacher, "threads": options.threads, "length": 256,
         "vocabulary": "pruned", "storage": "1 GB", "losses": "kd", "rate": options.rate,
         "tokens": options.tokens, "format": "f16",
+        "rehearse": share,
     }  # fmt: skip
     recipe = with_language_defaults(recipe_of(argparse.Namespace(**given), train, test))
     return recipe, read_language(recipe, open_source(recipe), Silent()), folder
@@ -94,8 +115,9 @@ def taught(
     recipe: Recipe, material: LanguageMaterial, student: Decoder, signals: Any, arm: str
 ) -> list[dict[str, float]]:
     """Teach in place; return the curve."""
-    losses = LOSSES["ce" if arm == "ce" else "kd"]
-    part = recipe.distill.model_copy(update={"losses": losses})
+    losses = LOSSES.get(arm.removeprefix("rehearse_"), LOSSES["kd"])
+    changes = CHANGES.get(arm, {})
+    part = recipe.distill.model_copy(update={"losses": losses, **changes})
     recipe = recipe.model_copy(update={"distill": part})
     (portion,) = portions(recipe, material, 1)
     lesson = lesson_for(recipe, material, student, signals, seed=recipe.seed, portion=portion)
@@ -140,14 +162,14 @@ def run(options: argparse.Namespace) -> None:
         missing = [arm for arm in options.only if _row(options, arm, seed) is None]
         if not missing:
             continue
-        recipe, material, folder = material_of(options, seed)
-        signals, asked = _signals(recipe, material, folder)
-        elsewhere = novel_of(options.novel, material, folder)
-        cut = chosen_slice(material, options.run)
         for arm in missing:
-            student = slice_of(arm, material, cut)
+            recipe, material, folder = material_of(options, seed, arm)
+            cut = chosen_slice(material, options.run)
+            elsewhere = novel_of(options.novel, material, folder)
+            material, signals, asked = _signals(recipe, material, folder)
             row = {"arm": arm, "seed": seed, "tokens": options.tokens, "size": _size(cut)}
             began = time.monotonic()
+            student = slice_of(arm, material, cut, options, seed)
             if arm in ("trl", "gkd"):
                 reference = _row(options, "kd", seed)
                 assert reference is not None, "run the arm kd first: its time is what TRL gets"
@@ -164,23 +186,41 @@ def run(options: argparse.Namespace) -> None:
             print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
 
 
-def _signals(recipe: Recipe, material: LanguageMaterial, folder: Path) -> tuple[Any, float]:
-    """Return what the teacher says, and the seconds that asking took when it was first done."""
+def _signals(
+    recipe: Recipe, material: LanguageMaterial, folder: Path
+) -> tuple[LanguageMaterial, Any, float]:
+    """Return what the teacher writes and says, and the seconds that took when it was first done."""
     spent = folder / "asked.json"
     began = time.monotonic()
     with Run(folder / "run") as held:
+        material = rehearsed(recipe, material, held, Silent())
         signals = ask(recipe, material, held, Silent())
     if not spent.exists():
         write_json(spent, {"seconds": time.monotonic() - began})
-    return signals, read_json(spent)["seconds"]
+    return material, signals, read_json(spent)["seconds"]
 
 
-def slice_of(arm: str, material: LanguageMaterial, cut: Decoder) -> Decoder:
+def refit_text(options: argparse.Namespace, seed: int) -> Tensor:
+    """Return sequences of the texts, and as many that the teacher wrote freely."""
+    recipe, material, folder = material_of(options, seed, "rehearse")
+    with Run(folder / "run") as held:
+        material = rehearsed(recipe, material, held, Silent())
+    assert material.rehearsal is not None
+    both = [part.ids[: REFIT // 2] for part in (material.data.train, material.rehearsal)]
+    return torch.from_numpy(np.concatenate(both)).long()
+
+
+def slice_of(
+    arm: str, material: LanguageMaterial, cut: Decoder, options: argparse.Namespace, seed: int
+) -> Decoder:
     """Return what an arm teaches, a network of its own."""
     if arm == "uniform":
         return uniform(material, parameters(cut.spec))
     copy = Decoder(cut.spec)
     copy.load_state_dict(cut.state_dict())
+    copy.origin = cut.origin
+    if arm.startswith("refit"):
+        refit(copy.eval(), material.decoder, refit_text(options, seed), ridge=0.1)
     return copy
 
 

@@ -170,6 +170,7 @@ def test_with_the_teacher_s_tokenizer_tokens_are_compared(apart, tmp_path):
         ("plan", {"student": {"source": "chats.jsonl"}}, 2, "GGUF"),
         ("plan", {"distill": {"losses": {**APART, "relations": 1.0}}}, 2, "relations pairs"),
         ("plan", {"language": {"on_policy": 0.5}}, 2, "language.on_policy"),
+        ("plan", {"language": {"rehearse": 0.5}}, 2, "language.rehearse: the teacher writes"),
         ("run", {"budget": {"storage": "9 kB"}}, 3, "the given student does not fit"),
         ("plan --frontier", {}, 2, "--frontier compares slices"),
         ("plan --try", {}, 2, "--try compares slices"),

@@ -47,6 +47,11 @@ class LanguagePart(Part):
     on_policy: Annotated[float, Field(ge=0.0, le=1.0)] | OnPolicyPart = Field(
         0.0, description="share of the batches that the student writes itself; or keys of its own"
     )
+    rehearse: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="share of the tokens taught that the teacher writes freely itself, so that the "
+        "student forgets less of other text",
+    )
     format: Format = Field(
         "auto",
         description="of the GGUF file; auto: q8_0, q5_1 or q4_1, by which slice of the same bytes "

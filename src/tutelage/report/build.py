@@ -63,7 +63,7 @@ def page(sources: Sources) -> Page:
     data, teacher = sources.stage("data"), sources.stage("teacher")
     distilled = sources.stage("distill")
     with reading(sources.folder / "run.json"):
-        given, made = went_in(data, teacher), came_out(distilled)
+        given, made = went_in(data, teacher, sources.stage("rehearsal")), came_out(distilled)
         texts = written(data)
         taught = training(distilled, teacher, proof)
         origin = provenance(run, proof)

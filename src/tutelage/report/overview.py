@@ -222,8 +222,10 @@ def _note(own: Measurement, other: Measurement | None) -> str:
     return f"{ratio(other.value, own.value)} less than the teacher’s {theirs}"
 
 
-def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
-    """Say what the run was given, from the results of its stages `data` and `teacher`."""
+def went_in(
+    data: dict[str, Any], teacher: dict[str, Any], rehearsal: dict[str, Any] | None = None
+) -> Rows:
+    """Say what the run was given, from the results of its stages of these names."""
     rows: list[tuple[str, Words]] = []
     if data:
         counts = ", ".join(f"{int(n):,} {split}" for split, n in data["counts"].items())
@@ -235,6 +237,8 @@ def went_in(data: dict[str, Any], teacher: dict[str, Any]) -> Rows:
             shape = "\u00a0×\u00a0".join(str(int(side)) for side in data["shape"])
             rows.append(("Examples", (f"{counts}; each {shape}, {_labels(data)}",)))
         rows += [("Generated", (_generated(data["generated"]),))] if "generated" in data else []
+    if rehearsal:
+        rows.append(("Written freely", (_rehearsed(rehearsal),)))
     if teacher:
         rows.append(("Teacher", (str(teacher["source"]),)))
         if teacher.get("parameters") is not None:
@@ -251,6 +255,12 @@ def _generated(made: dict[str, Any]) -> str:
         counts += [f"{words}: {int(made[key]):,}"] if made[key] else []
     kept = f"{int(made['kept']):,} of {int(made['answers']):,} answers to {int(made['prompts']):,}"
     return "; ".join([f"{kept} prompts are kept", *counts])
+
+
+def _rehearsed(made: dict[str, Any]) -> str:
+    """Say how much the teacher wrote to be learned beside the texts, and what that looks like."""
+    counts = f"{int(made['tokens']):,} tokens in {int(made['sequences']):,} sequences"
+    return f"{counts} by the teacher, such as \u2018{made['shown'][0]}\u2026\u2019"
 
 
 def _labels(data: dict[str, Any]) -> str:

@@ -120,6 +120,20 @@ def write_tokens(
         network.train(was_training)
 
 
+def write_freely(
+    network: Any, firsts: Sequence[int], length: int, *, seed: int, first: int = 0
+) -> Int[np.ndarray, "b length"]:
+    """Return texts of `length` tokens from these first ones, drawn as the network gives them.
+
+    Ends are written over: another text follows. `first` numbers the first text, so that each has
+    draws of its own.
+    """
+    sampling = Sampling(longest=length - 1, temperature=1.0, seed=seed, batch=len(firsts))
+    numbers = range(first, first + len(firsts))
+    found = write_tokens(network, [[t] for t in firsts], set(), sampling, numbers=numbers)
+    return np.array([[t, *said] for t, (said, _) in zip(firsts, found, strict=True)], np.int32)
+
+
 def _written(
     network: Any, prompts: Sequence[Sequence[int]], ends: set[int], sampling: Sampling,
     draws: list[np.random.Generator],
@@ -167,15 +181,22 @@ def _chosen(
     """Return the likeliest token of each row, or one drawn by inverting the distribution."""
     if sampling.temperature == 0:
         return logits.argmax(dim=1)
+    uniform = torch.tensor([[draw.random()] for draw in draws], dtype=torch.float64)
+    if sampling.top_p == 1:  # sorting would take longer than the network
+        sums = (logits / sampling.temperature).softmax(dim=1).cumsum(dim=1, dtype=torch.float64)
+        return _place(sums, uniform * sums[:, -1:])[:, 0]
     shares = (logits.double() / sampling.temperature).softmax(dim=1)
     shares, tokens = shares.sort(dim=1, descending=True, stable=True)
     sums = shares.cumsum(dim=1)
     # nucleus (Holtzman et al. 2020): the fewest tokens whose mass reaches top_p
     last = (sums < sampling.top_p).sum(dim=1, keepdim=True).clamp_max(sums.shape[1] - 1)
     mass = sums.gather(1, last)
-    uniform = torch.tensor([[draw.random()] for draw in draws], dtype=torch.float64)
-    place = (sums <= uniform * mass).sum(dim=1, keepdim=True).clamp_max(sums.shape[1] - 1)
-    return tokens.gather(1, place)[:, 0]
+    return tokens.gather(1, _place(sums, uniform * mass))[:, 0]
+
+
+def _place(sums: Float[Tensor, "b v"], mass: Float[Tensor, "b 1"]) -> Int[Tensor, "b 1"]:
+    """Return where the running sums of shares pass a mass."""
+    return (sums <= mass).sum(dim=1, keepdim=True).clamp_max(sums.shape[1] - 1)
 
 
 def _check_room(network: Any, prompts: list[list[int]], longest: int) -> None:

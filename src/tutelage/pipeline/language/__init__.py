@@ -16,6 +16,7 @@ from tutelage.pipeline.language.material import length_of, read_language, record
 from tutelage.pipeline.language.own_words import longest_of
 from tutelage.pipeline.language.pace import pace_of
 from tutelage.pipeline.language.planning import candidates, compare, limits_of
+from tutelage.pipeline.language.rehearsing import rehearsed
 from tutelage.pipeline.language.rounds import Job, proven
 from tutelage.pipeline.language.scores import SliceScores
 from tutelage.pipeline.language.source import Source, open_both, refuse_named
@@ -53,8 +54,9 @@ def try_language(recipe: Recipe, folder: Path, *, progress: Progress | None = No
         compared = compare(
             found, job.material, job.scores, job.run, job.progress, threads=job.recipe.threads
         )
-        signals = ask(job.recipe, job.material, job.run, job.progress)
-        try_slices(job.recipe, job.material, compared, signals, job.scores, job.run, job.progress)
+        material = rehearsed(job.recipe, job.material, job.run, job.progress)
+        signals = ask(job.recipe, material, job.run, job.progress)
+        try_slices(job.recipe, material, compared, signals, job.scores, job.run, job.progress)
         job.run.save()
 
 

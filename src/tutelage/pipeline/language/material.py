@@ -18,7 +18,7 @@ from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students.decoders.network import Decoder
 from tutelage.students.decoders.slicing import with_tokens
-from tutelage.tasks.causal_lm.packing import Tokens
+from tutelage.tasks.causal_lm.packing import Tokens, joined
 from tutelage.tasks.causal_lm.task import LanguageData, load_language
 from tutelage.tasks.causal_lm.vocabulary import prune_tokenizer
 
@@ -47,6 +47,13 @@ class LanguageMaterial:
     given: Decoder | None = None
     student: str = ""
     theirs: Any = None
+    rehearsal: Tokens | None = None
+
+    @property
+    def taught(self) -> Tokens:
+        """What is learned from: the training texts, and what the teacher wrote beside them."""
+        train = self.data.train
+        return train if self.rehearsal is None else joined(train, self.rehearsal)
 
     @property
     def start(self) -> Decoder:
@@ -76,7 +83,7 @@ def read_language(
     after = _learned(data.test)
     data = dataclasses.replace(
         data,
-        train=_enough(data.train, recipe.language.tokens, recipe.seed),
+        train=_enough(data.train, _of_texts(recipe), recipe.seed),
         validation=_first(data.validation, _VALIDATION),
         test=_first(data.test, _TEST),
     )
@@ -164,6 +171,11 @@ def record_data(
 
 def _learned(tokens: Tokens) -> int:
     return int(tokens.learned.sum())
+
+
+def _of_texts(recipe: Recipe) -> int:
+    """Return how many of the tokens that are taught come from the texts."""
+    return round(recipe.language.tokens * (1 - recipe.language.rehearse))
 
 
 def _enough(tokens: Tokens, wanted: int, seed: int) -> Tokens:

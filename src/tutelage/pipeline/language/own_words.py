@@ -62,7 +62,7 @@ def own_words(
     weights, options = own_losses(recipe, *losses)
     return OnPolicy(
         Speaker(material.decoder),
-        material.data.train,
+        material.taught,
         material.data.validation,
         mixing=Mixing(share=part.share, first=round(part.after * steps)),
         losses=weights,

@@ -30,7 +30,7 @@ def portions(
     Steps take text that no other took while there is such. Where the recipe says `distill.epochs`,
     each step makes these passes, else all steps share its `language.tokens`.
     """
-    train = material.data.train
+    train = material.taught
     a_pass, most = int(train.learned.sum()), max(1, len(train) // recipe.distill.batch)
     passes = recipe.distill.epochs
     weights = [1.0] * steps if passes else [1.0] * (steps - 1) + [_LAST]

@@ -14,6 +14,7 @@ from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.pace import Pace
 from tutelage.pipeline.language.planning import Slice, candidates, choose
 from tutelage.pipeline.language.proving import prove
+from tutelage.pipeline.language.rehearsing import rehearsed
 from tutelage.pipeline.language.scores import SliceScores, lesson_of
 from tutelage.pipeline.language.shipping import ship
 from tutelage.pipeline.language.teaching import Taught, ask, teach
@@ -55,10 +56,9 @@ def proven(job: Job) -> tuple[dict[str, Any], Taught]:
         if found is None:
             assert taught is not None  # a first round without a slice raises
             return _shipped(job, taught), taught
-        signals = signals or ask(job.recipe, job.material, job.run, job.progress)
-        taught = teach(
-            job.recipe, job.material, found, signals, job.run, job.progress, before=taught
-        )
+        material = rehearsed(job.recipe, job.material, job.run, job.progress)
+        signals = signals or ask(job.recipe, material, job.run, job.progress)
+        taught = teach(job.recipe, material, found, signals, job.run, job.progress, before=taught)
         known, internal = tightening.recorded(job.run, job.limits, lesson)
         if known <= number:  # else this round was done before, and missed
             proof = _shipped(job, taught)

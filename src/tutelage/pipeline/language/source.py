@@ -124,6 +124,11 @@ def _check_named(recipe: Recipe, teacher: Source) -> None:
             "language.on_policy: the teacher judges single tokens of the student, and their "
             "tokenizers differ; remove the key"
         )
+    if teacher.apart and recipe.language.rehearse:
+        raise RecipeError(
+            "language.rehearse: the teacher writes in its own tokens, and the student has others; "
+            "remove the key"
+        )
     if teacher.apart:
         for each in (teacher, teacher.learner):
             bytes_of_tokens(each.tokenizer)

@@ -137,7 +137,7 @@ def ask(
         "kind": None if part.signal == "auto" else part.signal, "kept": part.kept,
         "seed": recipe.seed,
     }  # fmt: skip
-    folder, train = run.file("signals"), material.data.train
+    folder, train = run.file("signals"), material.taught
     speaker = _speaker(recipe, material, progress)
     key = _teacher_key(material, speaker.bf16)
     held = TokenSignals(folder, key, train, vocabulary=speaker.vocabulary, **wanted)
@@ -212,7 +212,7 @@ def lesson_for(
     weights, options = losses_of(recipe)
     tokens, _ = apart_spans(apart_inside(weights)[0])
     return LanguageLesson(
-        student, material.data.train, material.data.validation, losses=tokens,
+        student, material.taught, material.data.validation, losses=tokens,
         options=_of(tokens, options), inside=inside, signals=signals,
         spans=span_teacher(recipe, material), batch=recipe.distill.batch,
         micro_batch=max(1, _MICRO_TOKENS // material.length), seed=seed, examples=examples,

@@ -45,7 +45,7 @@ def _tried(
     recipe: Recipe, material: LanguageMaterial, candidate: Slice, signals: TokenSignals | None,
     lesson: str, run: Run, progress: Progress, label: str,
 ) -> Measurement:  # fmt: skip
-    counts = material.data.train.learned.sum(axis=1)
+    counts = material.taught.learned.sum(axis=1)
     wanted = recipe.language.tokens / _SHARE
     examples = min(len(counts), math.ceil(wanted / max(1.0, float(counts.mean()))))
 

@@ -99,6 +99,33 @@ def pack_nothing(length: int) -> Tokens:
     return pack(written, nothing, length, 0)
 
 
+def whole_sequences(ids: Int[np.ndarray, "n length"]) -> Tokens:
+    """Return sequences that are whole as they are: all but their first tokens are learned."""
+    learned = np.ones(ids.shape, np.bool_)
+    learned[:, 0] = False
+    ids = ids.astype(np.int32)
+    owner = np.repeat(np.arange(len(ids), dtype=np.int32)[:, None], ids.shape[1], axis=1)
+    return Tokens(
+        ids=ids, learned=learned, owner=owner, fingerprint=_fingerprint(ids, learned),
+        documents=len(ids),
+    )  # fmt: skip
+
+
+def joined(first: Tokens, second: Tokens) -> Tokens:
+    """Return the sequences of both, those of `first` before the others."""
+    ids, learned = (
+        np.concatenate([getattr(part, name) for part in (first, second)])
+        for name in ("ids", "learned")
+    )
+    others = np.where(
+        second.owner == FILLED, FILLED, second.owner + first.owner.max(initial=-1) + 1
+    )
+    return Tokens(
+        ids=ids, learned=learned, owner=np.concatenate([first.owner, others]),
+        fingerprint=_fingerprint(ids, learned), documents=first.documents + second.documents,
+    )  # fmt: skip
+
+
 def windows(
     written: Written, order: Int[np.ndarray, " m"], length: int
 ) -> Int[np.ndarray, "pieces 4"]:
