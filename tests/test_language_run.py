@@ -120,7 +120,7 @@ def test_the_folder_opens_in_transformers_and_says_what_the_file_says(done):
         assert torch.equal(own(ids), a)
         form = Path(said.answer["chosen"]).stem.removeprefix("student-")
         with block_rounded(own, form):  # as it was taught; the embedding has 8 bits
-            assert (own(ids) - b).abs().mean() < 0.1 * a.std() < (a - b).abs().mean()
+            assert (own(ids) - b).abs().mean() < 0.07 * a.std() < (a - b).abs().mean()
     assert whole.chat_template
 
 

@@ -61,7 +61,8 @@ def test_no_batch_is_written_twice_and_all_of_them_are_learned(done):
     folder, _, asked = done
     stages = read_json(folder / "run" / "run.json")["stages"]
     made, ids = stages["rehearsal"]["result"], np.concatenate(written(folder / "run"))
-    assert asked == list(range(4, len(ids), 4)) and len(ids) > 8
+    others = stages["fitting-texts"]["result"]["sequences"]
+    assert asked == [*range(4, len(ids), 4), *range(0, others, 4)] and len(ids) > 8
     assert ids.shape == (made["sequences"], 64) and made["tokens"] == 63 * len(ids)
     counts = stages["data"]["result"]["counts"]
     share = made["tokens"] / (made["tokens"] + counts["train"])

@@ -52,6 +52,11 @@ class LanguagePart(Part):
         description="share of the tokens taught that the teacher writes freely itself, so that the "
         "student forgets less of other text",
     )
+    refit: bool = Field(
+        True,
+        description="fit a slice's projections to the network it was cut from, by least squares, "
+        "before it is taught",
+    )
     format: Format = Field(
         "auto",
         description="of the GGUF file; auto: q8_0, q5_1 or q4_1, by which slice of the same bytes "

@@ -260,7 +260,7 @@ def _generated(made: dict[str, Any]) -> str:
 def _rehearsed(made: dict[str, Any]) -> str:
     """Say how much the teacher wrote to be learned beside the texts, and what that looks like."""
     counts = f"{int(made['tokens']):,} tokens in {int(made['sequences']):,} sequences"
-    return f"{counts} by the teacher, such as \u2018{made['shown'][0]}\u2026\u2019"
+    return f"{counts} by the teacher, such as \u2018{made['shown']}\u2026\u2019"
 
 
 def _labels(data: dict[str, Any]) -> str:

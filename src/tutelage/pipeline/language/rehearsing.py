@@ -28,7 +28,7 @@ from tutelage.teach.generation import write_freely
 from tutelage.teach.shards import Shards
 
 _BATCH = 64  # sequences written at once, and lost at most where a run is killed
-_SHOWN, _CHARACTERS = 3, 160  # sequences that are shown, and how much of each
+_CHARACTERS = 160  # of a sequence that is shown
 
 
 def rehearsed(
@@ -43,28 +43,39 @@ def rehearsed(
         return material
     wanted = int(train.learned.sum()) * share / (1 - share)
     count = max(1, round(wanted / (material.length - 1)))
-    key = hash_json(["rehearsal", material.teacher, material.content, count, recipe.seed, _BATCH])
-    folder = run.file(f"rehearsal/{key[:16]}")
+    ids = freely_written(recipe, material, count, run, progress, stage="rehearsal")
+    made = run.manifest["stages"]["rehearsal"]["result"]
+    progress.say(
+        f"data: beside the texts {made['tokens']:,} tokens of the teacher's own are learned, such "
+        f"as '{made['shown']}…'"
+    )
+    return replace(material, rehearsal=whole_sequences(ids))
+
+
+def freely_written(
+    recipe: Recipe, material: LanguageMaterial, count: int, run: Run, progress: Progress, *,
+    stage: str,
+) -> Int[np.ndarray, "n length"]:  # fmt: skip
+    """Return `count` sequences that the teacher writes, once a run, as the stage of that name."""
+    key = hash_json([material.teacher, material.vocabulary, material.length, count, recipe.seed])
+    folder = run.file(f"{stage}/{key[:16]}")
+
+    def written() -> Iterator[Int[np.ndarray, "b length"]]:
+        return _written(material, count, recipe.seed, folder, key, progress)
 
     def work() -> tuple[Any, list[Path]]:
-        parts = [ids for _, ids in _written(material, count, recipe.seed, folder, key, progress)]
-        shown = [_shown(material.tokenizer, ids) for ids in parts[0][:_SHOWN]]
-        tokens = count * (material.length - 1)
-        return {"sequences": count, "tokens": tokens, "shown": shown}, [folder / "manifest.json"]
+        parts = list(written())
+        tokens, shown = count * (material.length - 1), _shown(material.tokenizer, parts[0][0])
+        result = {"sequences": count, "tokens": tokens, "shown": shown}
+        return result, [folder / "manifest.json"]
 
-    record = run.stage("rehearsal", key, work)
-    progress.say(
-        f"data: beside the texts {record.result['tokens']:,} tokens of the teacher's own are "
-        f"learned, such as '{record.result['shown'][0]}…'"
-    )
-    written = _written(material, count, recipe.seed, folder, key, progress)
-    ids = np.concatenate([ids for _, ids in written])
-    return replace(material, rehearsal=whole_sequences(ids))
+    run.stage(stage, key, work)
+    return np.concatenate(list(written()))
 
 
 def _written(
     material: LanguageMaterial, count: int, seed: int, folder: Path, key: str, progress: Progress
-) -> Iterator[tuple[str, Int[np.ndarray, "b length"]]]:
+) -> Iterator[Int[np.ndarray, "b length"]]:
     """Yield the sequences shard by shard, writing those that are not there."""
     shards = Shards(folder, key)
     starts = {f"{i:06d}.safetensors": i for i in range(0, count, _BATCH)}
@@ -81,7 +92,7 @@ def _written(
             ids = write_freely(network, some, material.length, seed=seed, first=start)
             shards.add(name, {"ids": torch.from_numpy(ids)})
             progress.advance(len(ids))
-        yield name, read_tensors(folder / name)[0]["ids"].numpy()
+        yield read_tensors(folder / name)[0]["ids"].numpy()
     if behind < count:
         progress.finish()
 

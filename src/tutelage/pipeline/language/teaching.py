@@ -15,10 +15,11 @@ from tutelage.files import hash_json, read_tensors, write_tensors
 from tutelage.losses.language_inside import apart_inside
 from tutelage.losses.language_spans import apart_spans
 from tutelage.losses.language_terms import LANGUAGE_LOSSES, language_terms
+from tutelage.pipeline.language.cutting import cut
 from tutelage.pipeline.language.inside import check_inside, inside_of
 from tutelage.pipeline.language.material import LanguageMaterial
 from tutelage.pipeline.language.own_words import own_losses, own_record, own_words
-from tutelage.pipeline.language.planning import Slice, choosing_tokens, spec_json
+from tutelage.pipeline.language.planning import Slice, spec_json
 from tutelage.pipeline.language.portions import Portion, portions
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.progress import Progress
@@ -27,7 +28,6 @@ from tutelage.recipe_language import Quantization
 from tutelage.run import Run
 from tutelage.students.decoders.network import Decoder, DecoderSpec, Origin
 from tutelage.students.decoders.sizes import parameters, steps_to
-from tutelage.students.decoders.slicing import slice_decoder
 from tutelage.teach.token_signals import Speaker, TokenSignals
 from tutelage.teach.torch_teacher import BF16_NOTE
 from tutelage.train.block_rounding import block_rounded
@@ -235,7 +235,9 @@ def _step(
     def work() -> tuple[Any, list[Path]]:
         if material.given is None:
             progress.say(f"student: slicing, step {number} of {of}")
-        student = slice_decoder(before, spec, choosing_tokens(material), kept=kept)
+        student = cut(
+            recipe, material, before, spec, kept, run, progress, number=number, inputs=inputs
+        )
         inside = inside_of(
             recipe, material, student, (weights, options), progress, last=number == of
         )
@@ -276,6 +278,7 @@ def _step(
             list(kept or ()), weights, options, material.content,
             recipe.distill.model_dump(mode="json", exclude={"checkpoint"}),
             recipe.language.tokens, recipe.language.recompute, recipe.seed, recipe.threads, of,
+            recipe.language.refit,
             dataclasses.astuple(portion),
             *([recipe.language.own.model_dump(mode="json")] if recipe.language.own else []),
             *([material.student] if material.given is not None else []),

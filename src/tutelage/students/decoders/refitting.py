@@ -73,8 +73,9 @@ def _fitted(
 ) -> States:  # fmt: skip
     """Move one projection towards the aims; return the states behind it."""
     said = [pass_on(stack, state) for stack, state in zip(stacks, states, strict=True)]
-    gram = torch.zeros(projection.in_features, projection.in_features)
-    cross = torch.zeros(projection.in_features, projection.out_features)
+    reads, device = projection.in_features, projection.weight.device
+    gram = torch.zeros(reads, reads, device=device)
+    cross = torch.zeros(reads, projection.out_features, device=device)
     for (read, state), aim in zip(said, aims, strict=True):
         weights = 1 / aim.square().mean(dim=-1, keepdim=True).clamp_min(_SMALL)
         weighed = (read * weights).flatten(0, 1)
