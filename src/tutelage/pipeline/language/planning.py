@@ -192,13 +192,13 @@ def _compared(
         depth = by_count[candidate.spec.layers]
         small = slice_decoder(source, candidate.spec, batches, kept=depth.kept)
         with block_rounded(small, candidate.form):
-            kl = _kl(material.decoder, small, batches)
+            kl = divergence(material.decoder, small, batches)
         rows.append({"kept": list(depth.kept), "kl": kl})
     return {"slices": rows, "depths": [[n, depth.kl] for n, depth in by_count.items()]}
 
 
 @torch.inference_mode()
-def _kl(teacher: Decoder, student: Decoder, batches: Tensor) -> float:
+def divergence(teacher: Decoder, student: Decoder, batches: Tensor) -> float:
     """Return the mean KL divergence of a next token from what the teacher says, in nats."""
     total = 0.0
     for ids in batches.split(1):

@@ -235,7 +235,7 @@ def _step(
     def work() -> tuple[Any, list[Path]]:
         if material.given is None:
             progress.say(f"student: slicing, step {number} of {of}")
-        student = cut(
+        student, start = cut(
             recipe, material, before, spec, kept, run, progress, number=number, inputs=inputs
         )
         inside = inside_of(
@@ -268,6 +268,7 @@ def _step(
         origin = dataclasses.asdict(student.origin)
         tokens = [lesson.taught_in(epoch) for epoch in range(len(history["loss"]))]
         result = {"history": history, "config": config, "origin": origin, "tokens": tokens}
+        result["start"] = start
         return {**result, **shared, **own_record(lesson.own, steps)}, [path]
 
     done = f"step-{number - 1}" if number > 1 else "whole"
@@ -346,7 +347,7 @@ def _joined(recipe: Recipe, spec: DecoderSpec, results: list[dict[str, Any]]) ->
         **({} if mixed else {"perplexity": [math.exp(min(x, 700.0)) for x in held_out]}),
         "steps": len(results),
         **_own_steps(results),
-        **{key: results[-1][key] for key in ("shared",) if key in results[-1]},
+        **{key: results[-1][key] for key in ("shared", "start") if key in results[-1]},
         "seed": recipe.seed,
         "metric": "loss",
         "history": history,
