@@ -13,6 +13,7 @@ magnitude     the same structure, starting from the teacher's channels of the la
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one,
               for a quarter or a half of the epochs (the default)
+sliced        slices of the teacher, layers fitted to its own
 auto          compact families and slices of the teacher side by side
 
 `fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist, `digits` the set
@@ -61,6 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "magnitude": {"start": "teacher"},
     "teacher": {"start": "teacher"},
     "nearest": {"start": "nearest"},
+    "sliced": {"space": "sliced"},
     "auto": {"space": "auto", "start": "fresh"},
 }
 # From loose to tight, as `nearest` needs; of each device several limits that bind in turn.

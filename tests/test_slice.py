@@ -38,7 +38,7 @@ def images(count=32):
 
 
 def slice_channels(network, examples, share):
-    return cut(network, examples, lambda _, channels: even_share(channels, share))
+    return cut(network, examples, lambda _, channels: even_share(channels, share))[0]
 
 
 class Joined(nn.Module):
@@ -111,7 +111,7 @@ def test_dead_channels_go_first_and_change_nothing():
         norm = teacher.stages[0][0].first[1]
         norm.weight[dead], norm.bias[dead] = 0.0, 0.0
     target = "stages.0.0.first.0"
-    small = cut(teacher, images(), lambda name, n: 4 if name == target else n)
+    small, _ = cut(teacher, images(), lambda name, n: 4 if name == target else n)
     assert small.get_submodule(target).out_channels == 4
     assert torch.allclose(small(images()), teacher(images()), atol=1e-6)
 

@@ -47,9 +47,8 @@ def test_a_slice_is_of_its_spec_and_holds_the_networks_numbers(kind, tmp_path):
     made = StudentSpec(family="vit", knobs=spec)
     save(tmp_path, StudentSpec.from_json(json.loads(json.dumps(made.to_json()))), small)
     assert torch.equal(said(load(tmp_path), x), said(small, x))
-    taught = sliced_from(whole, made, x)  # what norms there are get the slice's own statistics
-    stem = any(isinstance(module, nn.BatchNorm2d) for module in whole.modules())
-    assert torch.equal(said(taught, x), said(small, x)) is not stem
+    fitted, own = said(sliced_from(whole, made, x), x), said(whole, x)
+    assert (fitted - own).square().mean() < 0.8 * (said(small, x) - own).square().mean()
 
 
 def test_what_says_nothing_goes_first():

@@ -117,10 +117,9 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     )
     shapes = {name: tensor.shape for name, tensor in student.items()}
     (start,) = (s for s in starts if {name: tensor.shape for name, tensor in s.items()} == shapes)
-    teacher, sliced, student = (t["stem.0.weight"] for t in (whole, start, student))
-    rows = [row.flatten().tolist() for row in teacher]
-    assert len(sliced) < len(teacher)
-    assert all(row.flatten().tolist() in rows for row in sliced)
+    means, of = (t["stem.1.running_mean"].tolist() for t in (start, whole))
+    assert len(means) < len(of) and set(means) <= set(of)  # fitting leaves norms as they were
+    student, sliced = (t["stem.0.weight"] for t in (student, start))
     assert torch.allclose(student, sliced, atol=1e-3)
 
 

@@ -38,6 +38,7 @@ from tutelage.teach.teachers import Teacher
 from tutelage.teach.torch_teacher import Renormalised, Reordered, TorchTeacher
 from tutelage.teach.vits import as_vit, reading
 
+_FITTED = 1_024  # examples that a slice is fitted to
 _FILES = ("spec.json", "model.safetensors", *exits.FILES)
 _KINDS = {"convnet": ConvNet, "convnet1d": ConvNet1d, "encoder": Encoder, "vit": ViT}
 
@@ -211,7 +212,7 @@ def _weights(
 
     def work() -> tuple[Any, list[Path]]:
         progress.say(f"student: slicing {name_spec(spec)}")
-        small = sliced_from(whole(), spec, some_examples(material))
+        small = sliced_from(whole(), spec, some_examples(material, _FITTED))
         write_tensors(path, small.state_dict())
         return None, [path]
 

@@ -31,7 +31,7 @@ from tutelage.students.slices import convnet as slice_convnet
 from tutelage.students.slices import encoder as slice_encoder
 from tutelage.students.slices import graph as slice_graph
 from tutelage.students.slices import vit as slice_vit
-from tutelage.students.slices.channels import Slicing, recalibrated
+from tutelage.students.slices.channels import Slicing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,14 +140,14 @@ class StudentSpec:
 def sliced_from(network: nn.Module, spec: StudentSpec, inputs: Tensor) -> nn.Module:
     """Return a network of `spec` with the weights of one of its family that it is part of.
 
-    `inputs` are some dozens of examples: they choose what stays, and norms hold their statistics
-    unless all stays. Raises `StudentError` where the network cannot be sliced.
+    `inputs` are some hundreds of examples: they choose what stays, and layers are fitted on them to
+    the network's, unless all stays. Raises `StudentError` where the network cannot be sliced.
     """
     slicing = FAMILIES[spec.family].slicing
     if slicing is None:
         raise StudentError(f"students of family '{spec.family}' cannot be sliced")
-    small = slicing.cut(network, spec.knobs, inputs)
-    return small if spec.knobs == getattr(network, "spec", None) else recalibrated(small, inputs)
+    whole = spec.knobs == getattr(network, "spec", None)
+    return slicing.cut(network, spec.knobs, inputs, fitted=not whole)
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.errors import StudentError
@@ -27,6 +27,7 @@ from tutelage.students.strided import sliced_strides
 Kept = Callable[[str, int], int]
 Rest = TypeVar("Rest")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+_CHOOSING = 256
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -34,21 +35,27 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 class Slicing:
     """How networks of a family are sliced to smaller ones of it; specs are its knobs.
 
-    `cut(network, spec, inputs)` is a network of `spec` with this one's weights, some dozens of
-    `inputs` choosing which; `is_part(spec, whole)` says whether that can be. `narrower(spec,
-    share)` has about a share of the channels or the like, in `steps(spec)` steps at most;
-    `shallower(spec)` are the depths to consider, the spec's own first. Where stages can be narrowed
-    alone, `sizes(spec)` are the widths that each may take, ascending to its own, and
-    `resized(spec, widths)` is the spec with one of each.
+    `cut(network, spec, inputs, fitted=False)` is a network of `spec` with this one's weights, some
+    `inputs` choosing which, and where it says so its layers fitted to this one's (`fitting.fit`).
+    `is_part(spec, whole)` says whether that can be. `narrower(spec, share)` has about a share of
+    the channels or the like, in `steps(spec)` steps at most; `shallower(spec)` are the depths to
+    consider, the spec's own first. Where stages can be narrowed alone, `sizes(spec)` are the widths
+    that each may take, ascending to its own, and `resized(spec, widths)` is the spec with one of
+    each.
     """
 
-    cut: Callable[[Any, Any, Any], nn.Module]
+    cut: Callable[..., nn.Module]
     is_part: Callable[[Any, Any], bool]
     narrower: Callable[[Any, float], Any]
     shallower: Callable[[Any], Sequence[Any]]
     steps: Callable[[Any], int]
     sizes: Callable[[Any], tuple[tuple[int, ...], ...]] | None = None
     resized: Callable[[Any, tuple[int, ...]], Any] | None = None
+
+
+def choosing(inputs: Tensor) -> Tensor:
+    """Return some of the inputs, evenly spread, by which is chosen what stays."""
+    return inputs[:: max(1, len(inputs) // _CHOOSING)]
 
 
 def even_share(channels: int, share: float) -> int:
@@ -60,10 +67,13 @@ def even_share(channels: int, share: float) -> int:
     return channels if share == 1 else min(channels, max(2, 2 * round(share * channels / 2)))
 
 
-def cut(network: nn.Module, examples: Float[Tensor, "b ..."], kept: Kept) -> nn.Module:
+def cut(
+    network: nn.Module, examples: Float[Tensor, "b ..."], kept: Kept
+) -> tuple[nn.Module, dict[str, Int[Tensor, " k"]]]:
     """Return a copy of which the layer `name` keeps `kept(name, channels)` of its outputs.
 
-    Of layers whose channels go together the first one's name counts. Raises `StudentError`.
+    Beside it which outputs those are, by the names of all layers. Of layers whose channels go
+    together the first one's name counts. Raises `StudentError`.
     """
     why = _unlike(network)
     if why:
@@ -72,7 +82,7 @@ def cut(network: nn.Module, examples: Float[Tensor, "b ..."], kept: Kept) -> nn.
     try:
         with torch.enable_grad():
             wanted = small(examples[:2]).shape
-            _cut_groups(small, examples, kept)
+            stayed = _cut_groups(small, examples, kept)
             found = small(examples[:2]).shape
     except _Untraced as cause:
         raise StudentError(
@@ -87,7 +97,7 @@ def cut(network: nn.Module, examples: Float[Tensor, "b ..."], kept: Kept) -> nn.
             f"{type(network).__name__} cannot be sliced: its outputs would go from "
             f"{tuple(wanted)} to {tuple(found)}. {_INSTEAD}"
         )
-    return small
+    return small, stayed
 
 
 _INSTEAD = "Choose student.space: compact"
@@ -112,13 +122,15 @@ def _unlike(network: nn.Module) -> str:
     return ""
 
 
-def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> None:
+def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> dict[str, Int[Tensor, " k"]]:
+    """Cut in place; return which of its outputs each layer kept."""
     from torch_pruning import DependencyGraph
 
     gates = importance(network, examples)
     head = _last_layer(network, examples[:2])
     graph = DependencyGraph().build_dependency(network, example_inputs=examples[:2])
     names = {module: name for name, module in network.named_modules()}
+    stayed = {m: torch.arange(len(m.weight)) for m in names if isinstance(m, _LAYERS)}
     for group in graph.get_all_groups(ignored_layers=[head], root_module_types=list(_LAYERS)):
         members = [
             (item.dep.target.module, item.idxs, item.root_idxs)
@@ -140,6 +152,9 @@ def _cut_groups(network: nn.Module, examples: Tensor, kept: Kept) -> None:
                 stay = torch.ones(gates[module].shape[1], dtype=torch.bool)
                 stay[idxs] = False
                 gates[module] = gates[module][:, stay]
+                if module in stayed:
+                    stayed[module] = stayed[module][stay]
+    return {names[module]: outputs for module, outputs in stayed.items()}
 
 
 def _groups(module: nn.Module) -> int:

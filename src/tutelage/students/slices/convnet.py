@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.slices.channels import Slicing, cut, even_share, least_missed
+from tutelage.students.slices.channels import Slicing, choosing, cut, even_share, least_missed
+from tutelage.students.slices.fitting import fit
 
 Staged = TypeVar("Staged", ConvNet, ConvNet1d)
 
@@ -32,19 +33,24 @@ def is_part(spec: ConvNetSpec | ConvNet1dSpec, whole: ConvNetSpec | ConvNet1dSpe
 
 
 def slice_convnet(
-    network: Staged, spec: ConvNetSpec | ConvNet1dSpec, inputs: Float[Tensor, "b c ..."]
-) -> Staged:
+    network: Staged, spec: ConvNetSpec | ConvNet1dSpec, inputs: Float[Tensor, "b c ..."],
+    *, fitted: bool = False,
+) -> Staged:  # fmt: skip
     """Return a network of `spec` that starts with this one's weights, in eval mode.
 
     `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
     `channels.importance`); what stays is copied as it is, statistics of the norms included. Raises
-    `StudentError` where that is impossible.
+    `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's.
     """
-    fewer = without_blocks(network, spec.depths, inputs)
+    some = choosing(inputs)
+    fewer = without_blocks(network, spec.depths, some)
     wanted: Any = type(network)(spec)  # pyright: ignore[reportArgumentType]
-    small = cut(fewer, inputs, lambda name, _: len(wanted.get_parameter(f"{name}.weight")))
+    small, kept = cut(fewer, some, lambda n, _: len(wanted.get_parameter(f"{n}.weight")))
     wanted.load_state_dict(small.state_dict())
-    return wanted.eval()
+    wanted.eval()
+    if fitted:
+        fit(wanted, fewer, kept, inputs)
+    return wanted
 
 
 def without_blocks(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tutelage.students.families.encoder import Encoder, EncoderSpec
 from tutelage.students.slices import layers
+from tutelage.students.slices.channels import choosing
+from tutelage.students.slices.fitting import fit
 
 
 def is_part(spec: EncoderSpec, whole: EncoderSpec) -> bool:
@@ -24,9 +26,15 @@ def is_part(spec: EncoderSpec, whole: EncoderSpec) -> bool:
     )
 
 
-def slice_encoder(network: Encoder, spec: EncoderSpec, ids: Int[Tensor, "b t"]) -> Encoder:
-    """Return a network of `spec`, part of this one's own, that starts with its weights."""
-    fewer = layers.without_layers(network, spec.layers, ids)
+def slice_encoder(
+    network: Encoder, spec: EncoderSpec, ids: Int[Tensor, "b t"], *, fitted: bool = False
+) -> Encoder:
+    """Return a network of `spec`, part of this one's own, that starts with its weights.
+
+    `fitted`: layers are then fitted to the network's, on what is no pad.
+    """
+    some = choosing(ids)
+    fewer = layers.without_layers(network, spec.layers, some)
     small = Encoder(spec).eval()
     same = isinstance(fewer.project, nn.Identity)
     with layers.Gates() as gates:
@@ -34,7 +42,7 @@ def slice_encoder(network: Encoder, spec: EncoderSpec, ids: Int[Tensor, "b t"]) 
         if not same:
             gates.after(fewer.project, "stream")
         gates.of_layers(fewer.stages)
-        information = gates.information(fewer, ids)
+        information = gates.information(fewer, some)
     stay = layers.most(information["stream"], spec.hidden)
     rows = stay if same else layers.most(information["embedding"], spec.embedding)
     with torch.no_grad():
@@ -43,10 +51,13 @@ def slice_encoder(network: Encoder, spec: EncoderSpec, ids: Int[Tensor, "b t"]) 
         layers.copy_norm(small.embedding_norm, fewer.embedding_norm, rows)
         if not same:
             layers.copy_linear(small.project, fewer.project, stay, rows)
-        layers.copy_layers(small.stages, fewer.stages, information, stay)
+        kept = layers.copy_layers(small.stages, fewer.stages, information, stay)
         if isinstance(fewer.norm, nn.LayerNorm):
             layers.copy_norm(small.norm, fewer.norm, stay)
         layers.copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
+    if fitted:
+        kept = {**({} if same else {"project": stay}), **kept, "head": torch.arange(spec.classes)}
+        fit(small, fewer, kept, ids, counts=ids.ne(spec.pad))
     return small
 
 

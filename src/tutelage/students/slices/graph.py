@@ -19,7 +19,8 @@ from torch import Tensor
 from tutelage.errors import StudentError
 from tutelage.students.families.graph import INPUT, GraphSpec, Node
 from tutelage.students.families.graph_net import Block, GraphNet, blocks_of, inherited, stages_of
-from tutelage.students.slices.channels import Slicing, cut, even_share, least_missed
+from tutelage.students.slices.channels import Slicing, choosing, cut, even_share, least_missed
+from tutelage.students.slices.fitting import fit
 
 _MOST_DEPTHS, _MOST_STEPS = 5, 64  # what is tried of a large network, each exported and weighed
 _WIDE = ("conv", "linear")  # the operators that have a width of their own
@@ -177,17 +178,18 @@ def _without_all(spec: GraphSpec, blocks: Sequence[Block]) -> GraphSpec:
 
 
 def slice_graph(
-    network: GraphNet, spec: GraphSpec, inputs: Float[Tensor, "b c h w"]
-) -> GraphNet:  # fmt: skip
+    network: GraphNet, spec: GraphSpec, inputs: Float[Tensor, "b c h w"], *, fitted: bool = False
+) -> GraphNet:
     """Return a network of `spec` that starts with this one's weights, in eval mode.
 
     `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
     `channels.importance`); what stays is copied as it is, statistics of the norms included. Raises
-    `StudentError` where that is impossible.
+    `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's.
     """
-    fewer = _fewer_blocks(network, spec, inputs)
+    some = choosing(inputs)
+    fewer = _fewer_blocks(network, spec, some)
     wanted = GraphNet(spec)
-    small = cut(fewer, inputs, lambda name, _: len(wanted.get_parameter(f"{name}.weight")))
+    small, kept = cut(fewer, some, lambda name, _: len(wanted.get_parameter(f"{name}.weight")))
     try:
         wanted.load_state_dict(small.state_dict())
     except RuntimeError as error:
@@ -196,7 +198,10 @@ def slice_graph(
             f"the teacher cannot be sliced: its channels go together otherwise than was found "
             f"({first}). Choose student.space: compact"
         ) from None
-    return wanted.eval()
+    wanted.eval()
+    if fitted:
+        fit(wanted, fewer, kept, inputs)
+    return wanted
 
 
 def _fewer_blocks(network: GraphNet, spec: GraphSpec, inputs: Tensor) -> GraphNet:

@@ -189,19 +189,27 @@ class Gates(ExitStack):
 
 def copy_layers(
     to: nn.ModuleList, of: nn.ModuleList, information: dict[str, Tensor], stay: Int[Tensor, " k"]
-) -> None:
-    """Fill layers with those of a wider network, of whose stream the numbers `stay` stay."""
+) -> dict[str, Int[Tensor, " k"]]:
+    """Fill layers with those of a wider network, of whose stream the numbers `stay` stay.
+
+    Return which of its outputs each linear layer keeps, by its name in the network.
+    """
+    kept: dict[str, Tensor] = {}
     for number, (small, whole) in enumerate(zip(to, of, strict=True)):
         assert isinstance(small, Layer) and isinstance(whole, Layer)
         heads = most(information[f"heads.{number}"], small.heads)
         inner: Any = small.mlp[0].out_features
         units = most(information[f"inner.{number}"], inner)
-        copy_linear(small.qkv, whole.qkv, _spread(heads, 3 * whole.size), stay)
+        asked = _spread(heads, 3 * whole.size)
+        copy_linear(small.qkv, whole.qkv, asked, stay)
         copy_linear(small.out, whole.out, stay, _spread(heads, whole.size))
         copy_linear(small.mlp[0], whole.mlp[0], units, stay)
         copy_linear(small.mlp[2], whole.mlp[2], stay, units)
         copy_norm(small.attention_norm, whole.attention_norm, stay)
         copy_norm(small.mlp_norm, whole.mlp_norm, stay)
+        outputs = {"qkv": asked, "out": stay, "mlp.0": units, "mlp.2": stay}
+        kept |= {f"stages.{number}.{name}": rows for name, rows in outputs.items()}
+    return kept
 
 
 def most(information: Float[Tensor, " c"], count: int) -> Int[Tensor, " k"]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.slices.channels import moved, recalibrated
+from tutelage.students.slices.channels import moved
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
@@ -61,7 +61,7 @@ def replace_one(
     """Score each stage of the teacher, at the depth of `spec`, at each of a few widths.
 
     `spec` is the teacher's own with fewer blocks, or with all. `inputs` choose the weights that
-    stay and renew the norms, as for every slice (`sliced_from`); decisions are compared on
+    stay and what they are fitted on, as for every slice (`sliced_from`); decisions are compared on
     `judged`. `done` is called after each width. After the block scores of Bercovich et al., Puzzle
     (2411.19146), of stages that keep the teacher's own weights.
     """
@@ -69,8 +69,7 @@ def replace_one(
     assert slicing is not None and slicing.sizes is not None and slicing.resized is not None
     own = _decisions(teacher, judged)
     fewer = slicing.cut(teacher, spec.knobs, inputs)
-    same = spec.knobs == getattr(teacher, "spec", None)
-    whole = moved(_decisions(fewer if same else recalibrated(fewer, inputs), judged), own)
+    whole = moved(_decisions(fewer, judged), own)
     most = tuple(sizes[-1] for sizes in slicing.sizes(spec.knobs))
     widths, scores = tried_widths(spec), []
     for stage, tried in enumerate(widths):

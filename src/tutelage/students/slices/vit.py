@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tutelage.students.families.vit import ViT, ViTSpec
 from tutelage.students.slices import layers
+from tutelage.students.slices.channels import choosing
+from tutelage.students.slices.fitting import fit
 
 
 def is_part(spec: ViTSpec, whole: ViTSpec) -> bool:
@@ -23,9 +25,15 @@ def is_part(spec: ViTSpec, whole: ViTSpec) -> bool:
     return dataclasses.replace(whole, **sizes) == spec and layers.is_smaller(spec, whole)
 
 
-def slice_vit(network: ViT, spec: ViTSpec, images: Float[Tensor, "b c h w"]) -> ViT:
-    """Return a network of `spec`, part of this one's own, that starts with its weights."""
-    fewer = layers.without_layers(network, spec.layers, images)
+def slice_vit(
+    network: ViT, spec: ViTSpec, images: Float[Tensor, "b c h w"], *, fitted: bool = False
+) -> ViT:
+    """Return a network of `spec`, part of this one's own, that starts with its weights.
+
+    `fitted`: layers are then fitted to the network's.
+    """
+    some = choosing(images)
+    fewer = layers.without_layers(network, spec.layers, some)
     small = ViT(spec).eval()
     with layers.Gates() as gates:
         for number, module in enumerate(fewer.stem):
@@ -33,20 +41,24 @@ def slice_vit(network: ViT, spec: ViTSpec, images: Float[Tensor, "b c h w"]) -> 
                 gates.after(module, f"stem.{number}")
         gates.before(fewer.stages[0], "stream")
         gates.of_layers(fewer.stages)
-        information = gates.information(fewer, images)
+        information = gates.information(fewer, some)
     stay = layers.most(information["stream"], spec.hidden)
     with torch.no_grad():
-        _copy_stem(small.stem, fewer.stem, information, stay)
+        kept = _copy_stem(small.stem, fewer.stem, information, stay)
         small.positions.copy_(fewer.positions[:, stay])
-        layers.copy_layers(small.stages, fewer.stages, information, stay)
+        kept |= layers.copy_layers(small.stages, fewer.stages, information, stay)
         layers.copy_norm(small.norm, fewer.norm, stay)
         layers.copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
+    if fitted:
+        fit(small, fewer, {**kept, "head": torch.arange(spec.classes)}, images)
     return small
 
 
 def _copy_stem(
     to: nn.Sequential, of: nn.Sequential, information: dict[str, Tensor], stay: Int[Tensor, " k"]
-) -> None:
+) -> dict[str, Int[Tensor, " k"]]:
+    """Fill the stem; return which channels each convolution keeps, by its name in the network."""
+    outputs: dict[str, Tensor] = {f"stem.{len(to) - 1}": stay}
     *blocks, last = zip(to, of, strict=True)
     channels: Any = of[0].in_channels
     kept = read = torch.arange(channels)
@@ -55,10 +67,11 @@ def _copy_stem(
             width: Any = small.out_channels
             kept = layers.most(information[f"stem.{number + 2}"], width)
             layers.copy_linear(small, whole, kept, read)
-            read = kept
+            read = outputs[f"stem.{number}"] = kept
         elif isinstance(whole, nn.BatchNorm2d):
             layers.copy_norm(small, whole, kept)
     layers.copy_linear(*last, stay, read)
+    return outputs
 
 
 SLICING = layers.slicing(slice_vit, is_part)

@@ -1,0 +1,133 @@
+"""Layers of slices are fitted to the network's: in order, on what they read by then."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from test_slice import convnet, images
+from torch import nn
+
+from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.slices.channels import cut, recalibrated
+from tutelage.students.slices.convnet import slice_convnet
+from tutelage.students.slices.encoder import slice_encoder
+from tutelage.students.slices.fitting import fit
+
+
+def apart(one, other, inputs):
+    with torch.no_grad():
+        return float((one(inputs) - other(inputs)).square().mean())
+
+
+class Doubled(nn.Module):
+    """Each channel comes twice; grouped, strided and dilated convolutions read them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, stride=2, padding=2, dilation=2)
+        self.third = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.head = nn.Linear(8, 3)
+        with torch.no_grad():
+            for layer in (self.first, self.second, self.third):
+                layer.weight[4:] = layer.weight[:4]
+                if layer.bias is not None:
+                    layer.bias[4:] = layer.bias[:4]
+
+    def forward(self, x):
+        x = self.third(self.second(self.first(x).relu()).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_channels_that_others_speak_for_are_not_missed():
+    whole = Doubled().eval()
+    small, half = copy.deepcopy(whole), torch.arange(4)
+    with torch.no_grad():
+        for name in ("first", "second", "third"):
+            layer = getattr(small, name)
+            read = half if name == "second" else torch.arange(layer.weight.shape[1])
+            layer.weight = nn.Parameter(layer.weight[half][:, read])
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(layer.bias[half])
+        small.third.groups = 4
+        small.head.weight = nn.Parameter(small.head.weight[:, half])
+    kept = {"first": half, "second": half, "third": half, "head": torch.arange(3)}
+    before = apart(small, whole, images(64))
+    first = small.first.weight.clone()
+    fit(small, whole, kept, images(300))
+    assert apart(small, whole, images(64)) < 1e-2 * before
+    torch.testing.assert_close(small.first.weight, first, atol=1e-5, rtol=0)  # lost nothing
+    sums = whole.second.weight[:4, :4] + whole.second.weight[:4, 4:]
+    torch.testing.assert_close(small.second.weight, sums, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("block", ["plain", "depthwise"])
+def test_a_fitted_slice_decides_more_like_the_network_on_other_images(block):
+    whole = convnet(block, widths=(8, 16))
+    spec = dataclasses.replace(whole.spec, widths=(6, 12))
+    inputs, others = images(300), torch.randn(100, 1, 12, 12)
+    plain = slice_convnet(whole, spec, inputs)
+    fitted = slice_convnet(whole, spec, inputs, fitted=True)
+    before = min(apart(n, whole, others) for n in (plain, recalibrated(plain, inputs)))
+    assert apart(fitted, whole, others) < 0.7 * before
+    for mine, theirs in zip(fitted.modules(), plain.modules(), strict=True):
+        if isinstance(mine, nn.BatchNorm2d):  # their statistics still hold
+            assert torch.equal(mine.running_mean, theirs.running_mean)
+    assert all(torch.isfinite(x).all() for x in fitted.state_dict().values())
+
+
+@pytest.mark.parametrize("block", ["plain", "separable"])
+def test_series_are_fitted_alike(block):
+    torch.manual_seed(0)
+    spec = ConvNet1dSpec(
+        channels=2, length=40, classes=3, widths=(8, 12), depths=(1, 2), block=block
+    )
+    whole, inputs = ConvNet1d(spec), torch.randn(300, 2, 40)
+    with torch.no_grad():
+        whole.train()(inputs)
+    smaller, others = dataclasses.replace(spec, widths=(6, 8)), torch.randn(100, 2, 40)
+    plain = slice_convnet(whole.eval(), smaller, inputs)
+    fitted = slice_convnet(whole, smaller, inputs, fitted=True)
+    assert apart(fitted, whole, others) < 0.8 * apart(plain, whole, others)
+
+
+def test_which_outputs_stayed_is_told():
+    whole = convnet(widths=(8, 12))
+    small, kept = cut(whole, images(), lambda _, channels: channels // 2)
+    stem = kept["stem.0"]
+    assert torch.equal(small.get_submodule("stem.0").weight, whole.stem[0].weight[stem])
+    layers = (nn.Conv2d, nn.Linear)
+    assert set(kept) == {n for n, m in whole.named_modules() if isinstance(m, layers)}
+    assert kept["head"].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_of_texts_pads_do_not_count(norm):
+    torch.manual_seed(0)
+    spec = EncoderSpec(
+        vocabulary=50, length=12, classes=4, layers=2, hidden=32, heads=4, inner=64, norm=norm,
+        embedding=16,
+    )  # fmt: skip
+    whole = Encoder(spec).eval()
+    ids = torch.randint(1, 50, (400, 12))
+    lengths = torch.randint(2, 12, (400, 1))
+    ids[torch.arange(12) >= lengths] = 0
+    smaller = dataclasses.replace(spec, hidden=24, heads=3, inner=40, embedding=12)
+    plain, fitted = (
+        slice_encoder(whole, smaller, ids[:300], fitted=flag) for flag in (False, True)
+    )  # fmt: skip
+    assert apart(fitted, whole, ids[300:]) < 0.7 * apart(plain, whole, ids[300:])
+    longer = EncoderSpec(**{**dataclasses.asdict(spec), "length": 24})
+    wide = Encoder(longer).eval()
+    state = whole.state_dict() | {"positions": torch.cat([whole.positions, whole.positions])}
+    wide.load_state_dict(state)
+    padded = torch.cat([ids, torch.zeros_like(ids)], dim=1)
+    other = dataclasses.replace(smaller, length=24)
+    more = slice_encoder(wide, other, padded[:300], fitted=True)
+    near = apart(more, wide, padded[300:])
+    assert near < 1.5 * apart(fitted, whole, ids[300:])
