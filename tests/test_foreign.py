@@ -104,6 +104,17 @@ def test_a_slice_is_as_its_spec_says_and_is_rebuilt_bit_by_bit(
 
 
 @torch.no_grad()
+def test_a_fitted_slice_decides_more_like_the_network(graph: GraphNet) -> None:
+    spec = narrower(graph.spec, 0.75)
+    plain, fitted = (
+        slice_graph(graph, spec, noise(300), fitted=flag) for flag in (False, True)
+    )  # fmt: skip
+    others = torch.randn(100, *IMAGE)
+    first, last = ((n(others) - graph(others)).square().mean() for n in (plain, fitted))
+    assert last < 0.7 * first
+
+
+@torch.no_grad()
 def test_a_slice_of_all_is_the_network_itself_and_blocks_go_by_what_is_missed(
     graph: GraphNet,
 ) -> None:

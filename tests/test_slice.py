@@ -11,6 +11,7 @@ from torch import nn
 from tutelage.errors import StudentError
 from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
+from tutelage.students.slices import channels
 from tutelage.students.slices.channels import (
     cut,
     even_share,
@@ -250,3 +251,16 @@ def test_norms_are_recalibrated_to_the_examples():
     assert found.stem[1].momentum == small.stem[1].momentum and not found.training
     for (name, before), after in zip(small.named_parameters(), found.parameters(), strict=True):
         assert torch.equal(before, after), name
+
+
+def test_what_channels_count_is_found_once_where_it_is_remembered(monkeypatch):
+    asked = []
+    find = channels.importance
+    monkeypatch.setattr(channels, "importance", lambda *a: asked.append(1) or find(*a))
+    teacher, other = convnet(), convnet(seed=1)
+    alone = [slice_channels(teacher, images(), share).state_dict() for share in (0.75, 0.5)]
+    with channels.remembering():
+        again = [slice_channels(teacher, images(), share).state_dict() for share in (0.75, 0.5)]
+        slice_channels(other, images(), 0.5)
+    torch.testing.assert_close(again, alone, atol=0, rtol=0)
+    assert len(asked) == 2 + 1 + 1

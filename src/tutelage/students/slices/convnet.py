@@ -62,6 +62,8 @@ def without_blocks(
     squared, for a single output). A block that changes shapes stays.
     """
     small = copy.deepcopy(network).eval()
+    if depths == network.spec.depths:
+        return small
     with torch.no_grad():
         own = small(inputs)
         for number, depth in enumerate(depths):

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.students.families.encoder import Layer
+from tutelage.students.slices import channels
 from tutelage.students.slices.channels import Slicing, drawn_decision, even_share, least_missed
 
 SIZES = ("layers", "hidden", "heads", "inner")
@@ -39,13 +40,14 @@ def is_smaller(spec: Any, whole: Any) -> bool:
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Find once, within this, in which order the layers of a network go.
+    """Find once, within this, in which order the layers of a network go, and what channels count.
 
     Its weights, and the inputs that it is asked about, must stay the same.
     """
     token = _ORDERS.set({})
     try:
-        yield
+        with channels.remembering():
+            yield
     finally:
         _ORDERS.reset(token)
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutelage.students.slices.channels import moved
+from tutelage.students.slices.channels import moved, remembering
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
 
 SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
@@ -72,14 +72,15 @@ def replace_one(
     whole = moved(_decisions(fewer, judged), own)
     most = tuple(sizes[-1] for sizes in slicing.sizes(spec.knobs))
     widths, scores = tried_widths(spec), []
-    for stage, tried in enumerate(widths):
-        found = []
-        for width in tried[:-1]:
-            knobs = slicing.resized(spec.knobs, (*most[:stage], width, *most[stage + 1 :]))
-            small = sliced_from(fewer, StudentSpec(family=spec.family, knobs=knobs), inputs)
-            found.append(moved(_decisions(small, judged), own))
-            done()
-        scores.append((*found, whole))
+    with remembering():
+        for stage, tried in enumerate(widths):
+            found = []
+            for width in tried[:-1]:
+                knobs = slicing.resized(spec.knobs, (*most[:stage], width, *most[stage + 1 :]))
+                small = sliced_from(fewer, StudentSpec(family=spec.family, knobs=knobs), inputs)
+                found.append(moved(_decisions(small, judged), own))
+                done()
+            scores.append((*found, whole))
     return Narrowed(widths=widths, moved=tuple(scores))
 
 
