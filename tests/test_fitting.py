@@ -12,6 +12,7 @@ from torch import nn
 
 from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
 from tutelage.students.families.encoder import Encoder, EncoderSpec
+from tutelage.students.slices import fitting
 from tutelage.students.slices.channels import cut, recalibrated
 from tutelage.students.slices.convnet import slice_convnet
 from tutelage.students.slices.encoder import slice_encoder
@@ -131,3 +132,31 @@ def test_of_texts_pads_do_not_count(norm):
     more = slice_encoder(wide, other, padded[:300], fitted=True)
     near = apart(more, wide, padded[300:])
     assert near < 1.5 * apart(fitted, whole, ids[300:])
+
+
+def test_of_large_maps_fewer_examples_are_taken_and_more_of_each(monkeypatch):
+    whole = convnet(widths=(8, 16))
+    spec, inputs = dataclasses.replace(whole.spec, widths=(6, 12)), images(300)
+    plain = slice_convnet(whole, spec, inputs)
+    seen, real = [], fitting._wanted
+    monkeypatch.setattr(fitting, "_wanted", lambda *a: seen.append(len(a[2])) or real(*a))
+    monkeypatch.setattr(fitting, "_NUMBERS", 8 * 144 * 100)  # maps of the stem, of 100 examples
+    fitted = slice_convnet(whole, spec, inputs, fitted=True)
+    assert seen == [100]
+    assert apart(fitted, whole, images(64)) < apart(plain, whole, images(64))
+
+
+def test_what_pads_otherwise_stays_and_empty_texts_do_no_harm():
+    torch.manual_seed(0)
+    spec = EncoderSpec(vocabulary=50, length=8, classes=4, layers=1, hidden=32, heads=4, inner=32)
+    whole, ids = Encoder(spec).eval(), torch.randint(1, 50, (100, 8))
+    ids[3:40] = 0
+    smaller = dataclasses.replace(spec, hidden=24, heads=3)
+    fitted = slice_encoder(whole, smaller, ids, fitted=True)
+    assert all(torch.isfinite(x).all() for x in fitted.state_dict().values())
+    one = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"))
+    two = copy.deepcopy(one)
+    with torch.no_grad():
+        two[0].weight.mul_(2.0)
+    fit(one, two, {"0": torch.arange(4)}, images(50))
+    torch.testing.assert_close(one[0].weight * 2, two[0].weight)

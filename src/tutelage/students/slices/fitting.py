@@ -11,7 +11,7 @@ section 3, there for the weights that read pruned channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 _RIDGE = 0.01  # times the mean square of what a layer reads
 _SMALL = 1e-8
-_PLACES = 24  # of each example's map or tokens, drawn at random
+_SAMPLES = 24_576  # places of all examples' maps or tokens that a layer is fitted to
+_NUMBERS = 1 << 26  # of all examples in the largest map, at most
+_CHUNK = 16  # examples whose patches are in memory at once
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 Kept = Mapping[str, Int[Tensor, " k"]]
 
 
@@ -33,10 +36,14 @@ def fit(
 ) -> None:  # fmt: skip
     """Move the layers of `small`, a slice of `whole` whose layers keep these outputs, in place.
 
-    `kept` names convolutions and linear layers of both. Some hundreds of `inputs` do. `counts` says
-    which tokens of them count, where some are pads.
+    `kept` names convolutions and linear layers of both. Some hundreds of `inputs` do; of large
+    maps fewer are taken, and more of each. `counts` says which tokens of them count, where some are
+    pads. Convolutions that pad with other than zeros stay as they are.
     """
+    kept = {name: rows for name, rows in kept.items() if _covered(whole.get_submodule(name))}
     layers = {name: small.get_submodule(name) for name in kept}
+    every = -(-len(inputs) * _largest(whole, kept, inputs[:1]) // _NUMBERS)
+    inputs, counts = inputs[::every], None if counts is None else counts[::every]
     places: dict[str, Tensor] = {}
     wanted = _wanted(whole, kept, inputs, counts, places)
     with ExitStack() as hooks:
@@ -47,6 +54,24 @@ def fit(
 
             hooks.callback(layer.register_forward_pre_hook(before).remove)
         small(inputs)
+
+
+def _covered(layer: Any) -> bool:
+    padded = isinstance(layer, _CONVOLUTIONS) and isinstance(layer.padding, str)
+    return not padded and getattr(layer, "padding_mode", "zeros") == "zeros"
+
+
+def _largest(network: nn.Module, names: Iterable[str], example: Tensor) -> int:
+    """Return the most numbers that one of the layers reads or says of an example."""
+    sizes = [1]
+    with ExitStack() as hooks:
+        for name in names:
+            hook = network.get_submodule(name).register_forward_hook(
+                lambda _, given, said: sizes.extend((given[0].numel(), said.numel()))
+            )
+            hooks.callback(hook.remove)
+        network(example)
+    return max(sizes)
 
 
 def _wanted(
@@ -74,15 +99,13 @@ def _places(
 ) -> Int[Tensor, "b p"]:
     """Draw places of what a layer says of each example."""
     length = said.shape[2]
+    number = min(length, -(-_SAMPLES // len(said)))
     if counts is None or length != counts.shape[1]:
-        drawn = torch.randint(length, (len(said), min(_PLACES, length)), generator=draw)
-    else:
-        likely = counts.cpu().float()
-        drawn = torch.multinomial(likely, min(_PLACES, length), replacement=True, generator=draw)
+        return torch.randint(length, (len(said), number), generator=draw).to(said.device)
+    likely = counts.cpu().float()
+    likely[likely.sum(dim=1) == 0] = 1.0  # a text of nothing but pads
+    drawn = torch.multinomial(likely, number, replacement=True, generator=draw)
     return drawn.to(said.device)
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
 def _by_token(said: Float[Tensor, "b *t c"]) -> Float[Tensor, "b c t"]:
@@ -99,18 +122,21 @@ def _read(layer: nn.Module, given: Tensor, places: Tensor) -> Float[Tensor, "gro
     if not isinstance(layer, _CONVOLUTIONS):
         return _at(_by_token(given), places)[None]
     given = given[:, :, None] if isinstance(layer, nn.Conv1d) else given
+    geometry: Any = layer
     kernel, dilation, padding, stride = (
         (*[default] * (2 - len(size)), *size)
-        for size, default in zip(_geometry(layer), (1, 1, 0, 1), strict=True)
+        for size, default in (
+            (geometry.kernel_size, 1), (geometry.dilation, 1), (geometry.padding, 0),
+            (geometry.stride, 1),
+        )
+    )  # fmt: skip
+    read = torch.cat(
+        [
+            _at(F.unfold(part, kernel, dilation, padding, stride), some)
+            for part, some in zip(given.split(_CHUNK), places.split(_CHUNK), strict=True)
+        ]
     )
-    read = _at(F.unfold(given, kernel, dilation, padding, stride), places)
-    return read.unflatten(1, (layer.groups, -1)).transpose(0, 1)
-
-
-def _geometry(layer: Any) -> tuple[tuple[int, ...], ...]:
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise ValueError(f"a padding of {layer.padding_mode} {layer.padding} is not covered")
-    return layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    return read.unflatten(1, (geometry.groups, -1)).transpose(0, 1)
 
 
 def _move(layer: Any, read: Float[Tensor, "groups n f"], wanted: Float[Tensor, "n out"]) -> None:
