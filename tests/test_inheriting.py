@@ -137,7 +137,9 @@ def test_a_kept_student_that_was_altered_is_told(taught: Path, tmp_path: Path) -
 
 def test_a_student_starts_from_the_teacher_where_it_is_part_of_it(tmp_path: Path) -> None:
     result = run(tmp_path, WIDE, start="teacher")
-    assert result["start"] == ["the weights of the teacher, of the channels and blocks that stay"]
+    assert result["start"] == [
+        "the weights of the teacher, of the channels and blocks that stay, fitted to it"
+    ]
     plan = json.loads((tmp_path / "run/plan.json").read_text())
     assert [c["space"] for c in plan["candidates"]] == ["sliced"]
     whole = tensors(tmp_path / "run/teacher/model.safetensors")

@@ -207,7 +207,9 @@ def test_a_narrower_text_student_starts_with_a_slice_of_its_teacher(folder):
     answer = tiny.cli("run", folder / "narrow.yaml", "--run", folder / "narrow", "--json")
     assert answer.status == 0, answer.err
     result = json.loads((folder / "narrow/run.json").read_text())["stages"]["distill"]["result"]
-    assert result["start"] == ["the weights of the teacher, of the channels and blocks that stay"]
+    assert result["start"] == [
+        "the weights of the teacher, of the channels and blocks that stay, fitted to it"
+    ]
 
 
 def test_a_text_student_can_be_a_slice_of_its_teacher(folder):

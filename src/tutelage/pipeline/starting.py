@@ -32,7 +32,8 @@ def first_student(
     network = spec.build()
     if weights is not None:
         network.load_state_dict(weights)
-        return network, (f"the weights of {of}, of the channels and blocks that stay",)
+        how = "" if recipe.student.space == "elastic" else ", fitted to it"
+        return network, (f"the weights of {of}, of the channels and blocks that stay{how}",)
     module = module_of(taught.teacher)
     if recipe.student.start != "teacher" or not hasattr(network, "embedding"):
         return network, ()  # what embeds no tokens starts from a slice or fresh

@@ -75,7 +75,10 @@ def _fitting_tokens(
     Without the latter the slice is nearer on the user's texts and farther on all others.
     """
     texts = material.data.train.ids[: max(1, _FITTING_TOKENS // (2 * material.length))]
-    own = freely_written(recipe, material, len(texts), run, progress, stage="fitting-texts")
+    if material.rehearsal is not None and len(material.rehearsal) >= len(texts):
+        own = material.rehearsal.ids[: len(texts)]
+    else:
+        own = freely_written(recipe, material, len(texts), run, progress, stage="fitting-texts")
     return torch.from_numpy(np.concatenate([texts, own])).long()
 
 
