@@ -28,7 +28,7 @@ def shared(steps, *, sequences=4_000, length=100, batch=8, behind=0, epochs=None
         def __len__(self):
             return sequences
 
-    material = SimpleNamespace(data=SimpleNamespace(train=Rows()))
+    material = SimpleNamespace(taught=Rows())
     return portions(recipe, material, steps, behind=behind)
 
 

@@ -57,7 +57,10 @@ def freely_written(
     stage: str,
 ) -> Int[np.ndarray, "n length"]:  # fmt: skip
     """Return `count` sequences that the teacher writes, once a run, as the stage of that name."""
-    key = hash_json([material.teacher, material.vocabulary, material.length, count, recipe.seed])
+    key = hash_json(
+        [material.teacher, material.vocabulary, material.content, material.length, count,
+         recipe.seed]
+    )  # fmt: skip
     folder = run.file(f"{stage}/{key[:16]}")
 
     def written() -> Iterator[Int[np.ndarray, "b length"]]:
