@@ -16,7 +16,7 @@ from tutelage.students.slices import fitting
 from tutelage.students.slices.channels import cut, recalibrated
 from tutelage.students.slices.convnet import slice_convnet
 from tutelage.students.slices.encoder import slice_encoder
-from tutelage.students.slices.fitting import fit
+from tutelage.students.slices.fitting import fit, own
 
 
 def apart(one, other, inputs):
@@ -60,7 +60,7 @@ def test_channels_that_others_speak_for_are_not_missed():
     kept = {"first": half, "second": half, "third": half, "head": torch.arange(3)}
     before = apart(small, whole, images(64))
     first = small.first.weight.clone()
-    fit(small, whole, kept, images(300))
+    fit(small, whole, own(kept), images(300))
     assert apart(small, whole, images(64)) < 1e-2 * before
     torch.testing.assert_close(small.first.weight, first, atol=1e-5, rtol=0)  # lost nothing
     sums = whole.second.weight[:4, :4] + whole.second.weight[:4, 4:]
@@ -95,6 +95,35 @@ def test_series_are_fitted_alike(block):
     plain = slice_convnet(whole.eval(), smaller, inputs)
     fitted = slice_convnet(whole, smaller, inputs, fitted=True)
     assert apart(fitted, whole, others) < 0.8 * apart(plain, whole, others)
+
+
+def test_what_is_left_makes_up_for_blocks_that_went():
+    """What the second block adds is a linear function of what the first one's last layer reads."""
+    for block in ("plain", "depthwise"):
+        whole = convnet(block, widths=(8, 16), depths=(2, 2))
+        spec = dataclasses.replace(whole.spec, depths=(1, 1))
+        inputs, others = images(300), torch.randn(100, 1, 12, 12)
+        cut = slice_convnet(whole, spec, inputs)
+        fitted = slice_convnet(whole, spec, inputs, fitted=True)
+        assert apart(fitted, whole, others) < 0.5 * apart(cut, whole, others)
+
+
+def test_a_sum_is_met_where_what_is_added_to_it_was_lost():
+    """The shortcut lost half of what it carried; the block's last layer writes it instead."""
+    torch.manual_seed(0)
+    whole = convnet(widths=(8,), depths=(1,)).eval()
+    small = copy.deepcopy(whole)
+    with torch.no_grad():
+        small.stem[0].weight[4:] = 0.0
+    aims = {
+        "stages.0.0.second.0": fitting.Aim(
+            outputs=torch.arange(8), of="stages.0.0.relu", reads=True, rest="stages.0.0",
+            through="stages.0.0.shortcut", norm="stages.0.0.second.1",
+        )
+    }  # fmt: skip
+    before = apart(small, whole, images(64))
+    fit(small, whole, aims, images(300))
+    assert apart(small, whole, images(64)) < 0.5 * before
 
 
 def test_which_outputs_stayed_is_told():
@@ -138,8 +167,10 @@ def test_of_large_maps_fewer_examples_are_taken_and_more_of_each(monkeypatch):
     whole = convnet(widths=(8, 16))
     spec, inputs = dataclasses.replace(whole.spec, widths=(6, 12)), images(300)
     plain = slice_convnet(whole, spec, inputs)
-    seen, real = [], fitting._wanted
-    monkeypatch.setattr(fitting, "_wanted", lambda *a: seen.append(len(a[2])) or real(*a))
+    seen, real = [], fitting._Fitting.move
+    monkeypatch.setattr(
+        fitting._Fitting, "move", lambda self, some: seen.append(len(some)) or real(self, some)
+    )
     monkeypatch.setattr(fitting, "_NUMBERS", 8 * 144 * 100)  # maps of the stem, of 100 examples
     fitted = slice_convnet(whole, spec, inputs, fitted=True)
     assert seen == [100]
@@ -158,5 +189,5 @@ def test_what_pads_otherwise_stays_and_empty_texts_do_no_harm():
     two = copy.deepcopy(one)
     with torch.no_grad():
         two[0].weight.mul_(2.0)
-    fit(one, two, {"0": torch.arange(4)}, images(50))
+    fit(one, two, own({"0": torch.arange(4)}), images(50))
     torch.testing.assert_close(one[0].weight * 2, two[0].weight)

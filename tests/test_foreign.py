@@ -114,6 +114,16 @@ def test_a_fitted_slice_decides_more_like_the_network(graph: GraphNet) -> None:
     assert last < 0.7 * first
 
 
+def test_what_is_left_of_a_graph_makes_up_for_blocks_that_went(graph: GraphNet) -> None:
+    for block in [block for block in blocks_of(graph.spec) if block.spare]:
+        spec, others = without(graph.spec, block), torch.randn(100, *IMAGE)
+        plain, fitted = (
+            slice_graph(graph, spec, noise(300), fitted=flag) for flag in (False, True)
+        )  # fmt: skip
+        first, last = ((n(others) - graph(others)).square().mean() for n in (plain, fitted))
+        assert last < 0.7 * first
+
+
 @torch.no_grad()
 def test_a_slice_of_all_is_the_network_itself_and_blocks_go_by_what_is_missed(
     graph: GraphNet,

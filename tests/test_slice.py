@@ -18,7 +18,7 @@ from tutelage.students.slices.channels import (
     importance,
     recalibrated,
 )
-from tutelage.students.slices.convnet import is_part, slice_convnet, without_blocks
+from tutelage.students.slices.convnet import blocks_that_stay, is_part, slice_convnet, with_blocks
 
 
 def convnet(block="plain", widths=(8, 12), depths=(2, 2), classes=5, seed=0, **knobs):
@@ -234,11 +234,13 @@ def test_the_block_that_is_missed_least_goes_first():
     with torch.no_grad():  # what block 1 of stage 1 adds is nothing
         teacher.stages[1][1].second[1].weight.zero_()
         teacher.stages[1][1].second[1].bias.zero_()
-    fewer = without_blocks(teacher, (1, 2), images())
+    stay = blocks_that_stay(teacher, (1, 2), images())
+    fewer = with_blocks(teacher, stay)
+    assert stay == ((0,), (0, 2))
     assert torch.equal(fewer(images()), teacher(images()))
     assert fewer.spec.depths == (1, 2) and len(teacher.stages[1]) == 3
-    least = without_blocks(teacher, (1, 1), images())  # the first changes shapes, and stays
-    assert torch.equal(least.stages[1][0].first[0].weight, teacher.stages[1][0].first[0].weight)
+    least = blocks_that_stay(teacher, (1, 1), images())
+    assert least == ((0,), (0,))  # the first changes shapes, and stays
 
 
 def test_norms_are_recalibrated_to_the_examples():

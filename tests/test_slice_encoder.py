@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tutelage.students.families.encoder import Encoder, EncoderSpec
-from tutelage.students.slices.channels import moved
+from tutelage.students.slices.channels import moved, remembering
 from tutelage.students.slices.encoder import SLICING, is_part, narrower, slice_encoder
-from tutelage.students.slices.layers import remembering, shallower, without_layers
+from tutelage.students.slices.layers import layers_that_stay, shallower, with_layers
 
 KINDS = [
     {"norm": "post"},
@@ -21,6 +21,10 @@ KINDS = [
     {"norm": "pre", "embedding": 12},
 ]
 
+
+
+def without(whole, layers, inputs):
+    return with_layers(whole, layers_that_stay(whole, layers, inputs))
 
 def encoder(classes=3, **knobs):
     torch.manual_seed(0)
@@ -120,7 +124,7 @@ def test_the_layer_that_is_missed_least_goes_first():
         for linear in (whole.stages[1].out, whole.stages[1].mlp[2]):
             linear.weight.zero_()
             linear.bias.zero_()
-    fewer = without_layers(whole, 2, ids())
+    fewer = without(whole, 2, ids())
     assert torch.equal(said(fewer), said(whole))
     assert fewer.spec.layers == 2 and len(whole.stages) == 3
     assert isinstance(fewer.stages, nn.ModuleList)
@@ -137,7 +141,7 @@ def test_layers_go_as_if_each_were_left_out_of_the_whole():
 
     while len(left) > 2:
         left.remove(min(left, key=lambda gone: change([i for i in left if i != gone])))
-    fewer = without_layers(whole, 2, ids())
+    fewer = without(whole, 2, ids())
     for kept, stage in zip(left, fewer.stages, strict=True):
         assert torch.equal(stage.qkv.weight, whole.stages[kept].qkv.weight)
     assert torch.equal(said(whole), own)
@@ -145,10 +149,10 @@ def test_layers_go_as_if_each_were_left_out_of_the_whole():
 
 def test_what_is_remembered_of_layers_is_what_is_found_anew():
     whole = encoder(norm="post", layers=5)
-    alone = {layers: said(without_layers(whole, layers, ids())) for layers in (4, 1, 2, 5)}
+    alone = {layers: said(without(whole, layers, ids())) for layers in (4, 1, 2, 5)}
     with remembering():
         for layers, want in alone.items():
-            again = without_layers(whole, layers, ids())
+            again = without(whole, layers, ids())
             assert torch.equal(said(again), want) and len(again.stages) == layers
 
 

@@ -30,7 +30,7 @@ from tutelage.students.families.convnet import ConvNet
 from tutelage.students.families.convnet1d import ConvNet1d
 from tutelage.students.families.encoder import Encoder
 from tutelage.students.families.vit import ViT
-from tutelage.students.slices.layers import remembering
+from tutelage.students.slices.channels import remembering
 from tutelage.students.spec import FAMILIES, StudentSpec, sliced_from
 from tutelage.teach.hf_teacher import HfEncoder
 from tutelage.teach.starting import as_encoder

@@ -22,6 +22,7 @@ from tutelage.progress import Progress, Silent, track
 from tutelage.students.decoders.choice import in_parts
 from tutelage.students.decoders.network import Decoder
 from tutelage.students.decoders.stack import Stack
+from tutelage.students.least_squares import ridge_solution
 
 _RIDGE = 0.1  # times the mean square of what a projection reads
 _SMALL = 1e-6
@@ -81,8 +82,7 @@ def _fitted(
         weighed = (read * weights).flatten(0, 1)
         gram += weighed.T @ read.flatten(0, 1)
         cross += weighed.T @ (aim - state).flatten(0, 1)
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + _SMALL)
-    moved = torch.linalg.solve(gram, cross)
+    moved = ridge_solution(gram, cross, ridge)
     projection.weight += moved.T
     return [state + read @ moved for read, state in said]
 

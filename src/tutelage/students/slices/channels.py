@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ from tutelage.passes import reason
 from tutelage.students.strided import sliced_strides
 
 Kept = Callable[[str, int], int]
-Rest = TypeVar("Rest")
+Rest, Found = TypeVar("Rest"), TypeVar("Found")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _CHOOSING = 256
-_COUNTED: ContextVar[dict[str, dict[str, Tensor]] | None] = ContextVar("counted", default=None)
+_FOUND: ContextVar[dict[Any, Any] | None] = ContextVar("found", default=None)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -73,29 +73,40 @@ def even_share(channels: int, share: float) -> int:
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Find once, within this, what the channels of a network count.
+    """Within this, find once what `remembered` is asked.
 
-    Networks are told apart by their weights; the examples that they are asked about must stay.
+    The examples that networks are asked about must stay.
     """
-    token = _COUNTED.set({})
+    token = _FOUND.set({})
     try:
         yield
     finally:
-        _COUNTED.reset(token)
+        _FOUND.reset(token)
+
+
+def remembered(network: nn.Module, question: Hashable, find: Callable[[], Found]) -> Found:
+    """Return what was found of a network, told by its weights, with that question; or find it."""
+    known = _FOUND.get()
+    if known is None:
+        return find()
+    digest = blake2b()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    key = digest.hexdigest(), question
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
 
 def _importance(network: nn.Module, examples: Tensor) -> dict[nn.Module, Float[Tensor, "b c"]]:
-    known = _COUNTED.get()
-    if known is None:
-        return importance(network, examples)
-    digest, names = blake2b(), dict(network.named_modules())
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    key = digest.hexdigest()
-    if key not in known:
-        of = {module: name for name, module in names.items()}
-        known[key] = {of[m]: gates for m, gates in importance(network, examples).items()}
-    return {names[name]: gates for name, gates in known[key].items()}
+    names = dict(network.named_modules())
+    of = {module: name for name, module in names.items()}
+
+    def find() -> dict[str, Tensor]:
+        return {of[m]: gates for m, gates in importance(network, examples).items()}
+
+    found = remembered(network, "importance", find)
+    return {names[name]: gates for name, gates in found.items()}
 
 
 def cut(

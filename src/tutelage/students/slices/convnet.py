@@ -10,13 +10,20 @@ import dataclasses
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.students.families.convnet import ConvNet, ConvNetSpec
 from tutelage.students.families.convnet1d import ConvNet1d, ConvNet1dSpec
-from tutelage.students.slices.channels import Slicing, choosing, cut, even_share, least_missed
-from tutelage.students.slices.fitting import fit
+from tutelage.students.slices.channels import (
+    Slicing,
+    choosing,
+    cut,
+    even_share,
+    least_missed,
+    remembered,
+)
+from tutelage.students.slices.fitting import Aim, fit, own
 
 Staged = TypeVar("Staged", ConvNet, ConvNet1d)
 
@@ -43,51 +50,99 @@ def slice_convnet(
     `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's.
     """
     some = choosing(inputs)
-    fewer = without_blocks(network, spec.depths, some)
+    blocks = remembered(network, spec.depths, lambda: blocks_that_stay(network, spec.depths, some))
+    fewer = with_blocks(network, blocks)
     wanted: Any = type(network)(spec)  # pyright: ignore[reportArgumentType]
     small, kept = cut(fewer, some, lambda n, _: len(wanted.get_parameter(f"{n}.weight")))
     wanted.load_state_dict(small.state_dict())
     wanted.eval()
     if fitted:
-        fit(wanted, fewer, kept, inputs)
+        fit(wanted, network, _aims(network, kept, blocks), inputs)
     return wanted
 
 
-def without_blocks(
+Blocks = tuple[tuple[int, ...], ...]  # which of a network's blocks each stage has
+
+
+def blocks_that_stay(
     network: Staged, depths: tuple[int, ...], inputs: Float[Tensor, "b c ..."]
-) -> Staged:
-    """Return a copy with `depths[i]` blocks in stage `i`, in eval mode.
+) -> Blocks:
+    """Return which blocks stay where stage `i` keeps `depths[i]` of them.
 
     One block goes at a time: the one without which the decision changes least (mean KL;
     squared, for a single output). A block that changes shapes stays.
     """
-    small = copy.deepcopy(network).eval()
-    if depths == network.spec.depths:
-        return small
+    left = tuple(tuple(range(depth)) for depth in network.spec.depths)
     with torch.no_grad():
-        own = small(inputs)
+        decision = network.eval()(inputs) if depths != network.spec.depths else torch.empty(0)
         for number, depth in enumerate(depths):
-            while len(small.stages[number]) > depth:  # pyright: ignore[reportArgumentType]
-                _drop_one(small, number, own, inputs)
-    small.spec = dataclasses.replace(network.spec, depths=depths)  # pyright: ignore
+            while len(left[number]) > depth:
+                rests = [
+                    (*left[:number], tuple(b for b in left[number] if b != gone), *left[number + 1 :])
+                    for gone in left[number]
+                    if _is_spare(network.stages[number][gone])  # pyright: ignore
+                ]
+                said = lambda rest: with_blocks(network, rest)(inputs)  # noqa: E731
+                left = least_missed(rests, said, decision)
+    return left
+
+
+def _is_spare(block: nn.Module) -> bool:
+    same, shortcut = getattr(block, "same", False), getattr(block, "shortcut", None)
+    return same or isinstance(shortcut, nn.Identity)
+
+
+def with_blocks(network: Staged, blocks: Blocks) -> Staged:
+    """Return a copy with these blocks alone, in eval mode."""
+    small: Any = copy.deepcopy(network).eval()
+    for number, left in enumerate(blocks):
+        small.stages[number] = nn.Sequential(*(small.stages[number][block] for block in left))
+    small.spec = dataclasses.replace(network.spec, depths=tuple(map(len, blocks)))
     return small
 
 
-def _drop_one(small: ConvNet | ConvNet1d, number: int, own: Tensor, inputs: Tensor) -> None:
-    """Take the least missed block out of stage `number`, in place."""
-    blocks = list(small.stages[number].children())
-    rests = [
-        nn.Sequential(*blocks[:i], *blocks[i + 1 :])
-        for i, block in enumerate(blocks)
-        if getattr(block, "same", False)
-        or isinstance(getattr(block, "shortcut", None), nn.Identity)
-    ]
+def _aims(
+    network: Staged, kept: dict[str, Int[Tensor, " k"]], blocks: Blocks
+) -> dict[str, Aim]:
+    """Return what the layers of a slice with these blocks are to say.
 
-    def said(rest: nn.Sequential) -> Tensor:
-        small.stages[number] = rest
-        return small(inputs)
+    The last of a block aims at the network's sum, behind the blocks that went.
+    """
+    found = own({name: outputs for name, outputs in kept.items() if "stages." not in name})
+    for number, left in enumerate(blocks):
+        ends = (*left[1:], network.spec.depths[number])
+        if left[0] > 0:  # the stem makes up for the blocks before the first that stays
+            found["stem.0"] = Aim(
+                outputs=kept["stem.0"], norm="stem.1", **_sum_of(network, number, left[0] - 1)
+            )
+        for place, (block, end) in enumerate(zip(left, ends, strict=True)):
+            here, there = f"stages.{number}.{place}", f"stages.{number}.{block}"
+            inside = {n: k for n, k in kept.items() if n.startswith(f"{here}.")}
+            found |= {n: Aim(outputs=k, of=n.replace(here, there, 1)) for n, k in inside.items()}
+            last, rest = _last_of(network.get_submodule(there), here)
+            found[f"{last}.0"] = Aim(
+                outputs=kept[f"{last}.0"], norm=f"{last}.1", **rest,
+                **_sum_of(network, number, end - 1),
+            )  # fmt: skip
+    return found
 
-    small.stages[number] = least_missed(rests, said, own)
+
+def _sum_of(network: Staged, stage: int, block: int) -> dict[str, Any]:
+    """Return where a block's sum is read or said."""
+    name = f"stages.{stage}.{block}"
+    reads = hasattr(network.get_submodule(name), "relu")
+    return {"of": f"{name}.relu" if reads else name, "reads": reads}
+
+
+def _last_of(block: nn.Module, name: str) -> tuple[str, dict[str, str]]:
+    """Return a block's last convolution with its norm, and what else its sum is made of."""
+    last = next(n for n in ("second", "project", "pointwise") if hasattr(block, n))
+    rest: dict[str, str] = {}
+    if hasattr(block, "shortcut"):
+        rest = {"rest": name, "through": f"{name}.shortcut"}
+    elif getattr(block, "same", False):
+        rest = {"rest": name}
+    return f"{name}.{last}", rest
 
 
 def narrower(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tutelage.students.families.encoder import Encoder, EncoderSpec
 from tutelage.students.slices import layers
 from tutelage.students.slices.channels import choosing
-from tutelage.students.slices.fitting import fit
+from tutelage.students.slices.fitting import fit, own
 
 
 def is_part(spec: EncoderSpec, whole: EncoderSpec) -> bool:
@@ -34,7 +34,8 @@ def slice_encoder(
     `fitted`: layers are then fitted to the network's, on what is no pad.
     """
     some = choosing(ids)
-    fewer = layers.without_layers(network, spec.layers, some)
+    left = layers.layers_that_stay(network, spec.layers, some)
+    fewer = layers.with_layers(network, left)
     small = Encoder(spec).eval()
     same = isinstance(fewer.project, nn.Identity)
     with layers.Gates() as gates:
@@ -56,8 +57,9 @@ def slice_encoder(
             layers.copy_norm(small.norm, fewer.norm, stay)
         layers.copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
     if fitted:
-        kept = {**({} if same else {"project": stay}), **kept, "head": torch.arange(spec.classes)}
-        fit(small, fewer, kept, ids, counts=ids.ne(spec.pad))
+        ends = {**({} if same else {"project": stay}), "head": torch.arange(spec.classes)}
+        aims = {**own(ends), **layers.aims_of_layers(network.stages, left, kept)}
+        fit(small, network, aims, ids, counts=ids.ne(spec.pad))
     return small
 
 

@@ -21,6 +21,7 @@ from tutelage.students.families.graph import INPUT, GraphSpec, Node
 from tutelage.students.families.graph_net import Block, GraphNet, blocks_of, inherited, stages_of
 from tutelage.students.slices.channels import Slicing, choosing, cut, even_share, least_missed
 from tutelage.students.slices.fitting import fit
+from tutelage.students.slices.graph_aims import aims_of_graph
 
 _MOST_DEPTHS, _MOST_STEPS = 5, 64  # what is tried of a large network, each exported and weighed
 _WIDE = ("conv", "linear")  # the operators that have a width of their own
@@ -200,7 +201,7 @@ def slice_graph(
         ) from None
     wanted.eval()
     if fitted:
-        fit(wanted, fewer, kept, inputs)
+        fit(wanted, network, aims_of_graph(network, wanted, kept), inputs)
     return wanted
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -20,13 +19,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutelage.students.families.encoder import Layer
-from tutelage.students.slices import channels
-from tutelage.students.slices.channels import Slicing, drawn_decision, even_share, least_missed
+from tutelage.students.slices.channels import (
+    Slicing,
+    drawn_decision,
+    even_share,
+    least_missed,
+    remembered,
+)
+from tutelage.students.slices.fitting import Aim
 
 SIZES = ("layers", "hidden", "heads", "inner")
 _STEPS_A_HEAD = 2
 _AT_ONCE = 32  # examples: all activations of a batch are kept for the gates
-_ORDERS: ContextVar[dict[int, list[int]] | None] = ContextVar("orders", default=None)
 Network = TypeVar("Network", bound=Any)  # a network of ours with `spec` and layers as `stages`
 
 
@@ -38,31 +42,23 @@ def is_smaller(spec: Any, whole: Any) -> bool:
     )
 
 
-@contextmanager
-def remembering() -> Iterator[None]:
-    """Find once, within this, in which order the layers of a network go, and what channels count.
-
-    Its weights, and the inputs that it is asked about, must stay the same.
-    """
-    token = _ORDERS.set({})
-    try:
-        with channels.remembering():
-            yield
-    finally:
-        _ORDERS.reset(token)
-
-
-def without_layers(network: Network, layers: int, inputs: Tensor) -> Network:
-    """Return a copy with so many layers, in eval mode; see `channels.least_missed`."""
-    small: Any = copy.deepcopy(network).eval()
-    orders = _ORDERS.get()
-    order = [] if orders is None else orders.setdefault(id(network), [])
-    count = len(small.stages) - layers
+def layers_that_stay(network: Any, layers: int, inputs: Tensor) -> tuple[int, ...]:
+    """Return which layers stay where so many do; see `channels.least_missed`."""
+    order = remembered(network, "order", list)
+    count = len(network.stages) - layers
     if len(order) < count:
-        _go_on(order, count, small, inputs)
+        _go_on(order, count, copy.deepcopy(network).eval(), inputs)
+    left = list(range(len(network.stages)))
     for gone in order[: max(0, count)]:
-        small.stages = _but(small.stages, gone)
-    small.spec = dataclasses.replace(network.spec, layers=layers)
+        del left[gone]
+    return tuple(left)
+
+
+def with_layers(network: Network, stay: Sequence[int]) -> Network:
+    """Return a copy with these layers alone, in eval mode."""
+    small: Any = copy.deepcopy(network).eval()
+    small.stages = nn.ModuleList(small.stages[number] for number in stay)
+    small.spec = dataclasses.replace(network.spec, layers=len(stay))
     return small
 
 
@@ -212,6 +208,33 @@ def copy_layers(
         outputs = {"qkv": asked, "out": stay, "mlp.0": units, "mlp.2": stay}
         kept |= {f"stages.{number}.{name}": rows for name, rows in outputs.items()}
     return kept
+
+
+def aims_of_layers(
+    of: nn.ModuleList, stay: Sequence[int], kept: dict[str, Int[Tensor, " k"]]
+) -> dict[str, Aim]:
+    """Return what the linear layers of those layers that stay are to say, as `copy_layers` kept.
+
+    What writes to the stream aims at the whole's stream, behind the layers that went.
+    """
+    aims: dict[str, Aim] = {}
+    ends = (*stay[1:], len(of))
+    for place, (number, end) in enumerate(zip(stay, ends, strict=True)):
+        here, there, last = f"stages.{place}", f"stages.{number}", f"stages.{end - 1}"
+        whole: Any = of[number]
+        for name in ("qkv", "mlp.0"):
+            aims[f"{here}.{name}"] = Aim(outputs=kept[f"{here}.{name}"], of=f"{there}.{name}")
+        read_first = f"{there}.attention_norm" if whole.post else f"{there}.mlp_norm"
+        aims[f"{here}.out"] = Aim(
+            outputs=kept[f"{here}.out"], of=read_first, reads=True, rest=here
+        )  # fmt: skip
+        aims[f"{here}.mlp.2"] = Aim(
+            outputs=kept[f"{here}.mlp.2"],
+            of=f"{last}.mlp_norm" if whole.post else last,
+            reads=whole.post,
+            rest=f"{here}.mlp" if whole.post else f"{here}.mlp_norm",
+        )
+    return aims
 
 
 def most(information: Float[Tensor, " c"], count: int) -> Int[Tensor, " k"]:

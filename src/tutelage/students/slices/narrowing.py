@@ -68,17 +68,23 @@ def replace_one(
     slicing = FAMILIES[spec.family].slicing
     assert slicing is not None and slicing.sizes is not None and slicing.resized is not None
     own = _decisions(teacher, judged)
-    fewer = slicing.cut(teacher, spec.knobs, inputs)
-    whole = moved(_decisions(fewer, judged), own)
+
+    def moved_by(knobs: Any) -> float:
+        small = sliced_from(teacher, StudentSpec(family=spec.family, knobs=knobs), inputs)
+        return moved(_decisions(small, judged), own)
+
     most = tuple(sizes[-1] for sizes in slicing.sizes(spec.knobs))
     widths, scores = tried_widths(spec), []
     with remembering():
+        whole = moved_by(spec.knobs)
         for stage, tried in enumerate(widths):
             found = []
             for width in tried[:-1]:
-                knobs = slicing.resized(spec.knobs, (*most[:stage], width, *most[stage + 1 :]))
-                small = sliced_from(fewer, StudentSpec(family=spec.family, knobs=knobs), inputs)
-                found.append(moved(_decisions(small, judged), own))
+                found.append(
+                    moved_by(
+                        slicing.resized(spec.knobs, (*most[:stage], width, *most[stage + 1 :]))
+                    )
+                )
                 done()
             scores.append((*found, whole))
     return Narrowed(widths=widths, moved=tuple(scores))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tutelage.students.families.vit import ViT, ViTSpec
 from tutelage.students.slices import layers
 from tutelage.students.slices.channels import choosing
-from tutelage.students.slices.fitting import fit
+from tutelage.students.slices.fitting import fit, own
 
 
 def is_part(spec: ViTSpec, whole: ViTSpec) -> bool:
@@ -33,7 +33,8 @@ def slice_vit(
     `fitted`: layers are then fitted to the network's.
     """
     some = choosing(images)
-    fewer = layers.without_layers(network, spec.layers, some)
+    left = layers.layers_that_stay(network, spec.layers, some)
+    fewer = layers.with_layers(network, left)
     small = ViT(spec).eval()
     with layers.Gates() as gates:
         for number, module in enumerate(fewer.stem):
@@ -44,13 +45,15 @@ def slice_vit(
         information = gates.information(fewer, some)
     stay = layers.most(information["stream"], spec.hidden)
     with torch.no_grad():
-        kept = _copy_stem(small.stem, fewer.stem, information, stay)
+        ends = _copy_stem(small.stem, fewer.stem, information, stay)
         small.positions.copy_(fewer.positions[:, stay])
-        kept |= layers.copy_layers(small.stages, fewer.stages, information, stay)
+        kept = layers.copy_layers(small.stages, fewer.stages, information, stay)
         layers.copy_norm(small.norm, fewer.norm, stay)
         layers.copy_linear(small.head, fewer.head, torch.arange(spec.classes), stay)
     if fitted:
-        fit(small, fewer, {**kept, "head": torch.arange(spec.classes)}, images)
+        ends["head"] = torch.arange(spec.classes)
+        aims = {**own(ends), **layers.aims_of_layers(network.stages, left, kept)}
+        fit(small, network, aims, images)
     return small
 
 
