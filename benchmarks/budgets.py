@@ -1,6 +1,7 @@
 """Twelve budgets over five devices: are limits kept, and how good is what ships, by search.
 
 python benchmarks/budgets.py [--set fashion|digits] [--only compact width ...] [--seeds 0 1 2]
+                             [--budgets 0 3 7]
 python benchmarks/budgets.py --table
 
 Every cell is one whole run of the product with one budget: candidates, short distillations, one
@@ -12,9 +13,9 @@ width         the teacher's structure with fewer channels, the same share everyw
 magnitude     the same structure, starting from the teacher's channels of the largest weights
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one,
-              for a quarter or a half of the epochs (the default)
+              for a quarter or a half of the epochs
 sliced        slices of the teacher, layers fitted to its own
-auto          compact families and slices of the teacher side by side
+auto          compact families and slices of the teacher side by side, starting as `nearest` does
 
 `fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist, `digits` the set
 of the demo with a teacher fitted first. Seconds are the processor's, of this budget alone. A plan
@@ -57,13 +58,13 @@ from tutelage.students.spec import StudentSpec, load
 RESULTS = HERE / "results" / "budgets.json"
 WORK = HERE / ".work" / "budgets"
 ARMS: dict[str, dict[str, Any]] = {
-    "compact": {"start": "fresh"},
+    "compact": {"space": "compact", "start": "fresh"},
     "width": {"start": "fresh"},
     "magnitude": {"start": "teacher"},
-    "teacher": {"start": "teacher"},
-    "nearest": {"start": "nearest"},
+    "teacher": {"space": "compact", "start": "teacher"},
+    "nearest": {"space": "compact", "start": "nearest"},
     "sliced": {"space": "sliced"},
-    "auto": {"space": "auto", "start": "fresh"},
+    "auto": {"space": "auto"},
 }
 # From loose to tight, as `nearest` needs; of each device several limits that bind in turn.
 BUDGETS: dict[str, list[tuple[str, dict[str, str]]]] = {
@@ -201,7 +202,7 @@ def run(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for arm in options.only:
             material = _material(options.set, seed)
-            for number in range(len(BUDGETS[options.set])):
+            for number in options.budgets or range(len(BUDGETS[options.set])):
                 rows = rows_of(RESULTS)
                 key = (options.set, arm, seed, number)
                 if any((r["set"], r["arm"], r["seed"], r["budget"]) == key for r in rows):
@@ -246,6 +247,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", choices=list(BUDGETS), default="fashion")
     parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="*", type=int, help="some of the budgets, from 0")
 
 
 if __name__ == "__main__":

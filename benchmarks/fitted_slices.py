@@ -1,10 +1,12 @@
 """A slice of the teacher to start with: as it was cut, or with its layers fitted to the teacher's.
 
-python benchmarks/fitted_slices.py [--students wide narrow] [--epochs 0 1 3 10] [--seeds 0 1 2 3 4]
+python benchmarks/fitted_slices.py [--students wide narrow shallow] [--epochs 0 1 3 10]
+                                   [--seeds 0 1 2 3 4] [--ways fresh cut fitted]
 python benchmarks/fitted_slices.py --table
 
 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist (widths 32, 64, 128, two blocks
-a stage); students of the same depths. Each is taught the task's own losses in whole schedules of so
+a stage); students of the same depths, `shallow` of half. Each is taught the task's own losses in
+whole schedules of so
 many epochs; at 0 it is as it starts. Ways:
 
 fresh         fresh weights
@@ -43,7 +45,11 @@ from tutelage.train.distill import decisions
 
 RESULTS = HERE / "results" / "fitted_slices.json"
 WORK = HERE / ".work" / "fitted_slices"
-STUDENTS = {"wide": [18, 28, 40], "narrow": [8, 16, 32]}
+STUDENTS = {
+    "wide": {"widths": [18, 28, 40], "depths": [2, 2, 2]},
+    "narrow": {"widths": [8, 16, 32], "depths": [2, 2, 2]},
+    "shallow": {"widths": [12, 24, 48], "depths": [1, 1, 1]},
+}
 WAYS = ("fresh", "cut", "fitted", "fitted, slow")
 _EXAMPLES = {"cut": 256, "fitted": 1_024}
 
@@ -68,8 +74,8 @@ def learn(lessons: Lessons, student: str, way: str, epochs: int) -> dict[str, An
     recipe = with_usual(
         recipe_of("fashion", lessons.seed, **changes), "classes", lessons.material.task
     )
-    knobs = {"family": "convnet", "depths": [2, 2, 2], "widths": STUDENTS[student]}
-    spec = StudentSpec.from_json({**knobs, **lessons.material.knobs})
+    knobs = {"family": "convnet", **STUDENTS[student], **lessons.material.knobs}
+    spec = StudentSpec.from_json(knobs)
     with Run(WORK / f"{lessons.seed}") as run:
         shutil.rmtree(run.file("checkpoints"), ignore_errors=True)
         taught = lessons.taught(recipe, run)
@@ -101,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         lessons = Lessons("fashion", seed)
         for student in options.students:
             for epochs in options.epochs:
-                for way in WAYS:
+                for way in options.ways:
                     key = (student, way, epochs, seed)
                     if (not epochs and way in ("fresh", "fitted, slow")) or any(
                         tuple(r[k] for k in ("student", "way", "epochs", "seed")) == key
@@ -136,6 +142,7 @@ def table() -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what is measured."""
     parser.add_argument("--students", nargs="*", choices=list(STUDENTS), default=list(STUDENTS))
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--epochs", nargs="*", type=int, default=[0, 1, 3, 10])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
 

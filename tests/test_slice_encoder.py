@@ -22,9 +22,9 @@ KINDS = [
 ]
 
 
-
 def without(whole, layers, inputs):
     return with_layers(whole, layers_that_stay(whole, layers, inputs))
+
 
 def encoder(classes=3, **knobs):
     torch.manual_seed(0)

@@ -24,10 +24,10 @@ class StudentPart(Part):
         None, description="a fixed spec, e.g. {family: convnet, …}"
     )
     space: Literal["auto", "compact", "sliced", "elastic"] = Field(
-        "compact",
-        description="sliced: the teacher with fewer channels, heads, layers; compact: a family of "
-        "the task; auto: both compete, where the teacher can be sliced; elastic: one student of "
-        "images or series, taught once for all widths, is cut to the budget",
+        "auto",
+        description="compact: families of the task; sliced: the teacher with fewer channels, "
+        "heads, layers; auto: both compete, where the teacher can be sliced; elastic: one student "
+        "of images or series, taught once for all widths, is cut to the budget",
     )
     further: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None,
@@ -82,7 +82,8 @@ class StudentPart(Part):
     def _one_student(self) -> StudentPart:
         if self.source is not None and self.start == "teacher":
             raise ValueError("'start: teacher' is for built-in students; remove it, or 'source'")
-        if self.space != "compact" and (self.source is not None or self.spec is not None):
+        searched = self.space in ("sliced", "elastic")
+        if searched and (self.source is not None or self.spec is not None):
             raise ValueError("'space' is for students that are searched; remove it, or the student")
         if self.space == "elastic" and self.start == "teacher":
             raise ValueError("'start: teacher': a cut of the elastic student has a start")
@@ -98,7 +99,7 @@ class StudentPart(Part):
                 "'exits' are taught while the cut is taught further, and 'further' is 0; raise it, "
                 "or remove 'exits'"
             )
-        if self.shrink != 1 and (self.source or self.spec or self.space in ("sliced", "elastic")):
+        if self.shrink != 1 and (self.source or self.spec or searched):
             raise ValueError(
                 "'shrink' is for compact students that are searched; remove it, or write it into "
                 "'spec'"

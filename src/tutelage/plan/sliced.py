@@ -27,10 +27,10 @@ def sliced(
 
     `whole` is the teacher's own spec. For each of its depths, down to one block a stage or one
     layer, the widths are the largest share of the teacher's that fits, the same everywhere; the
-    most able come first. Where `scores` say of a depth what narrowing each stage alone does, each
-    is followed by the slice of its depth that is chosen by them (`plan.uneven`), and where there is
-    room by the next ones. Which weights slices take over is not decided here. Raises
-    `InfeasibleError` where nothing fits.
+    most able come first. Where `scores` say of a depth what narrowing each stage alone does, half
+    of the places, and all but two, go to slices of these depths that are chosen by them
+    (`plan.uneven`). Which weights slices take over is not decided here. Raises `InfeasibleError`
+    where nothing fits.
     """
     found = [(spec, widest_slice(spec, costing, most_parameters)[0]) for spec in depths(whole)]
     fit = [(spec, even) for spec, even in found if even is not None]
@@ -42,12 +42,9 @@ def sliced(
     fit.sort(key=lambda pair: -pair[1].figure("macs"))
     if scores is None:
         return tuple(even for _, even in fit[:count])
-    chosen: list[Candidate] = []
-    further: list[Iterator[Candidate]] = []
-    for spec, even in fit:
-        if len(chosen) < count:
-            further.append(_uneven(spec, even, costing, most_parameters, scores))
-            chosen += [even, *islice(further[-1], 1)]
+    fit = fit[: max(2, count // 2)]
+    chosen = [even for _, even in fit]
+    further = [_uneven(spec, even, costing, most_parameters, scores) for spec, even in fit]
     while len(chosen) < count and (more := [c for slices in further for c in islice(slices, 1)]):
         chosen += more
     return tuple(chosen[:count])

@@ -78,7 +78,11 @@ def blocks_that_stay(
         for number, depth in enumerate(depths):
             while len(left[number]) > depth:
                 rests = [
-                    (*left[:number], tuple(b for b in left[number] if b != gone), *left[number + 1 :])
+                    (
+                        *left[:number],
+                        tuple(b for b in left[number] if b != gone),
+                        *left[number + 1 :],
+                    )
                     for gone in left[number]
                     if _is_spare(network.stages[number][gone])  # pyright: ignore
                 ]
@@ -101,9 +105,7 @@ def with_blocks(network: Staged, blocks: Blocks) -> Staged:
     return small
 
 
-def _aims(
-    network: Staged, kept: dict[str, Int[Tensor, " k"]], blocks: Blocks
-) -> dict[str, Aim]:
+def _aims(network: Staged, kept: dict[str, Int[Tensor, " k"]], blocks: Blocks) -> dict[str, Aim]:
     """Return what the layers of a slice with these blocks are to say.
 
     The last of a block aims at the network's sum, behind the blocks that went.

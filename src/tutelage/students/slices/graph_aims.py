@@ -55,13 +55,13 @@ def _written(block: Block, end: Node, here: dict[str, str]) -> tuple[str, dict[s
     nodes = {node.name: node for node in block.nodes}
     order = [block.source, *nodes]
     *others, last = sorted(end.of, key=order.index) if end.op == "add" else [end.name]
-    norm = nodes.get(last)
-    of = {"norm": here[last]} if norm is not None and norm.op == "norm" else {}
-    layer = nodes.get(norm.of[0]) if norm is not None and of else norm
+    norm = nodes[last] if last in nodes and nodes[last].op == "norm" else None
+    layer = nodes.get(last if norm is None else norm.of[0])
     if layer is None or layer.op not in WEIGHTED:
         return None
+    path = here[layer.name]
+    found: dict[str, Any] = {} if norm is None else {"norm": here[norm.name]}
     for other in others:  # one at most
-        whole_block = here[layer.name].rsplit(".", 1)[0]
-        rest = {"rest": whole_block} if other == block.source else {"rest": here[other], "said": True}
-        of = {**of, **rest}
-    return here[layer.name], of
+        inside = other != block.source
+        found |= {"rest": here[other] if inside else path.rsplit(".", 1)[0], "said": inside}
+    return path, found
