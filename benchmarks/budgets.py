@@ -10,7 +10,7 @@ scores and students taught before are at hand as they are for a user who changes
 
 compact       the families of the task, fresh weights
 width         the teacher's structure with fewer channels, the same share everywhere; fresh weights
-magnitude     the same structure, starting from the teacher's channels of the largest weights
+magnitude     the same structure, starting from the teacher's channels of the largest weights as cut
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one,
               for a quarter or a half of the epochs
@@ -30,6 +30,8 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -52,7 +54,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.planning import budget_of, costing_of
 from tutelage.plan.sliced import depths, widest_slice
 from tutelage.recipe import Recipe
-from tutelage.students.slices import channels
+from tutelage.students.slices import channels, convnet
 from tutelage.students.spec import StudentSpec, load
 
 RESULTS = HERE / "results" / "budgets.json"
@@ -153,6 +155,16 @@ def by_magnitude(members: Any, _: Any, count: int) -> torch.Tensor:
     return weights
 
 
+@contextmanager
+def pruned_by_magnitude() -> Iterator[None]:
+    """Within this, slices keep the channels of the largest weights, and no layer is fitted."""
+    with (
+        mock.patch.object(channels, "_weigh", by_magnitude),
+        mock.patch.object(convnet, "fit", lambda *_: None),
+    ):
+        yield
+
+
 def cell(which: str, arm: str, seed: int, number: int, material: Material) -> dict[str, Any]:
     """Run one budget; return its line."""
     budget = BUDGETS[which][number]
@@ -172,8 +184,7 @@ def cell(which: str, arm: str, seed: int, number: int, material: Material) -> di
         if arm in ("width", "magnitude"):
             spec = scaled_teacher(recipe, material)
             recipe = recipe_of(which, budget, seed, ARMS[arm] | {"spec": spec})
-        weigh = by_magnitude if arm == "magnitude" else channels._weigh
-        with mock.patch.object(channels, "_weigh", weigh):
+        with pruned_by_magnitude() if arm == "magnitude" else nullcontext():
             result = run_recipe(recipe, folder, material=material)
     except InfeasibleError as error:
         return {**row, "status": "infeasible", "why": str(error)}
