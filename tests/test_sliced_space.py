@@ -89,7 +89,7 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(
         tmp_path,
         {
-            "student": {"space": "sliced", "candidates": 2},
+            "student": {"space": "sliced", "candidates": 4},
             "teacher": {"fit": True, "epochs": 12, "width": 8},
             "budget": {"storage": "12 kB"},
             "distill": {"epochs": 1, "batch": 32, "rate": 1e-6},  # next to no lesson
@@ -104,11 +104,13 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
         in said.err
     )
     plan = json.loads((run / "plan.json").read_text())
-    assert [c["space"] for c in plan["candidates"]] == [plan["space"]] * 2 == ["sliced"] * 2
-    assert [c["by_scores"] for c in plan["candidates"]] == [False, True]
+    assert [c["space"] for c in plan["candidates"]] == [plan["space"]] * 4 == ["sliced"] * 4
+    assert [c["by_scores"] for c in plan["candidates"]] == [False, False, True, True]
     assert all(c["trial"] is not None for c in plan["candidates"])
     page = table(plan)
-    assert page and ["widths chosen by scores" in r.detail for r in page.rows] == [False, True]
+    assert page
+    chosen = ["widths chosen by scores" in row.detail for row in page.rows]
+    assert chosen == [False, False, True, True]
     rows = tiny.cli("plan", recipe, "--run", run, "--json").answer["candidates"]
     assert {row["name"].partition(", ")[2] for row in rows} == {"sliced", "sliced by scores"}
     starts = [read_tensors(path)[0] for path in (run / "starts").iterdir()]
@@ -207,7 +209,7 @@ def test_slices_alone_are_refused_where_there_are_none(tmp_path: Path) -> None:
 
 
 def test_the_compact_space_asks_nothing_of_the_teacher(tmp_path: Path) -> None:
-    assert candidates(tmp_path, {}, convnet()) == (tuple(COMPACT), [])
+    assert candidates(tmp_path, {"space": "compact"}, convnet()) == (tuple(COMPACT), [])
     with pytest.raises(RecipeError, match="'space' is for students that are searched"):
         candidates(tmp_path, {"space": "sliced", "source": "a.py:b"}, convnet())
 

@@ -266,4 +266,4 @@ def test_init_takes_a_classifier_as_it_is_and_another_layout_compactly(folder, t
         tiny.cli("init", tmp_path / "classifier", folder / "train.jsonl", "--out", out).status == 0
     )
     begun = Recipe.read(out)
-    assert (begun.teacher.fit, begun.student.space) == ("all", "compact")
+    assert (begun.teacher.fit, begun.student.space) == ("all", "auto")

@@ -18,6 +18,7 @@ from tutelage.pipeline import tightening
 from tutelage.pipeline.checking import check_recipe
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import built_in_parameters
+from tutelage.pipeline.foreign import UNLIKE
 from tutelage.pipeline.learning import distill
 from tutelage.pipeline.lessons import with_usual
 from tutelage.pipeline.material import Material, read_material
@@ -33,8 +34,10 @@ from tutelage.pipeline.planning import (
 from tutelage.pipeline.proving import prove
 from tutelage.pipeline.result import Result
 from tutelage.pipeline.shipping import ship
+from tutelage.pipeline.slicing import built_in_whole, nearest_of, not_sliced
 from tutelage.pipeline.teaching import Taught, teach
 from tutelage.pipeline.trials import note_taught, scores_of
+from tutelage.plan.sliced import depths, widest_slice
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
@@ -182,4 +185,12 @@ def _refuse_infeasible(
     parameters = built_in_parameters(recipe, material)
     limits = budget_of(recipe, device, 4 * parameters)
     costing = costing_of(recipe, material, device, limits)
-    find_candidates(recipe, costing, parameters, material, run, progress)
+    try:
+        find_candidates(recipe, costing, parameters, material, run, progress)
+    except InfeasibleError as error:
+        whole = None if recipe.student.space == "compact" else built_in_whole(recipe, material)
+        if whole is None or not_sliced(recipe, material, whole, UNLIKE):
+            raise
+        most = max(2_000, parameters // 2)
+        if all(widest_slice(spec, costing, most)[0] is None for spec in depths(whole)):
+            raise nearest_of(error, whole, costing, parameters) from None

@@ -15,7 +15,7 @@ from tutelage.files import read_json
 from tutelage.pipeline.checking import check_recipe, fixed_spec, shrinks_of
 from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.elastic import elastic_specs
-from tutelage.pipeline.fitting import built_in_parameters, built_in_spec, encoder_to_fit
+from tutelage.pipeline.fitting import built_in_parameters, encoder_to_fit
 from tutelage.pipeline.foreign import UNLIKE, sliceable
 from tutelage.pipeline.frontiers import frontiers
 from tutelage.pipeline.inheriting import own_module
@@ -24,7 +24,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.naming import name_spec
 from tutelage.pipeline.planning import budget_of, costing_of, load_own_student
 from tutelage.pipeline.proving import verdicts
-from tutelage.pipeline.slicing import not_sliced
+from tutelage.pipeline.slicing import built_in_whole, not_sliced
 from tutelage.pipeline.teaching import open_teacher
 from tutelage.pipeline.trials import scores_of
 from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
@@ -226,10 +226,7 @@ def _teacher(
 ) -> tuple[int, StudentSpec | None, str]:
     """Return the teacher's parameters, and its spec where it can be sliced, or why it cannot."""
     if recipe.teacher.fit is True:
-        spec = built_in_spec(recipe, material)
-        alone = recipe.teacher.members == 1
-        own = own_module(spec.build(), material.shape) if alone else None
-        return built_in_parameters(recipe, material), None if own is None else own[1], UNLIKE
+        return built_in_parameters(recipe, material), built_in_whole(recipe, material), UNLIKE
     if recipe.teacher.fit:
         module = encoder_to_fit(recipe, material)
         own = own_module(module, material.shape)

@@ -15,15 +15,20 @@ from typing import Any
 from tutelage.errors import InfeasibleError, StudentError
 from tutelage.files import hash_json
 from tutelage.pipeline.elastic import elastic_cuts
+from tutelage.pipeline.fitting import built_in_spec
 from tutelage.pipeline.foreign import sliceable
-from tutelage.pipeline.inheriting import from_network
+from tutelage.pipeline.inheriting import from_network, own_module
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.narrowing import scores_of_stages
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
+from tutelage.plan.candidate import stand_in
 from tutelage.plan.costs import Costing
+from tutelage.plan.refusal import infeasible, shortfall
+from tutelage.plan.sliced import depths, widest_slice
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
+from tutelage.records import Shortfall
 from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
 
@@ -42,23 +47,59 @@ def of_all_spaces(
         return compact()
     if space == "elastic":
         return elastic_cuts(recipe, costing, material, taught, run, progress)
-    alone = space == "sliced"
     own, unlike = sliceable(taught.teacher, material.shape)
-    why = not_sliced(recipe, material, None if own is None else own[1], unlike)
-    if why and alone:
-        raise StudentError(why)
-    slices: tuple[Candidate, ...] = ()
+    whole = None if own is None else own[1]
+    why = not_sliced(recipe, material, whole, unlike)
+    if space == "sliced":
+        if why:
+            raise StudentError(why)
+        return _slices(recipe, costing, material, taught, run, progress, places)
+    whole, slices = None if why else whole, ()
     if not why:
         try:
-            count = places if alone else places // 2
-            slices = _slices(recipe, costing, material, taught, run, progress, count)
+            slices = _slices(recipe, costing, material, taught, run, progress, places // 2)
         except (StudentError, InfeasibleError) as error:
-            if alone:
-                raise
             why = str(error)
     if why:
         progress.say(f"plan: the compact space alone, since {why}")
-    return slices if alone else (*compact()[: places - len(slices)], *slices)
+    try:
+        found = compact()
+    except InfeasibleError as error:
+        if not slices:
+            raise nearest_of(error, whole, costing, taught.teacher.parameters) from None
+        progress.say("plan: slices of the teacher alone, since no compact student fits")
+        found = ()
+    return (*found[: places - len(slices)], *slices)
+
+
+def built_in_whole(recipe: Recipe, material: Material) -> StudentSpec | None:
+    """Return the spec of the teacher that is fitted on the spot; None where it is not sliced."""
+    if recipe.teacher.members > 1:
+        return None
+    own = own_module(built_in_spec(recipe, material).build(), material.shape)
+    return None if own is None else own[1]
+
+
+def nearest_of(
+    error: InfeasibleError, whole: StudentSpec | None, costing: Costing, teacher_parameters: int
+) -> InfeasibleError:
+    """Return what refuses compact students, or slices where the narrowest is nearer the limits.
+
+    `whole` is the teacher's spec where slices compete, none of which fits.
+    """
+    if whole is None or error.shortfall is None:
+        return error
+    most = max(2_000, teacher_parameters // 2)
+    narrowest = [widest_slice(spec, costing, most)[1] for spec in depths(whole)]
+    networks = (stand_in(candidate.spec) for candidate in narrowest)
+    found = shortfall(narrowest, networks, costing)
+    if _ratio(found) >= _ratio(error.shortfall):
+        return error
+    return infeasible(found, costing.device, given=False)
+
+
+def _ratio(found: Shortfall) -> float:
+    return max(v.figure.value / v.limit.value for v in found.verdicts if v.limit.hard)
 
 
 def not_sliced(recipe: Recipe, material: Material, whole: StudentSpec | None, unlike: str) -> str:

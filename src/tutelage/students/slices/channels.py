@@ -28,7 +28,8 @@ from tutelage.passes import reason
 from tutelage.students.strided import sliced_strides
 
 Kept = Callable[[str, int], int]
-Rest, Found = TypeVar("Rest"), TypeVar("Found")
+Rest = TypeVar("Rest")
+Found = TypeVar("Found")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _CHOOSING = 256
 _FOUND: ContextVar[dict[Any, Any] | None] = ContextVar("found", default=None)

@@ -158,7 +158,11 @@ def _listen(
     module = network.get_submodule(name)
     if reads:
         return module.register_forward_pre_hook(lambda _, given: hear(given[0])).remove
-    return module.register_forward_hook(lambda _, __, said: hear(said)).remove
+
+    def after(_: nn.Module, __: Any, said: Tensor) -> None:
+        hear(said)
+
+    return module.register_forward_hook(after).remove
 
 
 def _places(
