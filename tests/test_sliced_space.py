@@ -17,12 +17,12 @@ from tutelage.errors import InfeasibleError, RecipeError, StudentError
 from tutelage.export.artifact import ArtifactMeta
 from tutelage.files import read_tensors
 from tutelage.pipeline.slicing import of_all_spaces
-from tutelage.plan import SPACES
+from tutelage.plan import SPACES, Candidate
 from tutelage.plan.costs import Costing
 from tutelage.plan.sliced import widest_slice
 from tutelage.progress import Silent
 from tutelage.recipe import Recipe
-from tutelage.records import Limit
+from tutelage.records import Limit, Measurement, Shortfall, Verdict, WouldDo
 from tutelage.report.candidates import candidates as table
 from tutelage.run import Run
 from tutelage.students.families.convnet import ConvNet, ConvNetSpec
@@ -139,7 +139,10 @@ class Lines(Silent):
         self.lines.append(line)
 
 
-def candidates(folder: Path, student: dict[str, Any], module: nn.Module, order: Any = None):
+def candidates(
+    folder: Path, student: dict[str, Any], module: nn.Module, order: Any = None,
+    storage: float = 20_000, compact: Any = lambda: tuple(COMPACT),
+):  # fmt: skip
     """Return the candidates of all spaces, and what was said."""
     found = TorchTeacher(module, classes=3, image_shape=(1, 12, 12))
     teacher = found if order is None else Reordered(found, order)
@@ -150,12 +153,12 @@ def candidates(folder: Path, student: dict[str, Any], module: nn.Module, order: 
     with Run(folder, command="test") as run:
         chosen = of_all_spaces(
             Recipe.parse({**tiny.RECIPE, "student": student}, where="test"),
-            costing(20_000),
+            costing(storage),
             SimpleNamespace(shape=(1, 12, 12), knobs={"image": (1, 12, 12)}, train=train),
             SimpleNamespace(teacher=teacher, train=SimpleNamespace(key=teacher.fingerprint)),
             run,
             progress,
-            compact=lambda: tuple(COMPACT),
+            compact=compact,
         )
     return chosen, progress.lines
 
@@ -175,6 +178,28 @@ def test_both_spaces_compete_and_a_run_finds_slices_once(tmp_path: Path) -> None
     for one, other in zip(found[2:], again[2:], strict=True):
         one.spec.build().load_state_dict(one.weights)  # strict: the spec alone rebuilds it
         assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
+def test_where_no_compact_student_fits_slices_may_and_a_refusal_names_the_nearest(
+    tmp_path: Path,
+) -> None:
+    figure = Measurement(name="storage_bytes", value=9_000.0, unit="B", kind="predicted")
+
+    def none_fits() -> tuple[Candidate, ...]:
+        limit = Limit(metric="storage_bytes", value=2_000.0)
+        found = Shortfall(
+            parameters=9, verdicts=(Verdict(limit=limit, figure=figure),),
+            would_do=WouldDo(device=None),
+        )  # fmt: skip
+        raise InfeasibleError("no compact one", found)
+
+    found, said = candidates(tmp_path / "a", {}, convnet(), compact=none_fits)
+    assert found and all(c.weights is not None for c in found)
+    assert "slices of the teacher alone" in said[-1]
+    with pytest.raises(InfeasibleError, match="the smallest student needs 1.75 kB"):
+        candidates(tmp_path / "b", {}, convnet(), storage=500, compact=none_fits)
+    with pytest.raises(InfeasibleError, match="no compact one"):
+        candidates(tmp_path / "c", {"space": "compact"}, convnet(), compact=none_fits)
 
 
 def test_a_slice_has_its_classes_in_the_datas_order(tmp_path: Path) -> None:
