@@ -108,6 +108,15 @@ def test_what_is_left_makes_up_for_blocks_that_went():
         assert apart(fitted, whole, others) < 0.5 * apart(cut, whole, others)
 
 
+def test_the_network_that_is_sliced_stays_as_it_was():
+    whole = convnet(widths=(8, 16), depths=(2, 2)).train()
+    before = copy.deepcopy(whole.state_dict())
+    spec = dataclasses.replace(whole.spec, widths=(6, 12), depths=(1, 2))
+    fitted = slice_convnet(whole, spec, images(300), fitted=True)
+    assert whole.training and not fitted.training
+    torch.testing.assert_close(dict(whole.state_dict()), dict(before), atol=0, rtol=0)
+
+
 def test_a_sum_is_met_where_what_is_added_to_it_was_lost():
     """The shortcut lost half of what it carried; the block's last layer writes it instead."""
     torch.manual_seed(0)

@@ -73,8 +73,10 @@ def blocks_that_stay(
     squared, for a single output). A block that changes shapes stays.
     """
     left = tuple(tuple(range(depth)) for depth in network.spec.depths)
+    if depths == network.spec.depths:
+        return left
     with torch.no_grad():
-        decision = network.eval()(inputs) if depths != network.spec.depths else torch.empty(0)
+        decision = with_blocks(network, left)(inputs)
         for number, depth in enumerate(depths):
             while len(left[number]) > depth:
                 rests = [

@@ -70,13 +70,16 @@ def fit(
 
     `aims` are by the names of convolutions and linear layers of the slice. Some hundreds of
     `inputs` do; of large maps fewer are taken, and more of each. `counts` says which tokens of them
-    count, where some are pads. Convolutions that pad with other than zeros stay as they are.
+    count, where some are pads. Convolutions that pad with other than zeros stay as they are. Both
+    are asked in eval mode, in which `small` is left.
     """
     aims = {name: aim for name, aim in aims.items() if _covered(small.get_submodule(name))}
+    fitting, training = _Fitting(small.eval(), aims), whole.training
+    whole.eval()
     every = -(-len(inputs) * _largest(whole, aims.values(), inputs[:1]) // _NUMBERS)
     inputs, counts = inputs[::every], None if counts is None else counts[::every]
-    fitting = _Fitting(small, aims)
     fitting.ask(whole, inputs, counts)
+    whole.train(training)
     fitting.move(inputs)
 
 
