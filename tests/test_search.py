@@ -162,7 +162,10 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searched")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compact, "_WIDEST", 12)
-        recipe = _job(folder, {"student": {"candidates": 9}, "budget": {"storage": "7 kB"}})
+        recipe = _job(
+            folder,
+            {"student": {"candidates": 9, "space": "compact"}, "budget": {"storage": "7 kB"}},
+        )
         assert tiny.cli("run", recipe, "--run", folder / "run").status == 0
     return folder
 
@@ -194,7 +197,10 @@ def test_a_new_budget_is_answered_without_teacher_training_or_export(
     monkeypatch.setattr(costs, "as_shipped", refuse)
     monkeypatch.setattr(feasible, "_teacher", refuse)
     shutil.copytree(searched / "run", tmp_path / "run")
-    recipe = _job(tmp_path, {"student": {"candidates": 9}, "budget": {"storage": "6.9 kB"}})
+    recipe = _job(
+        tmp_path,
+        {"student": {"candidates": 9, "space": "compact"}, "budget": {"storage": "6.9 kB"}},
+    )
     answer = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--json").answer
     assert answer["status"] == "feasible"
     assert answer["from_scores"]
@@ -215,7 +221,7 @@ def test_where_no_stored_student_fits_untried_ones_are_estimated(
     rows = json.loads((searched / "run/scores.json").read_text())["rows"]
     least = min(row["counted"]["file_bytes"] for row in rows)
     limit = {"storage": f"{least - 1} B"}
-    recipe = _job(tmp_path, {"student": {"candidates": 9}, "budget": limit})
+    recipe = _job(tmp_path, {"student": {"candidates": 9, "space": "compact"}, "budget": limit})
     answer = tiny.cli("plan", recipe, "--run", tmp_path / "run", "--json").answer
     fresh = [row for row in answer["candidates"] if row["trial"] is None]
     tried = [row for row in answer["candidates"] if row["trial"] is not None]
