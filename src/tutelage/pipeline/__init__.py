@@ -37,7 +37,6 @@ from tutelage.pipeline.shipping import ship
 from tutelage.pipeline.slicing import built_in_whole, nearest_of, not_sliced
 from tutelage.pipeline.teaching import Taught, teach
 from tutelage.pipeline.trials import note_taught, scores_of
-from tutelage.plan.sliced import depths, widest_slice
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.recipe_language import LANGUAGE
@@ -191,6 +190,6 @@ def _refuse_infeasible(
         whole = None if recipe.student.space == "compact" else built_in_whole(recipe, material)
         if whole is None or not_sliced(recipe, material, whole, UNLIKE):
             raise
-        most = max(2_000, parameters // 2)
-        if all(widest_slice(spec, costing, most)[0] is None for spec in depths(whole)):
-            raise nearest_of(error, whole, costing, parameters) from None
+        near = nearest_of(error, whole, costing, parameters)
+        if near is not None:
+            raise near from None

@@ -66,7 +66,8 @@ def of_all_spaces(
         found = compact()
     except InfeasibleError as error:
         if not slices:
-            raise nearest_of(error, whole, costing, taught.teacher.parameters) from None
+            near = nearest_of(error, whole, costing, taught.teacher.parameters)
+            raise near or error from None
         progress.say("plan: slices of the teacher alone, since no compact student fits")
         found = ()
     return (*found[: places - len(slices)], *slices)
@@ -82,15 +83,18 @@ def built_in_whole(recipe: Recipe, material: Material) -> StudentSpec | None:
 
 def nearest_of(
     error: InfeasibleError, whole: StudentSpec | None, costing: Costing, teacher_parameters: int
-) -> InfeasibleError:
+) -> InfeasibleError | None:
     """Return what refuses compact students, or slices where the narrowest is nearer the limits.
 
-    `whole` is the teacher's spec where slices compete, none of which fits.
+    `whole` is the teacher's spec where slices compete. None where one fits.
     """
     if whole is None or error.shortfall is None:
         return error
     most = max(2_000, teacher_parameters // 2)
-    narrowest = [widest_slice(spec, costing, most)[1] for spec in depths(whole)]
+    slices = [widest_slice(spec, costing, most) for spec in depths(whole)]
+    if any(widest is not None for widest, _ in slices):
+        return None
+    narrowest = [least for _, least in slices]
     networks = (stand_in(candidate.spec) for candidate in narrowest)
     found = shortfall(narrowest, networks, costing)
     if _ratio(found) >= _ratio(error.shortfall):

@@ -80,11 +80,8 @@ def replace_one(
         for stage, tried in enumerate(widths):
             found = []
             for width in tried[:-1]:
-                found.append(
-                    moved_by(
-                        slicing.resized(spec.knobs, (*most[:stage], width, *most[stage + 1 :]))
-                    )
-                )
+                narrowed = (*most[:stage], width, *most[stage + 1 :])
+                found.append(moved_by(slicing.resized(spec.knobs, narrowed)))
                 done()
             scores.append((*found, whole))
     return Narrowed(widths=widths, moved=tuple(scores))
