@@ -66,6 +66,23 @@ def test_by_default_dist_teaches():
     assert terms_of(recipe().distill) == (Term(name="dist", weight=1.0),)
 
 
+def test_by_default_images_learn_the_features_of_taps_too_where_there_are_some():
+    usual = with_usual(recipe(), "classes", find_task("vision"))
+    found = terms_of(usual.distill)
+    assert [(t.name, t.weight, t.optional) for t in found] == [
+        ("dist", 1.0, False), ("features", 4.0, True),
+    ]  # fmt: skip
+    assert [t.name for t in objective(*found).terms] == ["dist", "features"]
+    assert [t.name for t in objective(*found, pairs=()).terms] == ["dist"]
+
+
+def test_a_loss_that_was_asked_for_is_not_left_out():
+    with pytest.raises(RecipeError, match="no taps are paired"):
+        objective(*terms(dist=1, features=4), pairs=())
+    optional = terms(dist=1, features={"weight": 4, "optional": True})
+    assert [t.name for t in objective(*optional, pairs=()).terms] == ["dist"]
+
+
 @pytest.mark.parametrize(
     ("losses", "want"),
     [
@@ -93,7 +110,7 @@ def objective(*found, pairs=((0, 0),)):
 def test_the_objective_has_projectors_drawn_from_the_seed():
     one, other = (objective(*terms(features=1)) for _ in range(2))
     weights = [list(o.parameters()) for o in (one, other)]
-    assert [tuple(w.shape) for w in weights[0]] == [(6, 4)]
+    assert [tuple(w.shape) for w in weights[0]] == [(6, 4), (6,)]
     assert torch.equal(weights[0][0], weights[1][0])
 
 

@@ -256,8 +256,21 @@ def test_cross_entropy_by_hand():
 
 
 def test_features_by_hand():
-    # cos = 3/5, so 2 - 2 cos = 4/5; lengths do not count
-    assert value("features", [[3.0, 4.0]], [[10.0, 0.0]]) == pytest.approx(0.8)
+    # mean squares away: (1 + 0) / 2 and (0 + 4) / 2; the teacher's variance: (1 + 1 + 4 + 4) / 4
+    student, teacher = torch.tensor([[0.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3, 6]])
+    assert LOSSES["features"](student, teacher).tolist() == pytest.approx([0.5 / 2.5, 2 / 2.5])
+
+
+def test_features_of_a_teacher_that_never_varies_teach_nothing():
+    student = torch.ones(4, 3, requires_grad=True)
+    LOSSES["features"](student, torch.zeros(4, 3)).sum().backward()
+    assert student.grad is not None and not student.grad.any()
+
+
+def test_a_student_that_says_the_mean_of_features_loses_one():
+    teacher = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    said = teacher.mean(dim=0).expand(64, -1)
+    assert LOSSES["features"](said, teacher).mean().item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_srd_by_hand():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -271,14 +272,23 @@ def test_projectors_are_the_objectives_own_and_depend_on_the_seed_alone():
     assert all(torch.equal(one[key], two[key]) for key in one)
     shapes = {key: tuple(one[key].shape) for key in one if key.startswith("projectors")}
     assert shapes == {
-        "projectors.features.0.weight": (5, 3),
-        "projectors.features.1.weight": (7, 6),
-        "projectors.srd.0.weight": (5, 3),
-        "projectors.srd.1.weight": (7, 6),
-    }
+        f"projectors.{name}.{pair}.{part}": size
+        for name in ("features", "srd")
+        for pair, part, size in (
+            (0, "weight", (5, 3)), (0, "bias", (5,)), (1, "weight", (7, 6)), (1, "bias", (7,)),
+        )
+    }  # fmt: skip
     other = Objective(terms, seed=1, **WHOLE).state_dict()
     key = "projectors.srd.1.weight"
     assert not torch.equal(one[key], other[key])
+
+
+def test_projectors_of_features_begin_as_they_are_fitted():
+    begins = [(torch.ones(5, 3), torch.arange(5.0)), (torch.zeros(7, 6), torch.ones(7))]
+    objective = Objective((Term(name="features"),), projections=begins, **WHOLE)
+    first, second = cast(Any, objective.projectors["features"])
+    assert first(torch.ones(1, 3)).tolist() == [[3.0, 4.0, 5.0, 6.0, 7.0]]
+    assert second(torch.ones(1, 6)).tolist() == [[1.0] * 7]
 
 
 def test_projectors_learn():

@@ -61,6 +61,13 @@ def _inside(name: str, other: str, asks: str, *fixed: float) -> Method:
     )
 
 
+def _beside_features(base: dict[str, Any], *, sliced: bool = False) -> Method:
+    return Method(
+        losses={**base, "features": 4.0}, option="features.weight", settings=(4.0, 16.0, 1.0),
+        asks="features", sliced=sliced,
+    )  # fmt: skip
+
+
 _BOTH = {**_DIST, "cross_entropy": 0.5}
 _RATES = (1.0, 0.3, 3.0)  # times the domain's own
 _SLICE_RATES = (1.0, 0.3, 0.1)
@@ -87,12 +94,13 @@ METHODS: dict[str, Method] = {
         option="logit_standardised.temperature", settings=(2.0, 1.0, 4.0),
     ),
     "default": Method(losses={"dist": 1.0}),
-    "features": _inside("features", "labels", "features", 0.3, 3.0),
+    "features": _beside_features(_LABELS),
     "srd": _inside("srd", "labels", "features", 0.03, 0.3),
     "attention": _inside("attention", "labels", "maps", 3.0, 30.0),
     "rkd": _inside("rkd", "labels", "features", 3.0, 30.0),
     "cka": _inside("cka", "labels", "features", 0.3, 3.0),
-    "dist, features": _inside("features", "dist", "features", 0.3, 3.0),
+    "dist, features": _beside_features(_DIST),
+    "dist, features, slice": _beside_features(_DIST, sliced=True),
     "dist, srd": _inside("srd", "dist", "features", 0.03, 0.3),
     "dist, attention": _inside("attention", "dist", "maps", 3.0, 30.0),
     "dist, rkd": _inside("rkd", "dist", "features", 3.0, 30.0),

@@ -105,6 +105,7 @@ class LossPart(Part):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     weight: Weight | Literal["auto"] = 1.0
+    optional: bool = Field(False, description="left out where teacher or student has no taps")
 
     @model_validator(mode="after")
     def _plain_options(self) -> LossPart:

@@ -22,8 +22,14 @@ _BATCH_NORM_EPS = 1e-4  # as the authors of SRD set it
 def features(
     student: Float[Tensor, "batch channels"], teacher: Float[Tensor, "batch channels"]
 ) -> Float[Tensor, " batch"]:
-    """Return the squared distance of the two unit vectors, 2 - 2 cos (after FitNets, 1412.6550)."""
-    return (_unit(student) - _unit(teacher)).square().sum(dim=1)
+    """Return the squared distance over the teacher's variance in the batch (FitNets, 1412.6550).
+
+    Mean over channels of both: who says the batch's mean for every example loses 1 on average. A
+    teacher that does not vary teaches nothing.
+    """
+    spread = (teacher - teacher.mean(dim=0)).square().mean()
+    away = (student - teacher).square().mean(dim=1)
+    return torch.where(spread > _EPS, away / spread.clamp(min=_EPS), 0.0 * away)
 
 
 @loss(reads="features", projector=True, decides="both")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,9 +34,8 @@ import tutelage.losses.values  # noqa: F401 (all register their losses)
 from tutelage.errors import RecipeError, TeacherError
 from tutelage.losses.base import LOSSES, Loss, Reads
 from tutelage.losses.cut import labelled_only, selected
+from tutelage.losses.projectors import Pairs, Projections, check_pair, projectors
 from tutelage.types import Decides, Reading
-
-Pairs = tuple[tuple[int, int], ...]
 
 # What each kind of loss wants from the teacher (or the data), and from the student's taps.
 _WANTS: dict[Reads, tuple[frozenset[str], frozenset[str]]] = {
@@ -59,11 +58,15 @@ _LARGEST_RATIO = 1e4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One loss by name, its weight (None: balanced automatically) and its options."""
+    """One loss by name, its weight (None: balanced automatically) and its options.
+
+    An `optional` one that compares taps is left out where none are paired.
+    """
 
     name: str
     weight: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +83,9 @@ class ObjectiveValue:
 class Objective(nn.Module):
     """Weighted losses, with the projectors some of them need; these train but never ship.
 
-    `pairs` are (student tap, teacher tap) indices. Projectors are created term by term, pair by
-    pair, from `seed` alone. `class_weights` weigh each example, by its class, in losses that read
+    `pairs` are (student tap, teacher tap) indices. Projectors of features begin as `projections`,
+    one a pair; without them, and those of token states, they are drawn term by term, pair by pair,
+    from `seed` alone. `class_weights` weigh each example, by its class, in losses that read
     labels. Raises `RecipeError` on a wrong name, option, weight or pairing.
     """
 
@@ -92,13 +96,18 @@ class Objective(nn.Module):
         pairs: Pairs = (),
         student_widths: tuple[int, ...] = (),
         teacher_widths: tuple[int, ...] = (),
+        projections: Projections = (),
         share: float = 1.0,
         balance_steps: int = 50,
         seed: int = 0,
         class_weights: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.terms = _checked_terms(terms)
+        self.terms = tuple(
+            term
+            for term in _checked_terms(terms)
+            if pairs or not (term.optional and LOSSES[term.name].reads in _PAIRED)
+        )
         self.losses = tuple(LOSSES[term.name] for term in self.terms)
         self.pairs = pairs
         self.share = share
@@ -108,7 +117,9 @@ class Objective(nn.Module):
         for entry in self.losses:
             if entry.reads in _PAIRED:
                 _check_pairs(entry.name, pairs)
-        self.projectors = _projectors(self.losses, pairs, student_widths, teacher_widths, seed)
+        self.projectors = projectors(
+            self.losses, pairs, student_widths, teacher_widths, projections, seed
+        )
         given = [term.weight for term in self.terms]
         if given[self.reference] is None:
             given[self.reference] = 1.0
@@ -264,7 +275,7 @@ def _checked_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:
                 f"the weight of loss '{term.name}' is {weight!r}; give a finite number, 0 or more, "
                 "or leave it out to have it balanced"
             )
-        checked[term.name] = Term(name=term.name, weight=weight, options=options)
+        checked[term.name] = replace(term, options=options)
     return tuple(checked.values())
 
 
@@ -281,39 +292,6 @@ def _check_pairs(name: str, pairs: Pairs) -> None:
         raise RecipeError(
             f"loss '{name}' compares paired taps, but no taps are paired: "
             "pair at least one student tap with a teacher tap, or remove the loss"
-        )
-
-
-def _projectors(
-    losses: tuple[Loss, ...],
-    pairs: Pairs,
-    student_widths: tuple[int, ...],
-    teacher_widths: tuple[int, ...],
-    seed: int,
-) -> nn.ModuleDict:
-    generator = torch.Generator().manual_seed(seed)
-    projectors = nn.ModuleDict()
-    for entry in losses:
-        if not entry.projector:
-            continue
-        layers = nn.ModuleList()
-        for pair in pairs:
-            _check_pair(entry.name, pair, len(student_widths), len(teacher_widths))
-            cin, cout = student_widths[pair[0]], teacher_widths[pair[1]]
-            layer = nn.utils.skip_init(nn.Linear, cin, cout, bias=False)
-            nn.init.kaiming_uniform_(
-                layer.get_parameter("weight"), a=math.sqrt(5), generator=generator
-            )
-            layers.append(layer)
-        projectors[entry.name] = layers
-    return projectors
-
-
-def _check_pair(name: str, pair: tuple[int, int], student_taps: int, teacher_taps: int) -> None:
-    if not (0 <= pair[0] < student_taps and 0 <= pair[1] < teacher_taps):
-        raise RecipeError(
-            f"loss '{name}' pairs student tap {pair[0]} with teacher tap {pair[1]}, but the "
-            f"student has {student_taps} taps and the teacher {teacher_taps}: correct the pairing"
         )
 
 
@@ -369,7 +347,7 @@ def _calls(
         assert teacher is not None
         mine, theirs = getattr(student, entry.reads), getattr(teacher, entry.reads)
         for pair in pairs:
-            _check_pair(entry.name, pair, len(mine), len(theirs))
+            check_pair(entry.name, pair, len(mine), len(theirs))
         return [(mine[s], theirs[t]) for s, t in pairs if mine[s].numel()]
     targets: list[Tensor] = []
     if "decision" in needs:

@@ -10,46 +10,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.errors import RecipeError
 from tutelage.files import hash_json, write_json, write_tensors
-from tutelage.losses.objective import Term
-from tutelage.pairing import Pairing, find_pairing
 from tutelage.passes import Forward, call, mapped, source_of
 from tutelage.pipeline.exiting import check_pads, check_taps, exits_of
-from tutelage.pipeline.imbalance import class_weights
 from tutelage.pipeline.inheriting import keep, restore
 from tutelage.pipeline.lessons import (
-    batch_for,
     bounded_by,
     distill_inputs,
     epochs_for,
     further_of,
-    objective_of,
     rate_for,
     schedule_of,
-    terms_of,
 )
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import Chosen, warm_weights
 from tutelage.pipeline.starting import first_student, refuse_start, start_key
+from tutelage.pipeline.taps import UNPAIRED, build_lesson, pair_taps
 from tutelage.pipeline.teaching import Taught
-from tutelage.pipeline.tokens import TokenLesson, token_lesson
+from tutelage.pipeline.tokens import token_lesson
 from tutelage.pipeline.trials import decision_terms, scores_of
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.run import Run
 from tutelage.students import spec as students
 from tutelage.students.exits import Exits, drop_exits, load_exits, save_exits
-from tutelage.students.inside import Inside
-from tutelage.students.taps import describe_taps, find_taps, reading
 from tutelage.train.confidence import fit_scale, scale_logits
-from tutelage.train.distill import Distillation, decisions
+from tutelage.train.distill import decisions
 from tutelage.train.loop import History, Trainer
 from tutelage.train.qat import quantization_aware
 from tutelage.train.trackers import open_tracker
-from tutelage.types import Tap, pooled
-
-_PAIRING_EXAMPLES = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,78 +48,6 @@ class Learned:
     network: nn.Module
     result: dict[str, Any]
     exits: Exits | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
-    """The student's taps and the pairing with the teacher's."""
-
-    taps: tuple[Tap, ...]
-    pairing: Pairing | None
-
-
-def pair_taps(recipe: Recipe, material: Material, taught: Taught, chosen: Chosen) -> Paired:
-    """Find the student's taps and pair them with the teacher's by what they say on validation."""
-    network = warm_weights(chosen)
-    index = torch.arange(min(_PAIRING_EXAMPLES, material.validation.count))
-    batch = material.validation.batch(index, 0)
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    examples = mapped(batch.inputs, lambda x: x.to(device))
-    two = mapped(examples, lambda x: x[:2])
-    keep = None if batch.keep is None else batch.keep.to(device)
-    if recipe.student.taps is None:
-        taps = find_taps(network, two, forward=chosen.forward)
-    else:
-        taps = describe_taps(network, two, recipe.student.taps, forward=chosen.forward)
-    teacher_taps = tuple(tap.path for tap in taught.teacher.taps)
-    if not taps or not teacher_taps:
-        if recipe.distill.pairs:
-            raise RecipeError("distill.pairs: this teacher has no taps to pair; remove the key")
-        return Paired(taps=taps, pairing=None)
-    with torch.inference_mode():
-        mine = reading(
-            network, examples, taps, features=True, maps=False, keep=keep, forward=chosen.forward
-        ).features
-    theirs = taught.validation.read(index, 0).features
-    named = None if recipe.distill.pairs is None else list(recipe.distill.pairs)
-    mine, paths = [x.cpu() for x in mine], tuple(t.path for t in taps)
-    pairing = find_pairing(mine, theirs, paths, teacher_taps, named)
-    return Paired(taps=taps, pairing=pairing)
-
-
-def build_lesson(
-    recipe: Recipe, material: Material, taught: Taught, network: nn.Module, paired: Paired,
-    terms: tuple[Term, ...] = (), tokens: TokenLesson | None = None, forward: Forward = call,
-) -> Distillation:  # fmt: skip
-    """Put student, signals, data and objective (`terms`, else the recipe's losses) together.
-
-    `tokens` replaces the signals that were asked for before taps were paired.
-    """
-    objective = objective_of(
-        terms or terms_of(recipe.distill),
-        pairs=paired.pairing.pairs if paired.pairing else (),
-        student_widths=tuple(_width(tap) for tap in paired.taps),
-        teacher_widths=tuple(_width(tap) for tap in taught.teacher.taps),
-        seed=recipe.seed,
-        class_weights=class_weights(recipe, material),
-    )
-    return Distillation(
-        network,
-        objective,
-        material.train,
-        material.validation,
-        signals=tokens.signals if tokens else taught.train,
-        validation_decision=taught.validation_decision,
-        taps=paired.taps,
-        inside=tokens.student if tokens else Inside(),
-        classes=material.outputs,
-        decides=material.decides,
-        views=material.views,
-        batch=batch_for(recipe, material.train.count),
-        seed=recipe.seed,
-        metric=recipe.metric,
-        forward=forward,
-    )
 
 
 def distill(
@@ -163,7 +80,8 @@ def distill(
         if kept is not None:
             progress.say("student: it was taught before in this run")
             return kept
-        paired = pair_taps(recipe, material, taught, chosen)
+        warm = warm_weights(chosen)
+        paired = pair_taps(recipe, material, taught, warm, chosen.forward, start=network)
         check_taps(recipe, paired.taps)
         pairs = paired.pairing.pairs if paired.pairing else ()
         tokens = token_lesson(recipe, material, taught, network, paired.taps, pairs, run, progress)
@@ -248,9 +166,8 @@ def distill_for_int8(
     rate = (rate or recipe.distill.rate) / 10
     schedule = schedule_of(recipe, epochs=epochs, seed=recipe.seed, rate=rate, precision="float32")
     with quantization_aware(network):
-        unpaired = Paired(taps=(), pairing=None)
         terms = decision_terms(recipe, material.decides)
-        lesson = build_lesson(recipe, material, taught, network, unpaired, terms)
+        lesson = build_lesson(recipe, material, taught, network, UNPAIRED, terms)
         trainer = Trainer(
             lesson,
             schedule,
@@ -275,10 +192,6 @@ def _as_sure(
     inputs = material.validation.batch(index, 0).inputs
     example = mapped(inputs, lambda x: x.to(device))
     return scale if scale_logits(network, scale, example, forward) else 1.0
-
-
-def _width(tap: Tap) -> int:
-    return int(pooled(torch.zeros(1, *tap.shape)).shape[1])
 
 
 def _save(folder: Path, chosen: Chosen, network: nn.Module, note: Any) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tutelage.losses import LOSSES
 from tutelage.losses.objective import INSIDE, Objective, Pairs, Term
+from tutelage.losses.projectors import Projections
 from tutelage.recipe import DistillPart, LossPart, Recipe
 from tutelage.students.spec import FAMILIES, StudentSpec
 from tutelage.tasks import Task
@@ -55,9 +56,9 @@ def terms_of(part: DistillPart) -> tuple[Term, ...]:
 
 
 def _term(name: str, given: Any) -> Term:
-    weight = given.weight if isinstance(given, LossPart) else given
-    options = given.options if isinstance(given, LossPart) else {}
-    return Term(name=name, weight=None if weight == "auto" else float(weight), options=options)
+    part = given if isinstance(given, LossPart) else LossPart.model_validate({"weight": given})
+    weight = None if part.weight == "auto" else float(part.weight)
+    return Term(name=name, weight=weight, options=part.options, optional=part.optional)
 
 
 def distill_inputs(recipe: Recipe) -> list[Any]:
@@ -105,6 +106,7 @@ def objective_of(
     student_widths: tuple[int, ...],
     teacher_widths: tuple[int, ...],
     seed: int,
+    projections: Projections = (),
     class_weights: tuple[float, ...] | None = None,
 ) -> Objective:
     """Build the objective; raises `RecipeError` on a wrong loss, option or pairing."""
@@ -114,6 +116,7 @@ def objective_of(
         student_widths=student_widths,
         teacher_widths=teacher_widths,
         seed=seed,
+        projections=projections,
         class_weights=class_weights,
     )
 

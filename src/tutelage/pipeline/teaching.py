@@ -184,7 +184,7 @@ def _refuse_losses(terms: tuple[Term, ...], teacher: Teacher) -> None:
         reads = inside((term,))
         if reads and teacher.taps and module is not None:
             look_inside(module, teacher.taps, reads, who="teacher", error=TeacherError)
-        elif not teacher.taps and (reads or wants((term,))):
+        elif not teacher.taps and not term.optional and (reads or wants((term,))):
             raise TeacherError(
                 f"distill.losses: '{term.name}' reads the teacher's taps, and this teacher gives "
                 "decisions only; use kl, dkd or dist, or give the teacher as a torch module"

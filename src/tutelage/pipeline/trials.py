@@ -9,8 +9,7 @@ from typing import Any
 
 from tutelage.files import hash_json, write_tensors
 from tutelage.losses import LOSSES
-from tutelage.losses.objective import Objective, Term
-from tutelage.pipeline.imbalance import class_weights
+from tutelage.losses.objective import Term
 from tutelage.pipeline.judging import validation_figure
 from tutelage.pipeline.lessons import (
     batch_for,
@@ -23,6 +22,7 @@ from tutelage.pipeline.lessons import (
 )
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.starting import first_student, start_key
+from tutelage.pipeline.taps import UNPAIRED, build_lesson, pair_taps
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import Candidate
 from tutelage.plan.costs import Costing
@@ -33,7 +33,6 @@ from tutelage.recipe import Recipe
 from tutelage.records import Measurement
 from tutelage.run import Run
 from tutelage.students.spec import StudentSpec
-from tutelage.train.distill import Distillation
 from tutelage.train.loop import Trainer
 from tutelage.types import Decides
 
@@ -154,7 +153,7 @@ class Search:
         return rank
 
     def _trial(self, candidate: Candidate, steps: int, label: str, *, last: bool) -> dict[str, Any]:
-        """Distil one candidate briefly on the decision alone; return its figure as JSON."""
+        """Distil one candidate briefly (see `trial_terms`); return its figure as JSON."""
         recipe, taught = self.recipe, self.taught
         inherits = candidate.weights is not None or recipe.student.start == "teacher"
         rate = rate_for(recipe, candidate.spec, inherits=inherits)
@@ -185,23 +184,11 @@ class Search:
     ) -> tuple[Any, list[Path]]:
         recipe, material, taught = self.recipe, self.material, self.taught
         network, _ = first_student(recipe, candidate.spec, taught, candidate.weights)
-        lesson = Distillation(
-            network,
-            Objective(
-                decision_terms(recipe, material.decides),
-                class_weights=class_weights(recipe, material),
-            ),
-            material.train,
-            material.validation,
-            signals=taught.train,
-            validation_decision=taught.validation_decision,
-            classes=material.outputs,
-            decides=material.decides,
-            views=material.views,
-            batch=self._batch,
-            seed=recipe.seed,
-            examples=self._examples(steps, last),
-            metric=recipe.metric,
+        terms, paired = trial_terms(recipe, material.decides), UNPAIRED
+        if any(LOSSES[term.name].reads == "features" for term in terms):
+            paired = pair_taps(recipe, material, taught, network, start=network)
+        lesson = build_lesson(
+            recipe, material, taught, network, paired, terms, examples=self._examples(steps, last)
         )
         epochs = max(2 if last else 1, round(steps / max(1, lesson.steps())))
         trainer = Trainer(
@@ -218,6 +205,12 @@ class Search:
         path = self.run.file(trial_file(candidate))
         write_tensors(path, network.state_dict())
         return figure.to_json(), [path]
+
+
+def trial_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
+    """Return the recipe's losses that need no branches, tokens or maps: those of a short trial."""
+    features = tuple(t for t in terms_of(recipe.distill) if LOSSES[t.name].reads == "features")
+    return decision_terms(recipe, decides) + features
 
 
 def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from tutelage.recipe import LossPart
 from tutelage.records import Measurement
 from tutelage.registry import Registry
 
@@ -74,7 +75,7 @@ class Task(Protocol):
     name: str
     families: tuple[str, ...]
     teachers: tuple[str, ...]  # that can be fitted on the spot, the first where it suits
-    losses: Mapping[str, float]  # that teach classes where the recipe names none
+    losses: Mapping[str, float | LossPart]  # that teach classes where the recipe names none
     batch_size: int  # examples a step, where the recipe names none
     keys: frozenset[str]  # of the recipe's data part, beside train, test and validation
 

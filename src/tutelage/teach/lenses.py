@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tutelage.least_squares import affine_fit
 from tutelage.tasks.values import score
 
 _MOST_EXAMPLES = 20_000
@@ -46,7 +47,7 @@ def fit_lens(
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - mean) / scale
     if target.shape[1] == 1:
-        weight, bias = _least_squares(x, target)
+        weight, bias = affine_fit(x, target, _DECAY)
     else:
         weight, bias = _by_kl(x, target)
     folded = weight / scale
@@ -58,14 +59,6 @@ def _agreement(said: Tensor, wanted: Tensor) -> float:
     if wanted.shape[1] == 1:
         return score(said[:, 0], wanted[:, 0], "values")
     return float((said.argmax(-1) == wanted.argmax(-1)).float().mean())
-
-
-def _least_squares(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve (x'x / n + decay) w = x'y / n for centred y; x is standardised."""
-    x, y = x.double(), target[:, 0].double()
-    square = x.T @ x / len(x) + _DECAY * torch.eye(x.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(square, x.T @ (y - y.mean()) / len(x))
-    return weight[None].float(), y.mean()[None].float()
 
 
 def _by_kl(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

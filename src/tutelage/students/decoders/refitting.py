@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tutelage.least_squares import ridge_solution
 from tutelage.progress import Progress, Silent, track
 from tutelage.students.decoders.choice import in_parts
 from tutelage.students.decoders.network import Decoder
 from tutelage.students.decoders.stack import Stack
-from tutelage.students.least_squares import ridge_solution
 
 _RIDGE = 0.1  # times the mean square of what a projection reads
 _SMALL = 1e-6

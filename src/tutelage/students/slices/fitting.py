@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tutelage.students.least_squares import ridge_solution
+from tutelage.least_squares import ridge_solution
 
 _RIDGE = 0.01  # times the mean square of what a layer reads
 _SAMPLES = 12_288  # places of all examples' maps or tokens that a layer is fitted to

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.passes import shown, tensors
+from tutelage.recipe import LossPart
 from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.given.loaders import Found
 from tutelage.tasks.splits import overlap, set_aside
@@ -142,7 +143,7 @@ class GivenTask:
     name = "given"
     families: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
-    losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
+    losses: Mapping[str, float | LossPart] = MappingProxyType({"dist": 1.0})
     batch_size: int = 128
     keys: frozenset[str] = frozenset()
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
+from tutelage.recipe import LossPart
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.parts import Parts
@@ -280,7 +281,7 @@ class SeriesTask:
     name = "series"
     families: tuple[str, ...] = ("convnet1d", "gru")
     teachers: tuple[str, ...] = ("minirocket", "inception", "resnet1d")
-    losses: Mapping[str, float] = MappingProxyType({"kl": 1.0})
+    losses: Mapping[str, float | LossPart] = MappingProxyType({"kl": 1.0})
     batch_size: int = 128
     keys = frozenset(
         {"format", "label_column", "series_column", "time_column", "length", "hop", "rate",

@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from tutelage.errors import DataError, RecipeError
 from tutelage.progress import Progress, Silent
+from tutelage.recipe import LossPart
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.parts import Parts
@@ -205,7 +206,7 @@ class TextTask:
     name = "text"
     families: tuple[str, ...] = ("encoder", "textconv")
     teachers: tuple[str, ...] = ()
-    losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
+    losses: Mapping[str, float | LossPart] = MappingProxyType({"dist": 1.0})
     batch_size: int = 32  # few epochs want many steps
     keys = frozenset(
         {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",

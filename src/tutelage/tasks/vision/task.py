@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int, UInt64
 
 from tutelage.errors import DataError
+from tutelage.recipe import LossPart
 from tutelage.tasks import TASKS
 from tutelage.tasks.draws import hash_keys
 from tutelage.tasks.parts import Parts
@@ -183,7 +184,9 @@ class VisionTask:
     name = "vision"
     families: tuple[str, ...] = ("convnet",)
     teachers: tuple[str, ...] = ("convnet",)
-    losses: Mapping[str, float] = MappingProxyType({"dist": 1.0})
+    losses: Mapping[str, float | LossPart] = MappingProxyType(
+        {"dist": 1.0, "features": LossPart(weight=4.0, optional=True)}
+    )
     batch_size: int = 128
     keys = frozenset(
         {"format", "labels", "test_labels", "image_column", "label_column", "size", "unlabelled"}
