@@ -12,7 +12,7 @@ from torch import nn
 from tutelage.students.families.encoder import Encoder, EncoderSpec
 from tutelage.students.slices.channels import moved, remembering
 from tutelage.students.slices.encoder import SLICING, is_part, narrower, slice_encoder
-from tutelage.students.slices.layers import layers_that_stay, shallower, with_layers
+from tutelage.students.slices.layers import Gates, layers_that_stay, shallower, with_layers
 
 KINDS = [
     {"norm": "post"},
@@ -154,6 +154,24 @@ def test_what_is_remembered_of_layers_is_what_is_found_anew():
         for layers, want in alone.items():
             again = without(whole, layers, ids())
             assert torch.equal(said(again), want) and len(again.stages) == layers
+
+
+def test_what_gates_say_is_asked_once_a_depth_where_it_is_remembered(monkeypatch):
+    asked, ask = [], Gates.information
+
+    def counted(gates, network, inputs):
+        asked.append(len(network.stages))
+        return ask(gates, network, inputs)
+
+    monkeypatch.setattr(Gates, "information", counted)
+    whole = encoder(norm="post")
+    specs = [narrower(spec, share) for spec in shallower(whole.spec)[:2] for share in (0.5, 0.75)]
+    alone = [slice_encoder(whole, spec, ids()) for spec in specs]
+    assert asked == [3, 3, 2, 2]
+    with remembering():
+        again = [slice_encoder(whole, spec, ids()) for spec in specs]
+    assert asked[4:] == [3, 2]
+    assert all(torch.equal(said(a), said(b)) for a, b in zip(alone, again, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.paths import full_path, path_from
 from tutelage.pipeline.teaching import open_teacher
 from tutelage.plan.refusal import amount, name_of
-from tutelage.recipe import Recipe
+from tutelage.recipe import LossPart, Recipe
 from tutelage.recipe_language import LANGUAGE
 from tutelage.teach.hf_folder import read_config
 from tutelage.teach.hf_teacher import is_classifier
@@ -124,7 +124,14 @@ export:
 def _losses(material: Material) -> str:
     if material.decides == "values":
         return _LOSSES_OF_VALUES
-    return "".join(f"    {name}: {weight}\n" for name, weight in material.task.losses.items())
+    return "".join(f"    {name}: {_weight(part)}\n" for name, part in material.task.losses.items())
+
+
+def _weight(given: float | LossPart) -> str:
+    if not isinstance(given, LossPart):
+        return str(given)
+    keys = given.model_dump(exclude_unset=True)
+    return "{" + ", ".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()) + "}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

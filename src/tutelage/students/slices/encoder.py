@@ -38,12 +38,14 @@ def slice_encoder(
     fewer = layers.with_layers(network, left)
     small = Encoder(spec).eval()
     same = isinstance(fewer.project, nn.Identity)
-    with layers.Gates() as gates:
+
+    def place(gates: layers.Gates) -> None:
         gates.after(fewer.embedding_norm, "stream" if same else "embedding")
         if not same:
             gates.after(fewer.project, "stream")
         gates.of_layers(fewer.stages)
-        information = gates.information(fewer, some)
+
+    information = layers.information(network, left, fewer, some, place)
     stay = layers.most(information["stream"], spec.hidden)
     rows = stay if same else layers.most(information["embedding"], spec.embedding)
     with torch.no_grad():

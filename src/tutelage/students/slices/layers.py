@@ -185,6 +185,23 @@ class Gates(ExitStack):
         self.callback(handle.remove)
 
 
+def information(
+    network: nn.Module, left: tuple[int, ...], fewer: nn.Module, inputs: Tensor,
+    place: Callable[[Gates], None],
+) -> dict[str, Float[Tensor, " c"]]:  # fmt: skip
+    """Return what the gates that `place` sets in `fewer` say, the network with the layers `left`.
+
+    Found once while that is remembered (`channels.remembered`).
+    """
+
+    def find() -> dict[str, Tensor]:
+        with Gates() as gates:
+            place(gates)
+            return gates.information(fewer, inputs)
+
+    return remembered(network, ("information", left), find)
+
+
 def copy_layers(
     to: nn.ModuleList, of: nn.ModuleList, information: dict[str, Tensor], stay: Int[Tensor, " k"]
 ) -> dict[str, Int[Tensor, " k"]]:

@@ -36,13 +36,15 @@ def slice_vit(
     left = layers.layers_that_stay(network, spec.layers, some)
     fewer = layers.with_layers(network, left)
     small = ViT(spec).eval()
-    with layers.Gates() as gates:
+
+    def place(gates: layers.Gates) -> None:
         for number, module in enumerate(fewer.stem):
             if isinstance(module, nn.ReLU):
                 gates.after(module, f"stem.{number}")
         gates.before(fewer.stages[0], "stream")
         gates.of_layers(fewer.stages)
-        information = gates.information(fewer, some)
+
+    information = layers.information(network, left, fewer, some, place)
     stay = layers.most(information["stream"], spec.hidden)
     with torch.no_grad():
         ends = _copy_stem(small.stem, fewer.stem, information, stay)
