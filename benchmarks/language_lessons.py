@@ -11,6 +11,7 @@ kl       as kd, without cross entropy
 rehearse as kd, half of the tokens written freely by the teacher (language.rehearse: 0.5)
 fast, small, small_slow  as kd, at the rate and batch of CHANGES (5e-4 and 8 else)
 refit, refit_small  as kd and small, the slice's projections fitted first (`refitting.py`)
+refit_hidden as refit, and each layer's states are to be those of the teacher's layer that it was
 rehearse_kl  as rehearse, without cross entropy
 uniform  as kd, but of the teacher's own layers evenly many, as few as make the slice's size
 trl      the same slice, TRL's DistillationTrainer (on the student's own words, reverse KL: its
@@ -56,13 +57,14 @@ from tutelage.students.decoders.network import Decoder, decoder_of, library, sav
 from tutelage.students.decoders.refitting import refit
 from tutelage.students.decoders.sizes import parameters, with_sizes
 from tutelage.students.decoders.slicing import slice_decoder, with_layers
+from tutelage.train.inside import InsideLesson
 from tutelage.train.loop import Trainer
 
 RESULTS = HERE / "results" / "language_lessons.json"
 WORK = HERE / ".work" / "language_lessons"
 ARMS = (
-    "kd", "ce", "kl", "fast", "small", "small_slow", "refit", "refit_small", "rehearse",
-    "rehearse_kl", "uniform", "gkd", "trl",
+    "kd", "ce", "kl", "fast", "small", "small_slow", "refit", "refit_small", "refit_hidden",
+    "rehearse", "rehearse_kl", "uniform", "gkd", "trl",
 )  # fmt: skip
 CHANGES: dict[str, dict[str, float]] = {
     "fast": {"rate": 1e-3}, "small": {"batch": 2}, "small_slow": {"batch": 2, "rate": 2.5e-4},
@@ -70,6 +72,7 @@ CHANGES: dict[str, dict[str, float]] = {
 }  # fmt: skip
 REHEARSE, REHEARSING = 0.5, ("rehearse", "rehearse_kl")
 REFIT = 128  # sequences that the slice is fitted on
+HIDDEN = 4.0  # what the states inside weigh beside forward KL
 
 
 def material_of(
@@ -120,7 +123,12 @@ def taught(
     part = recipe.distill.model_copy(update={"losses": losses, **changes})
     recipe = recipe.model_copy(update={"distill": part})
     (portion,) = portions(recipe, material, 1)
-    lesson = lesson_for(recipe, material, student, signals, seed=recipe.seed, portion=portion)
+    inside = None
+    if arm == "refit_hidden":
+        inside = InsideLesson(student, material.decoder, losses={"hidden": HIDDEN}, options={})
+    lesson = lesson_for(
+        recipe, material, student, signals, seed=recipe.seed, portion=portion, inside=inside
+    )
     schedule = schedule_of(recipe, epochs=portion.count, seed=recipe.seed)
     history = Trainer(lesson, schedule, progress=Silent()).train()
     tokens = accumulate(lesson.taught_in(epoch) for epoch in range(portion.count))
