@@ -76,6 +76,17 @@ def test_by_default_images_learn_the_features_of_taps_too_where_there_are_some()
     assert [t.name for t in objective(*found, pairs=()).terms] == ["dist"]
 
 
+def test_beside_branches_images_learn_no_features_unless_asked_to():
+    part = {"data": {"train": "digits"}, "teacher": {"fit": True}, "student": {"exits": "1 %"}}
+    for losses, names in (
+        ({}, ["dist", "trajectory"]),
+        ({"features": 1}, ["features", "trajectory"]),
+    ):
+        given = Recipe.parse({**part, "distill": {"losses": losses} if losses else {}})
+        usual = with_usual(given, "classes", find_task("vision"))
+        assert list(usual.distill.losses) == names
+
+
 def test_a_loss_that_was_asked_for_is_not_left_out():
     with pytest.raises(RecipeError, match="no taps are paired"):
         objective(*terms(dist=1, features=4), pairs=())

@@ -17,6 +17,7 @@ SEARCH_SEED = 1_000  # of searches and clocks; none of the seeds that are report
 SEEDS = (0, 1, 2, 3, 4)
 BASE = "kd"  # the method whose time is everyone's budget
 _FOLDERS = ("losses", "train", "students", "tasks", "teach", "pipeline")
+_FILES = ("least_squares.py", "pairing.py", "passes.py")
 _OF_LANGUAGE = ("language", "decoder", "gguf", "causal_lm", "generat")
 
 
@@ -127,7 +128,8 @@ def code_hash() -> str:
     Files that only language models use are left out: no domain of the grid is one.
     """
     root = Path(tutelage.__file__).parent
-    files = [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*.py"))]
+    files = [root / name for name in _FILES]
+    files += [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*.py"))]
     named = {path.relative_to(root).as_posix(): path for path in files}
     kept = {n: p for n, p in named.items() if not any(word in n for word in _OF_LANGUAGE)}
     kept |= {f"grid/{n}.py": Path(__file__).parent / f"{n}.py" for n in ("material", "teach")}

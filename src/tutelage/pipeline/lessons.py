@@ -35,11 +35,14 @@ def with_usual(recipe: Recipe, decides: Decides, task: Task) -> Recipe:
 
     Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
     which was not seen to cost the final decision (benchmarks/RESULTS.md), or the final decision
-    where the teacher is a file that shows no more.
+    where the teacher is a file that shows no more. Beside it features were not measured: they are
+    left out.
     """
-    losses = dict(recipe.distill.losses)
+    losses: dict[str, Any] = dict(recipe.distill.losses)
     if "losses" not in recipe.distill.model_fields_set:
         losses = dict(_LOSSES_OF_VALUES if decides == "values" else task.losses)
+        if recipe.student.exits is not None:
+            losses.pop("features", None)
     if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):
         whole = (recipe.teacher.source or "").endswith(".onnx")
         losses |= {"decision_everywhere": _BY_KL} if whole else {"trajectory": 1.0}
