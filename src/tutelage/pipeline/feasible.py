@@ -27,7 +27,7 @@ from tutelage.pipeline.proving import verdicts
 from tutelage.pipeline.slicing import built_in_whole, not_sliced
 from tutelage.pipeline.teaching import open_teacher
 from tutelage.pipeline.trials import scores_of
-from tutelage.plan.candidate import Candidate, stand_in, weigh, weighed
+from tutelage.plan.candidate import Candidate, most_parameters, stand_in, weigh, weighed
 from tutelage.plan.compact import structures_of, widest
 from tutelage.plan.costs import Costing
 from tutelage.plan.elastic import widest_cut
@@ -161,7 +161,7 @@ def _rows(
     rows: list[tuple[str, Candidate]] = []
     structures = structures_of(material.task.families, shrinks_of(recipe, material))
     for family, structure in track(structures, len(structures), "Costing structures", progress):
-        most = max(2_000, parameters // 2)
+        most = most_parameters(parameters)
         best, narrowest = widest(family, structure, costing, material.knobs, most)
         candidate = narrowest if best is None else best
         rows.append((name_spec(candidate.spec), candidate))
@@ -174,7 +174,7 @@ def _slices(
     """Return of each of the teacher's depths the widest slice that fits, or the narrowest."""
     specs, rows = depths(whole), []
     for spec in track(specs, len(specs), "Costing slices of the teacher", progress):
-        best, narrowest = widest_slice(spec, costing, max(2_000, parameters // 2))
+        best, narrowest = widest_slice(spec, costing, most_parameters(parameters))
         candidate = narrowest if best is None else best
         rows.append((f"{name_spec(candidate.spec)}, sliced", candidate))
     return rows

@@ -27,7 +27,7 @@ from tutelage.pipeline.teaching import Taught
 from tutelage.pipeline.tokens import token_families
 from tutelage.pipeline.trials import Search, scores_of, trial_file
 from tutelage.plan import SPACES, Candidate, plan_json
-from tutelage.plan.candidate import shaken, stand_in, weigh, weighed
+from tutelage.plan.candidate import most_parameters, shaken, stand_in, weigh, weighed
 from tutelage.plan.costs import Costing, Precision
 from tutelage.plan.refusal import infeasible, shortfall
 from tutelage.progress import Progress
@@ -196,7 +196,7 @@ def find_candidates(
             costing,
             families=families,
             given=material.knobs,
-            most_parameters=max(2_000, teacher_parameters // 2),
+            most_parameters=most_parameters(teacher_parameters),
             count=recipe.student.candidates,
             seed=recipe.seed,
             shrinks=shrinks,

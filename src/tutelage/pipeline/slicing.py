@@ -22,7 +22,7 @@ from tutelage.pipeline.material import Material
 from tutelage.pipeline.narrowing import scores_of_stages
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import SPACES, Candidate
-from tutelage.plan.candidate import stand_in
+from tutelage.plan.candidate import most_parameters, stand_in
 from tutelage.plan.costs import Costing
 from tutelage.plan.refusal import infeasible, shortfall
 from tutelage.plan.sliced import depths, widest_slice
@@ -90,7 +90,7 @@ def nearest_of(
     """
     if whole is None or error.shortfall is None:
         return error
-    most = max(2_000, teacher_parameters // 2)
+    most = most_parameters(teacher_parameters)
     slices = [widest_slice(spec, costing, most) for spec in depths(whole)]
     if any(widest is not None for widest, _ in slices):
         return None
@@ -139,7 +139,7 @@ def _slices(
         found = SPACES["sliced"](
             costing,
             whole=own[1],
-            most_parameters=max(2_000, taught.teacher.parameters // 2),
+            most_parameters=most_parameters(taught.teacher.parameters),
             count=count,
             scores=scores if count > 1 else None,
         )

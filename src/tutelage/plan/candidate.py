@@ -15,6 +15,13 @@ from tutelage.plan.costs import Costing, cost_of, figures_on, missed_limits, nee
 from tutelage.records import Measurement
 from tutelage.students.spec import StudentSpec
 
+_MOST_OF_A_TINY_TEACHER = 2_000
+
+
+def most_parameters(of_teacher: int) -> int:
+    """Return how many parameters a student may have: half of its teacher's, or a few thousand."""
+    return max(_MOST_OF_A_TINY_TEACHER, of_teacher // 2)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
