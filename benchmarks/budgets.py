@@ -21,7 +21,8 @@ auto          compact families and slices of the teacher side by side, starting 
 of the demo with a teacher fitted first. Seconds are the processor's, of this budget alone. A plan
 was falsely feasible where its artifact missed a limit, so that it was tightened. Regret is the test
 figure against the best of all arms and seeds for that budget. Resumable; lines go to
-benchmarks/results/budgets.json.
+benchmarks/results/budgets.json. Rows taught by DIST alone, the default before, are in
+budgets_dist.json.
 """
 
 from __future__ import annotations
