@@ -101,6 +101,7 @@ METHODS: dict[str, Method] = {
     "cka": _inside("cka", "labels", "features", 0.3, 3.0),
     "dist, features": _beside_features(_DIST),
     "dist, features, slice": _beside_features(_DIST, sliced=True),
+    "dist, features, labels, slice": _beside_features(_BOTH, sliced=True),
     "dist, srd": _inside("srd", "dist", "features", 0.03, 0.3),
     "dist, attention": _inside("attention", "dist", "maps", 3.0, 30.0),
     "dist, rkd": _inside("rkd", "dist", "features", 3.0, 30.0),
