@@ -54,7 +54,9 @@ def pair_taps(
     """Find the student's taps and pair them with the teacher's by what they say on validation.
 
     `start` is the student as it starts its lesson, where a loss of the recipe maps its features.
+    Both stay as they are.
     """
+    network = copy.deepcopy(network).eval()
     examples, keep = _some_validation(material, network)
     two = mapped(examples, lambda x: x[:2])
     if recipe.student.taps is None:
