@@ -14,7 +14,9 @@ from scipy import stats
 
 from tutelage.errors import CorruptFileError, DataError
 from tutelage.files import write_json
+from tutelage.pipeline.lessons import terms_of, with_usual
 from tutelage.recipe import Recipe
+from tutelage.tasks import find_task
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -94,8 +96,10 @@ def test_every_method_is_a_recipe(name: str) -> None:
 
 
 def test_the_shipped_recipe_is_the_default() -> None:
-    recipe = Recipe.parse({"data": {"train": "digits"}, "teacher": {"fit": True}})
-    assert METHODS["default"].losses == recipe.distill.losses
+    base = {"data": {"train": "digits"}, "teacher": {"fit": True}}
+    usual = with_usual(Recipe.parse(base), "classes", find_task("vision")).distill
+    named = Recipe.parse({**base, "distill": {"losses": METHODS["default"].losses}}).distill
+    assert terms_of(named) == terms_of(usual)
 
 
 def test_a_grid_is_its_cells_and_what_they_need() -> None:

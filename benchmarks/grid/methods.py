@@ -93,7 +93,9 @@ METHODS: dict[str, Method] = {
         losses={"logit_standardised": {"weight": 0.5, "temperature": 2.0}, "cross_entropy": 0.5},
         option="logit_standardised.temperature", settings=(2.0, 1.0, 4.0),
     ),
-    "default": Method(losses={"dist": 1.0}),
+    "default": Method(  # of images
+        losses={"dist": 1.0, "features": {"weight": 4.0, "optional": True}}, asks="features"
+    ),
     "features": _beside_features(_LABELS),
     "srd": _inside("srd", "labels", "features", 0.03, 0.3),
     "attention": _inside("attention", "labels", "maps", 3.0, 30.0),
