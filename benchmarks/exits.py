@@ -48,7 +48,6 @@ from tutelage.export.onnx_float import export_onnx
 from tutelage.files import read_tensors, write_json, write_tensors
 from tutelage.pipeline.lessons import schedule_of
 from tutelage.pipeline.material import Material, material_of
-from tutelage.pipeline.planning import Chosen
 from tutelage.pipeline.taps import build_lesson, pair_taps
 from tutelage.pipeline.teaching import teach
 from tutelage.progress import Silent
@@ -134,7 +133,6 @@ def cell(arm: str, seed: int, base: Material, options: argparse.Namespace) -> An
         torch.manual_seed(seed)
         network = spec.build()
         count = sum(p.numel() for p in network.parameters())
-        chosen = Chosen(spec=spec, network=network, parameters=count, warm=None)
         started = time.process_time()
         paired = pair_taps(recipe, material, taught, network)
         lesson = build_lesson(recipe, material, taught, network, paired)
