@@ -132,7 +132,6 @@ def cell(arm: str, seed: int, base: Material, options: argparse.Namespace) -> An
         spec = StudentSpec.from_json(ARMS[arm].spec)
         torch.manual_seed(seed)
         network = spec.build()
-        count = sum(p.numel() for p in network.parameters())
         started = time.process_time()
         paired = pair_taps(recipe, material, taught, network)
         lesson = build_lesson(recipe, material, taught, network, paired)
