@@ -24,6 +24,7 @@ from tutelage.students.slices.channels import (
     remembered,
 )
 from tutelage.students.slices.fitting import Aim, fit, own
+from tutelage.students.slices.rescale import neighbours, rescale
 
 Staged = TypeVar("Staged", ConvNet, ConvNet1d)
 
@@ -47,7 +48,8 @@ def slice_convnet(
 
     `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
     `channels.importance`); what stays is copied as it is, statistics of the norms included. Raises
-    `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's.
+    `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's, and
+    filters scaled to the size that a lesson is made for.
     """
     some = choosing(inputs)
     blocks = remembered(network, spec.depths, lambda: blocks_that_stay(network, spec.depths, some))
@@ -58,6 +60,7 @@ def slice_convnet(
     wanted.eval()
     if fitted:
         fit(wanted, network, _aims(network, kept, blocks), inputs)
+        rescale(neighbours(wanted))
     return wanted
 
 

@@ -21,7 +21,8 @@ from tutelage.students.families.graph import INPUT, GraphSpec, Node
 from tutelage.students.families.graph_net import Block, GraphNet, blocks_of, inherited, stages_of
 from tutelage.students.slices.channels import Slicing, choosing, cut, even_share, least_missed
 from tutelage.students.slices.fitting import fit
-from tutelage.students.slices.graph_aims import aims_of_graph
+from tutelage.students.slices.graph_aims import aims_of_graph, normed
+from tutelage.students.slices.rescale import rescale
 
 _MOST_DEPTHS, _MOST_STEPS = 5, 64  # what is tried of a large network, each exported and weighed
 _WIDE = ("conv", "linear")  # the operators that have a width of their own
@@ -185,7 +186,8 @@ def slice_graph(
 
     `spec` is part of the network's own (see `is_part`). Blocks go first, then channels (see
     `channels.importance`); what stays is copied as it is, statistics of the norms included. Raises
-    `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's.
+    `StudentError` where that is impossible. `fitted`: layers are then fitted to the network's, and
+    filters before a norm scaled to the size that a lesson is made for.
     """
     some = choosing(inputs)
     fewer = _fewer_blocks(network, spec, some)
@@ -202,6 +204,7 @@ def slice_graph(
     wanted.eval()
     if fitted:
         fit(wanted, network, aims_of_graph(network, wanted, kept), inputs)
+        rescale(normed(wanted))
     return wanted
 
 

@@ -1,11 +1,13 @@
-"""What the layers of a sliced graph are to say; see `fitting`."""
+"""What the layers of a sliced graph are to say, and which a norm reads; see `fitting`."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.students.families.graph import ACTIVATIONS, WEIGHTED, Node
 from tutelage.students.families.graph_net import Block, GraphNet, blocks_of
@@ -30,6 +32,16 @@ def aims_of_graph(whole: GraphNet, small: GraphNet, kept: dict[str, Int[Tensor, 
             layer, rest = written
             aims[layer] = Aim(outputs=kept[layer], of=there[last[0].name], **rest)
     return aims
+
+
+def normed(network: GraphNet) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield the convolutions that a batch norm alone reads, with these norms."""
+    paths, nodes = _paths(network), {node.name: node for node in network.spec.nodes}
+    readers = Counter(name for node in network.spec.nodes for name in node.of)
+    for norm in nodes.values():
+        layer = nodes.get(norm.of[0])
+        if norm.op == "norm" and layer and layer.op == "conv" and readers[layer.name] == 1:
+            yield network.get_submodule(paths[layer.name]), network.get_submodule(paths[norm.name])
 
 
 def _name(path: str) -> str:
