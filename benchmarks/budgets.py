@@ -1,7 +1,7 @@
 """Twelve budgets over five devices: are limits kept, and how good is what ships, by search.
 
-python benchmarks/budgets.py [--set fashion|digits] [--only compact width ...] [--seeds 0 1 2]
-                             [--budgets 0 3 7]
+python benchmarks/budgets.py [--set fashion|digits|series|texts] [--only compact width ...]
+                             [--seeds 0 1 2] [--budgets 0 3 7]
 python benchmarks/budgets.py --table
 
 Every cell is one whole run of the product with one budget: candidates, short distillations, one
@@ -11,18 +11,19 @@ scores and students taught before are at hand as they are for a user who changes
 compact       the families of the task, fresh weights
 width         the teacher's structure with fewer channels, the same share everywhere; fresh weights
 magnitude     the same structure, starting from the teacher's channels of the largest weights as cut
+width2, magnitude2
+              the same for twice the epochs, about the time that `auto` takes with its search
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one,
               for a quarter or a half of the epochs
 sliced        slices of the teacher, layers fitted to its own
 auto          compact families and slices of the teacher side by side, starting as `nearest` does
 
-`fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist, `digits` the set
-of the demo with a teacher fitted first. Seconds are the processor's, of this budget alone. A plan
-was falsely feasible where its artifact missed a limit, so that it was tightened. Regret is the test
-figure against the best of all arms and seeds for that budget. Resumable; lines go to
-benchmarks/results/budgets.json. Rows taught by DIST alone, the default before, are in
-budgets_dist.json.
+The sets are those of benchmarks/budget_sets.py. Seconds are the processor's, of this budget alone;
+the first budget's hold the teacher's fitting, too. A plan was falsely feasible where its artifact
+missed a limit, so that it was tightened. Regret is the test figure against the best of all arms and
+seeds for that budget. Resumable; lines go to benchmarks/results/budgets.json. Rows taught by DIST
+alone, the default before, are in budgets_dist.json.
 """
 
 from __future__ import annotations
@@ -37,22 +38,18 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import (
-    FASHION_MNIST,
-    HERE,
-    TEACHER,
-    add_row,
-    fashion_mnist,
-    rows_of,
-    run_or_table,
-)
+from budget_sets import SETS
+from common import HERE, TEACHER, add_row, rows_of, run_or_table
 
 from tutelage.devices import load_device
 from tutelage.errors import InfeasibleError
 from tutelage.files import read_json
 from tutelage.pipeline import run_recipe
-from tutelage.pipeline.material import Material, read_material
+from tutelage.pipeline.fitting import built_in_spec, encoder_to_fit
+from tutelage.pipeline.inheriting import own_module
+from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import budget_of, costing_of
+from tutelage.plan.candidate import most_parameters
 from tutelage.plan.sliced import depths, widest_slice
 from tutelage.recipe import Recipe
 from tutelage.students.slices import channels, convnet
@@ -64,83 +61,37 @@ ARMS: dict[str, dict[str, Any]] = {
     "compact": {"space": "compact", "start": "fresh"},
     "width": {"start": "fresh"},
     "magnitude": {"start": "teacher"},
+    "width2": {"start": "fresh"},
+    "magnitude2": {"start": "teacher"},
     "teacher": {"space": "compact", "start": "teacher"},
     "nearest": {"space": "compact", "start": "nearest"},
     "sliced": {"space": "sliced"},
     "auto": {"space": "auto"},
 }
-# From loose to tight, as `nearest` needs; of each device several limits that bind in turn.
-BUDGETS: dict[str, list[tuple[str, dict[str, str]]]] = {
-    "fashion": [
-        ("raspberry-pi-4", {"latency": "1 ms"}),
-        ("nucleo-l4r5", {"storage": "48 kB"}),
-        ("disco-f746", {"latency": "30 ms"}),
-        ("esp32-s3", {"storage": "32 kB", "latency": "40 ms"}),
-        ("raspberry-pi-4", {"storage": "24 kB"}),
-        ("nucleo-l4r5", {"energy": "1.5 mJ"}),
-        ("disco-f746", {"storage": "20 kB", "memory": "32 kB"}),
-        ("esp32-s3", {"storage": "16 kB"}),
-        ("nucleo-l4r5", {"memory": "24 kB"}),
-        ("nucleo-g0b1", {"storage": "14 kB"}),
-        ("nucleo-g0b1", {"latency": "150 ms"}),
-        ("disco-f746", {"storage": "10 kB", "latency": "10 ms"}),
-    ],
-    "digits": [
-        ("raspberry-pi-4", {"latency": "0.1 ms"}),
-        ("nucleo-l4r5", {"storage": "16 kB"}),
-        ("disco-f746", {"latency": "2 ms"}),
-        ("esp32-s3", {"storage": "14 kB", "latency": "3 ms"}),
-        ("raspberry-pi-4", {"storage": "12 kB"}),
-        ("nucleo-l4r5", {"energy": "130 uJ"}),
-        ("disco-f746", {"storage": "11 kB", "memory": "11 kB"}),
-        ("esp32-s3", {"storage": "10 kB"}),
-        ("nucleo-l4r5", {"memory": "10 kB"}),
-        ("nucleo-g0b1", {"storage": "9 kB"}),
-        ("nucleo-g0b1", {"latency": "20 ms"}),
-        ("disco-f746", {"storage": "8 kB", "latency": "1 ms"}),
-    ],
-}  # fmt: skip
-
-
-def recipe_of(
-    which: str, budget: tuple[str, dict[str, str]], seed: int, student: dict[str, Any]
-) -> Recipe:
-    """Return the recipe of one cell."""
-    fashion = which == "fashion"
-    teacher = {"source": str(TEACHER), "precision": "bf16"} if fashion else {
-        "fit": True, "epochs": 40,
-    }  # fmt: skip
-    return Recipe.parse(
-        {
-            "seed": seed,
-            "data": {"train": FASHION_MNIST if fashion else "digits"},
-            "teacher": teacher,
-            "device": budget[0],
-            "budget": budget[1],
-            "augment": {"views": 4, "flip": True} if fashion else {},
-            "student": student,
-            "distill": {"epochs": 10 if fashion else 60},
-            "threads": 1,
-        }
-    )
 
 
 def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
-    """Return the spec of the teacher's structure at the widest share that fits, as JSON.
-
-    A teacher fitted on the spot is taken from the arm `compact`, which runs first.
-    """
-    fitted = WORK / f"digits-compact-{recipe.seed}" / "teacher"
-    whole: Any = load(TEACHER if recipe.teacher.source else fitted)
+    """Return the spec of the teacher's structure at the widest share that fits, as JSON."""
+    whole, parameters = _whole_teacher(recipe, material)
     device = load_device(recipe.device)
-    size = sum(p.numel() for p in whole.parameters())
-    costing = costing_of(recipe, material, device, budget_of(recipe, device, 4 * size))
-    for depth in depths(StudentSpec(family="convnet", knobs=whole.spec)):
-        found, _ = widest_slice(depth, costing, max(2_000, size // 2))
+    costing = costing_of(recipe, material, device, budget_of(recipe, device, 4 * parameters))
+    for depth in depths(whole):
+        found, _ = widest_slice(depth, costing, most_parameters(parameters))
         if found is not None:
-            json_spec = json.loads(json.dumps(found.spec.to_json()))
-            return {k: v for k, v in json_spec.items() if k not in ("image", "classes")}
+            given: Any = json.loads(json.dumps(found.spec.to_json()))
+            return {k: v for k, v in given.items() if k not in material.knobs}
     raise InfeasibleError("the teacher's structure fits at no width")
+
+
+def _whole_teacher(recipe: Recipe, material: Material) -> tuple[StudentSpec, int]:
+    """Return the teacher's spec and its parameters; one that is fitted is not fitted for that."""
+    if recipe.teacher.fit is True:
+        network = built_in_spec(recipe, material).build()
+    else:
+        network = encoder_to_fit(recipe, material) if recipe.teacher.fit else load(TEACHER)
+    own = own_module(network, material.shape)
+    assert own is not None
+    return own[1], sum(p.numel() for p in network.parameters())
 
 
 def by_magnitude(members: Any, _: Any, count: int) -> torch.Tensor:
@@ -150,7 +101,7 @@ def by_magnitude(members: Any, _: Any, count: int) -> torch.Tensor:
     """
     weights = torch.zeros(count)
     for module, own, root in members:
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Linear):
             sums = module.weight.detach().flatten(1).abs().sum(1)
             weights.index_add_(0, torch.tensor(root), sums[own])
     return weights
@@ -162,13 +113,14 @@ def pruned_by_magnitude() -> Iterator[None]:
     with (
         mock.patch.object(channels, "_weigh", by_magnitude),
         mock.patch.object(convnet, "fit", lambda *_: None),
+        mock.patch.object(convnet, "rescale", lambda *_: None),
     ):
         yield
 
 
 def cell(which: str, arm: str, seed: int, number: int, material: Material) -> dict[str, Any]:
     """Run one budget; return its line."""
-    budget = BUDGETS[which][number]
+    chosen = SETS[which]
     folder = WORK / f"{which}-{arm}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     shared = WORK / f"{which}-{seed}-signals"
@@ -176,16 +128,17 @@ def cell(which: str, arm: str, seed: int, number: int, material: Material) -> di
     if not (folder / "signals").exists():  # the arms ask the teacher the same
         (folder / "signals").symlink_to(shared)
     row: dict[str, Any] = {
-        "set": which, "arm": arm, "seed": seed, "budget": number, "device": budget[0],
-        "limits": budget[1],
+        "set": which, "arm": arm, "seed": seed, "budget": number,
+        "device": chosen.budgets[number][0], "limits": chosen.budgets[number][1],
     }  # fmt: skip
     started = time.process_time()
     try:
-        recipe = recipe_of(which, budget, seed, ARMS[arm])
-        if arm in ("width", "magnitude"):
+        recipe = chosen.of(number, seed, ARMS[arm])
+        if arm.startswith(("width", "magnitude")):
             spec = scaled_teacher(recipe, material)
-            recipe = recipe_of(which, budget, seed, ARMS[arm] | {"spec": spec})
-        with pruned_by_magnitude() if arm == "magnitude" else nullcontext():
+            times = 2 if arm.endswith("2") else 1
+            recipe = chosen.of(number, seed, ARMS[arm] | {"spec": spec}, times)
+        with pruned_by_magnitude() if arm.startswith("magnitude") else nullcontext():
             result = run_recipe(recipe, folder, material=material)
     except InfeasibleError as error:
         return {**row, "status": "infeasible", "why": str(error)}
@@ -213,8 +166,10 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     for seed in options.seeds:
         for arm in options.only:
-            material = _material(options.set, seed)
-            for number in options.budgets or range(len(BUDGETS[options.set])):
+            if arm in SETS[options.set].leaves_out:
+                continue
+            material = SETS[options.set].material(seed)
+            for number in options.budgets or range(len(SETS[options.set].budgets)):
                 rows = rows_of(RESULTS)
                 key = (options.set, arm, seed, number)
                 if any((r["set"], r["arm"], r["seed"], r["budget"]) == key for r in rows):
@@ -224,17 +179,11 @@ def run(options: argparse.Namespace) -> None:
                 print(json.dumps({k: v for k, v in row.items() if k != "verdicts"}), flush=True)
 
 
-def _material(which: str, seed: int) -> Material:
-    if which == "digits":
-        return read_material(recipe_of(which, BUDGETS[which][0], seed, {}))
-    return fashion_mnist(FASHION_MNIST, examples=10_000, flip=True, shift=2, views=4)
-
-
 def table() -> None:
     """Print a line an arm of each set."""
     print("| set | arm | seeds | budgets | met | false plans | test | regret | processor s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for which in BUDGETS:
+    for which in SETS:
         mine = [r for r in rows_of(RESULTS) if r["set"] == which]
         done = [r for r in mine if r["status"] != "infeasible"]
         best = {n: max((r["test"] for r in done if r["budget"] == n), default=0) for n in range(99)}
@@ -256,7 +205,7 @@ def table() -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what is measured."""
-    parser.add_argument("--set", choices=list(BUDGETS), default="fashion")
+    parser.add_argument("--set", choices=list(SETS), default="fashion")
     parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="*", type=int, help="some of the budgets, from 0")
