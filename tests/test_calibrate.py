@@ -89,6 +89,8 @@ def test_an_operator_costs_what_the_hand_says() -> None:
     assert time.seconds(conv) == pytest.approx(1e-6 + 4e-7 + 1.5e-7 + 1e-6)
     line = time.model_copy(update={"roofline": True})
     assert line.seconds(conv) == pytest.approx(1e-6 + 1.5e-7 + 1e-6)
+    passed = OpTime(view=seconds(5e-7)).seconds(replace(conv, views=2))
+    assert passed == pytest.approx(1e-6)
     assert line.seconds(conv, scale=4.0) == pytest.approx(1.6e-6 + 1.5e-7 + 1e-6)
 
 
@@ -96,10 +98,10 @@ def test_features_by_hand() -> None:
     # 3 x 3 over 5 channels to 20, at 7 positions: 63 taps; 4 of the 20 fill no vector of 16.
     conv = op(macs=7 * 9 * 5 * 20, read_bytes=40, write_bytes=140, output_elements=140,
               channels=(5, 20))  # fmt: skip
-    assert features(conv) == pytest.approx((6300, 180, 140, 1, 63, 63 * 4, 28))
+    assert features(conv) == pytest.approx((6300, 180, 140, 1, 63, 63 * 4, 28, 0))
     assert features(conv, (8, 8))[0] == pytest.approx(6300 * 24 / 20)  # 5 read one by one
     assert features(conv, (4, 16))[0] == pytest.approx(6300 * 32 / 20 * 8 / 5)
-    assert features(conv, (1, 1), 4)[5:] == (0, 0) and features(conv, (1, 1), 8)[6] == 140
+    assert features(conv, (1, 1), 4)[5:] == (0, 0, 0) and features(conv, (1, 1), 8)[6] == 140
     table = op("other", weight_bytes=10**6, read_bytes=8, write_bytes=64, kind="Gather")
     assert features(table)[1] == 72  # a table is not read whole
 

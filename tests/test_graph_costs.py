@@ -191,6 +191,16 @@ def test_relu_is_not_in_place_when_its_input_is_read_again():
     assert [op.op for op in shared.ops] == ["conv", "other", "other"]
 
 
+def test_what_only_passes_on_what_another_wrote_is_counted_with_that():
+    net = Net(1, 4, 8, 8)
+    axis = net.const(np.array([1]))
+    a = net.op("Sigmoid", net.op("Unsqueeze", "x", axis))
+    flat = net.op("Flatten", net.op("Relu", net.op("Squeeze", a, axis)))
+    costs = graph_costs(net.model(net.op("Relu", net.dense(flat, 256, 10))))
+    assert [(op.kind, op.views) for op in costs.ops] == [("Sigmoid", 3), ("Gemm", 0)]
+    assert costs.ops[0].output_elements == 256
+
+
 def test_relu_is_not_in_place_behind_a_view_that_is_read_again():
     net = Net(1, 4, 8, 8)
     a = net.conv("x", 4, 4, 3, relu=False)

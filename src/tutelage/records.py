@@ -45,7 +45,8 @@ class OpCost:
     width of its arithmetic (8 or 32). Bytes count weights and activations that it reads and
     activations that it writes. For a cost model that tells more apart: `kind` is the ONNX operator,
     `weight_bits` the width in which its weights are stored (0: none), `steps` how often a recurrent
-    one runs in turn, `channels` how many it reads and writes at each position (of its group).
+    one runs in turn, `channels` how many it reads and writes at each position (of its group), and
+    `views` how many operators behind it only pass on what it wrote, in another shape or clipped.
     """
 
     name: str
@@ -60,6 +61,7 @@ class OpCost:
     weight_bits: int = 0
     steps: int = 1
     channels: tuple[int, int] = (1, 1)
+    views: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

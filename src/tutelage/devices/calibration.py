@@ -25,7 +25,7 @@ Timed = Literal[
 Width = Literal["float32", "int8", "mixed"]  # mixed: int8 weights, float arithmetic
 Triple = tuple[float, float, float]  # low, typical, high
 
-FIGURES = ("mac", "byte", "element", "step", "tap", "rest_mac", "rest_element")
+FIGURES = ("mac", "byte", "element", "step", "tap", "rest_mac", "rest_element", "view")
 _VECTOR = 16  # channels that a vector unit takes at once
 _FUNCTIONS = {
     "Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "Erf", "Gelu", "Tanh",
@@ -45,9 +45,10 @@ class OpTime(Strict):
 
     They are of a multiply-accumulate, a byte moved, an output element, a step (1 but for recurrent
     operators), and for convolutions of a tap of the kernel at a position, and of the channels that
-    fill no vector of 16: what they multiply with one channel read, and their elements. `blocks`
-    are the channels, read and written, that a kernel takes at once. Where `even` is not 0, an
-    operator is of the rest wholly, or, when the channels it writes are a multiple of it, not.
+    fill no vector of 16: what they multiply with one channel read, and their elements. `view` is of
+    an operator behind it that only passes on what it wrote. `blocks` are the channels, read and
+    written, that a kernel takes at once. Where `even` is not 0, an operator is of the rest wholly,
+    or, when the channels it writes are a multiple of it, not.
     """
 
     mac: _Time | None = None
@@ -57,6 +58,7 @@ class OpTime(Strict):
     tap: _Time | None = None
     rest_mac: _Time | None = None
     rest_element: _Time | None = None
+    view: _Time | None = None
     roofline: bool = False
     blocks: Annotated[tuple[int, int], Field(strict=False)] = (1, 1)
     even: Annotated[int, Field(ge=0, le=256)] = 0
@@ -134,10 +136,10 @@ def features(op: OpCost, blocks: tuple[int, int] = (1, 1), even: int = 0) -> tup
     moved = (op.weight_bytes if op.macs else 0) + op.read_bytes + op.write_bytes
     plain = (op.macs * fill, moved, op.output_elements, op.steps)
     if op.op not in ("conv", "depthwise"):
-        return (*plain, 0.0, 0.0, 0.0)
+        return (*plain, 0.0, 0.0, 0.0, op.views)
     rest = float(written % even > 0) if even else (written % _VECTOR) / written
     work = op.macs / read
-    return (*plain, work / written, work * rest, op.output_elements * rest)
+    return (*plain, work / written, work * rest, op.output_elements * rest, op.views)
 
 
 def _filled(channels: int, block: int) -> int:

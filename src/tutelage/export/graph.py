@@ -9,6 +9,7 @@ operators whose work depends on a loop or a formula (`If`, `Einsum`), refused by
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
 _ACTIVATIONS = {"Relu", "Clip"}  # every runtime folds these into the operator before them
+_PASSING = _ACTIVATIONS | _VIEWS - {"Identity", "Dropout"}  # runtimes leave those two out
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _DYNAMIC = "DynamicQuantizeLinear"
 _SUMS = {"MatMulInteger", "ConvInteger"}  # their sums are made float and scaled where they are
@@ -113,12 +115,14 @@ class _Walk:
 
     def costs(self) -> tuple[OpCost, ...]:
         """Price each operator that remains after fusion."""
-        return tuple(
-            self._cost(node)
+        left = [
+            node
             for node in self.active
             if node.op_type not in {_QUANTIZE, _DEQUANTIZE, _DYNAMIC}
             and node.output[0] not in self.parent
-        )
+        ]
+        views = Counter(maker for maker in map(self._passed_on, self.active) if maker is not None)
+        return tuple(self._cost(node, views[node.output[0]]) for node in left)
 
     def peak_activation_bytes(self) -> int:
         """Most bytes alive at one step, in the order in which the file lists its operators."""
@@ -224,6 +228,18 @@ class _Walk:
             for reader in (self._readers(node.output[0]) if node.op_type in _VIEWS else [node])
         ]
 
+    def _passed_on(self, node: NodeProto) -> str | None:
+        """Return the first output of whoever made what a node only passes on; None for others.
+
+        A Relu or Clip behind a product is part of that.
+        """
+        if node.op_type not in _PASSING or node.output[0] not in self.parent:
+            return None
+        maker = self._maker(self._activations(node)[0])
+        if maker is None or (node.op_type in _ACTIVATIONS and maker.op_type in _WEIGHT_AT):
+            return None
+        return maker.output[0]
+
     def _activations(self, node: NodeProto) -> list[str]:
         return [name for name in node.input if name and name not in self.constants]
 
@@ -284,7 +300,7 @@ class _Walk:
             "export with static shapes (only the batch may be dynamic)"
         )
 
-    def _cost(self, node: NodeProto) -> OpCost:
+    def _cost(self, node: NodeProto, views: int) -> OpCost:
         written = self._written(node)
         reads = {self._root(name) for name in self._activations(node)}
         writes = {self._root(name) for name in written}
@@ -298,6 +314,7 @@ class _Walk:
             write_bytes=sum(self.buffer_bytes[root] for root in writes),
             output_elements=sum(math.prod(self._tensor(name)[0]) for name in written),
             kind=node.op_type,
+            views=views,
             **self._form(node),
         )
 
