@@ -1,7 +1,7 @@
 """A slice of the teacher to start with: as it was cut, or with its layers fitted to the teacher's.
 
-python benchmarks/fitted_slices.py [--students wide narrow shallow] [--epochs 0 1 3 10]
-                                   [--seeds 0 1 2 3 4] [--ways fresh cut fitted]
+python benchmarks/fitted_slices.py [--students wide narrow small shallow] [--epochs 0 1 3 10]
+                                   [--seeds 0 1 2 3 4] [--ways fresh cut fitted scaled]
 python benchmarks/fitted_slices.py --table
 
 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist (widths 32, 64, 128, two blocks
@@ -13,10 +13,12 @@ fresh         fresh weights
 cut           the teacher's channels, norms with the slice's own statistics
 fitted        the same channels, layers fitted (`students/slices/fitting.py`)
 fitted, slow  the same, at a third of the rate
+scaled        fitted, then filters scaled (`students/slices/rescale.py`), as slices are by default
 
 Seconds are the processor's, with cutting and fitting, without asking the teacher. Weights are
 chosen on validation, the test split is read once, by the network in torch. Resumable; lines go to
-benchmarks/results/fitted_slices.json.
+benchmarks/results/fitted_slices.json. Rows taught by DIST alone, the default before, are in
+fitted_slices_dist.json.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import shutil
 import statistics
 import time
 from typing import Any
+from unittest import mock
 
 import torch
 from common import HERE, TEACHER, add_row, apart, rows_of, run_or_table
@@ -38,6 +41,7 @@ from tutelage.pipeline.material import some_examples
 from tutelage.pipeline.planning import Chosen
 from tutelage.progress import Silent
 from tutelage.run import Run
+from tutelage.students.slices import convnet
 from tutelage.students.slices.channels import recalibrated
 from tutelage.students.slices.convnet import slice_convnet
 from tutelage.students.spec import StudentSpec, load, sliced_from
@@ -48,10 +52,11 @@ WORK = HERE / ".work" / "fitted_slices"
 STUDENTS = {
     "wide": {"widths": [18, 28, 40], "depths": [2, 2, 2]},
     "narrow": {"widths": [8, 16, 32], "depths": [2, 2, 2]},
+    "small": {"widths": [4, 8, 16], "depths": [2, 2, 2]},
     "shallow": {"widths": [12, 24, 48], "depths": [1, 1, 1]},
 }
-WAYS = ("fresh", "cut", "fitted", "fitted, slow")
-_EXAMPLES = {"cut": 256, "fitted": 1_024}
+WAYS = ("fresh", "cut", "fitted", "fitted, slow", "scaled")
+_EXAMPLES = {"cut": 256, "fitted": 1_024, "scaled": 1_024}
 
 
 def start(way: str, spec: StudentSpec, lessons: Lessons) -> torch.nn.Module:
@@ -61,8 +66,11 @@ def start(way: str, spec: StudentSpec, lessons: Lessons) -> torch.nn.Module:
     whole: Any = load(TEACHER)
     kind = way.split(",")[0]
     inputs = some_examples(lessons.material, _EXAMPLES[kind])
-    if kind == "fitted":
+    if kind == "scaled":
         return sliced_from(whole.eval(), spec, inputs)
+    if kind == "fitted":
+        with mock.patch.object(convnet, "rescale", lambda _: None):
+            return sliced_from(whole.eval(), spec, inputs)
     knobs: Any = spec.knobs
     return recalibrated(slice_convnet(whole.eval(), knobs, inputs), inputs)
 
@@ -121,8 +129,8 @@ def run(options: argparse.Namespace) -> None:
 
 def table() -> None:
     """Print a line a student, schedule and way, with differences paired by seed."""
-    print("| student | epochs | way | seeds | test | to fresh | to cut | s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| student | epochs | way | seeds | test | to fresh | to cut | to fitted | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     rows = rows_of(RESULTS)
     for student, epochs in dict.fromkeys((r["student"], r["epochs"]) for r in rows):
         mine = [r for r in rows if (r["student"], r["epochs"]) == (student, epochs)]
@@ -131,11 +139,11 @@ def table() -> None:
         }  # fmt: skip
         for way, own in tests.items():
             if own:
-                to = [apart(own, tests[other]) for other in ("fresh", "cut")]
+                to = [apart(own, tests[other]) for other in ("fresh", "cut", "fitted")]
                 spent = statistics.mean(r["cpu_s"] for r in mine if r["way"] == way)
                 print(
                     f"| {student} | {epochs} | {way} | {len(own)} "
-                    f"| {statistics.mean(own.values()):.2%} | {to[0]} | {to[1]} | {spent:.0f} |"
+                    f"| {statistics.mean(own.values()):.2%} | {' | '.join(to)} | {spent:.0f} |"
                 )
 
 

@@ -7,11 +7,11 @@ search and its distillation together. It is tested in float32, before any export
 
 ModelOpt has an environment of its own: `--setup` makes it.
 
-python benchmarks/modelopt.py --setup
-python benchmarks/modelopt.py [--seeds 0 1 2] [--budgets 0 3 7] [--rate 0.1]
-python benchmarks/modelopt.py --table
+python benchmarks/fastnas.py --setup
+python benchmarks/fastnas.py [--seeds 0 1 2] [--budgets 0 3 7] [--rate 0.1]
+python benchmarks/fastnas.py --table
 
-Resumable; lines go to benchmarks/results/modelopt.json.
+Resumable; lines go to benchmarks/results/fastnas.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tutelage.students.spec import StudentSpec
 ENVIRONMENT = HERE / ".work" / "modelopt-env"
 PYTHON = ENVIRONMENT / "bin" / "python"
 PACKAGES = ("torch==2.13.0", "nvidia-modelopt==0.47.*", "requests")  # which it does not name
-RESULTS = HERE / "results" / "modelopt.json"
+RESULTS = HERE / "results" / "fastnas.json"
 BINDS = {0: ("flops",), 3: ("params", "flops"), 7: ("params",)}  # by the number of the budget
 
 
@@ -90,8 +90,8 @@ def cell(ours: dict[str, Any], rate: float, material: Material) -> dict[str, Any
             "seed": ours["seed"], "threads": 1, "result": str(result),
         }  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job))
-        # -P: else this very file would be found beside the child, and taken for the package.
-        command = [str(PYTHON), "-P", str(HERE / "modelopt_child.py"), str(folder / "job.json")]
+        # -P: only what is installed there is to be found.
+        command = [str(PYTHON), "-P", str(HERE / "fastnas_child.py"), str(folder / "job.json")]
         subprocess.run(command, check=True)
         found = json.loads(result.read_text())
     keys = {key: job[key] for key in ("constraints", "seconds", "rate", "seed")}
