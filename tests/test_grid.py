@@ -133,7 +133,7 @@ def test_a_definition_follows_the_method_and_the_domain(monkeypatch: pytest.Monk
     assert job.definition() != before[0]
 
 
-def test_code_is_hashed_without_what_only_language_models_use(
+def test_code_is_hashed_without_language_models_and_slices_count_where_one_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
@@ -141,7 +141,7 @@ def test_code_is_hashed_without_what_only_language_models_use(
         "losses/language.py",
         "students/decoders/network.py",
         "report/b.py",
-        "least_squares.py", "pairing.py", "passes.py",
+        "students/slices/cut.py", "least_squares.py", "pairing.py", "passes.py",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -150,6 +150,11 @@ def test_code_is_hashed_without_what_only_language_models_use(
     for name in ("losses/language.py", "students/decoders/network.py", "report/b.py"):
         (tmp_path / name).write_text("2")
     assert jobs.code_hash() == before
+    alone, begun = (Job(kind="cell", method=m, **PLACE) for m in ("dist", "dist, slice"))
+    defined = [each.definition() for each in (alone, begun)]
+    (tmp_path / "students/slices/cut.py").write_text("2")
+    assert jobs.code_hash() == before and alone.definition() == defined[0]
+    assert begun.definition() != defined[1]
     for name in ("losses/a.py", "least_squares.py"):
         (tmp_path / name).write_text("2")
         assert jobs.code_hash() != before

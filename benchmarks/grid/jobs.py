@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,12 +69,13 @@ class Job:
         return before
 
     def definition(self) -> str:
-        """Return the hash of what the grid's own words say about this job."""
+        """Return the hash of what the grid says about this job, and of the code of its slices."""
         method = METHODS.get(self.method)
         said = None if method is None else method.definition()
         timed = METHODS[BASE].definition() if self.kind in ("clock", "search", "cell") else None
         parts = [self.kind, DOMAINS[self.domain].definition(), self.size, said, timed, self.seed]
-        return hash_json([*parts, self.searched])[:12]
+        sliced = method is not None and method.sliced and self.kind in ("search", "cell")
+        return hash_json([*parts, self.searched, *([_hash_of(_slices())] if sliced else [])])[:12]
 
 
 def searches(domain: str, size: int, method: str) -> tuple[Job, ...]:
@@ -125,12 +126,25 @@ def with_needs(wanted: Sequence[Job]) -> tuple[Job, ...]:
 def code_hash() -> str:
     """Return the hash of the code that decides a row: of the library, and of teaching a cell.
 
-    Files that only language models use are left out: no domain of the grid is one.
+    Files that only language models use are left out: no domain of the grid is one. So are those of
+    slices, which are part of the definition of the methods that begin with one.
     """
-    root = Path(tutelage.__file__).parent
+    root, slices = _root(), set(_slices().values())
     files = [root / name for name in _FILES]
     files += [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*.py"))]
-    named = {path.relative_to(root).as_posix(): path for path in files}
+    named = {path.relative_to(root).as_posix(): path for path in files if path not in slices}
     kept = {n: p for n, p in named.items() if not any(word in n for word in _OF_LANGUAGE)}
     kept |= {f"grid/{n}.py": Path(__file__).parent / f"{n}.py" for n in ("material", "teach")}
-    return hash_json({name: sha256_file(path) for name, path in kept.items()})[:12]
+    return _hash_of(kept)
+
+
+def _root() -> Path:
+    return Path(tutelage.__file__).parent
+
+
+def _slices() -> dict[str, Path]:
+    return {path.name: path for path in sorted((_root() / "students" / "slices").glob("*.py"))}
+
+
+def _hash_of(files: Mapping[str, Path]) -> str:
+    return hash_json({name: sha256_file(path) for name, path in files.items()})[:12]
