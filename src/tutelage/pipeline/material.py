@@ -106,10 +106,14 @@ class Material:
         }
 
 
+def spread_over(split: Split, most: int) -> Tensor:
+    """Return up to `most` positions spread evenly over all of a split."""
+    return torch.linspace(0, split.count - 1, min(most, split.count)).round().long().unique()
+
+
 def some_examples(material: Material, count: int = 256) -> Any:
-    """Return the inputs of `count` untouched training examples, evenly spread."""
-    every = max(1, material.train.count // count)
-    return material.train.batch(torch.arange(0, material.train.count, every)[:count], 0).inputs
+    """Return the inputs of `count` untouched training examples, spread evenly over all of them."""
+    return material.train.batch(spread_over(material.train, count), 0).inputs
 
 
 def read_material(

@@ -30,7 +30,7 @@ from tutelage.pipeline.cost_of_precision import PrecisionCheck, artifact_decisio
 from tutelage.pipeline.exiting import stop_early
 from tutelage.pipeline.learning import Learned, distill_for_int8
 from tutelage.pipeline.lessons import metric_inputs
-from tutelage.pipeline.material import Material
+from tutelage.pipeline.material import Material, spread_over
 from tutelage.pipeline.planning import meta_of
 from tutelage.pipeline.teaching import Taught
 from tutelage.progress import Progress
@@ -236,7 +236,7 @@ def _float16(work: _Work, path: Path) -> list[str]:
 def _int8(work: _Work, path: Path) -> list[str]:
     """Quantize; repair by calibration, by layers left in float, by teaching on; or refuse."""
     material, check = work.material, work.check
-    calibration = material.train.batch(_spread(material.train, _CALIBRATION_EXAMPLES), 0).tensor
+    calibration = material.train.batch(spread_over(material.train, _CALIBRATION_EXAMPLES), 0).tensor
 
     def quantized(float_path: Path) -> QuantizeOutcome:
         return quantize_within(
@@ -300,7 +300,7 @@ def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray
 
     Views fill up where there are fewer examples; there are fewer inputs where nothing varies.
     """
-    train, chosen = material.train, _spread(material.train, _PARITY_EXAMPLES)
+    train, chosen = material.train, spread_over(material.train, _PARITY_EXAMPLES)
     few = chosen[:8]
     varies = not torch.equal(train.batch(few, 0).tensor, train.batch(few, 1).tensor)
     views = range(-(-_PARITY_EXAMPLES // len(chosen)) if varies else 1)
@@ -315,11 +315,6 @@ def _parity_examples(material: Material, network: nn.Module) -> tuple[np.ndarray
     inputs = torch.cat([train.batch(chosen, view).tensor for view in views])
     logits = torch.cat([said(view) for view in views])
     return inputs[:_PARITY_EXAMPLES].numpy(), logits[:_PARITY_EXAMPLES].numpy()
-
-
-def _spread(split: Split, most: int) -> torch.Tensor:
-    """Return up to `most` positions spread evenly over a split."""
-    return torch.linspace(0, split.count - 1, min(most, split.count)).round().long().unique()
 
 
 def _artifact(run: Run, path: Path, precision: str, notes: tuple[str, ...]) -> Artifact:
