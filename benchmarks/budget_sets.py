@@ -146,7 +146,7 @@ SETS = MappingProxyType(
                 "teacher": {"fit": True, "network": "resnet1d"},
             },
             budgets=_OF_SERIES,
-            leaves_out=frozenset({"width2", "magnitude2"}),
+            leaves_out=frozenset({"width2", "magnitude2", "fitted2"}),
         ),
         "texts": BudgetSet(
             recipe={

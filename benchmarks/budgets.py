@@ -11,7 +11,8 @@ scores and students taught before are at hand as they are for a user who changes
 compact       the families of the task, fresh weights
 width         the teacher's structure with fewer channels, the same share everywhere; fresh weights
 magnitude     the same structure, starting from the teacher's channels of the largest weights as cut
-width2, magnitude2
+fitted        the same structure, starting from a slice of the teacher as the product makes it
+width2, magnitude2, fitted2
               the same for twice the epochs, about the time that `auto` takes with its search
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one,
@@ -61,8 +62,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "compact": {"space": "compact", "start": "fresh"},
     "width": {"start": "fresh"},
     "magnitude": {"start": "teacher"},
+    "fitted": {"start": "teacher"},
     "width2": {"start": "fresh"},
     "magnitude2": {"start": "teacher"},
+    "fitted2": {"start": "teacher"},
     "teacher": {"space": "compact", "start": "teacher"},
     "nearest": {"space": "compact", "start": "nearest"},
     "sliced": {"space": "sliced"},
@@ -134,7 +137,7 @@ def cell(which: str, arm: str, seed: int, number: int, material: Material) -> di
     started = time.process_time()
     try:
         recipe = chosen.of(number, seed, ARMS[arm])
-        if arm.startswith(("width", "magnitude")):
+        if arm.startswith(("width", "magnitude", "fitted")):
             spec = scaled_teacher(recipe, material)
             times = 2 if arm.endswith("2") else 1
             recipe = chosen.of(number, seed, ARMS[arm] | {"spec": spec}, times)
