@@ -40,21 +40,19 @@ from unittest import mock
 
 import torch
 from budget_sets import SETS
-from common import HERE, TEACHER, add_row, rows_of, run_or_table
+from common import HERE, add_row, rows_of, run_or_table
 
 from tutelage.devices import load_device
 from tutelage.errors import InfeasibleError
 from tutelage.files import read_json
 from tutelage.pipeline import run_recipe
-from tutelage.pipeline.fitting import built_in_spec, encoder_to_fit
-from tutelage.pipeline.inheriting import own_module
+from tutelage.pipeline.feasible import _teacher  # pyright: ignore[reportPrivateUsage]
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import budget_of, costing_of
 from tutelage.plan.candidate import most_parameters
 from tutelage.plan.sliced import depths, widest_slice
 from tutelage.recipe import Recipe
 from tutelage.students.slices import channels, convnet
-from tutelage.students.spec import StudentSpec, load
 
 RESULTS = HERE / "results" / "budgets.json"
 WORK = HERE / ".work" / "budgets"
@@ -75,7 +73,8 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
     """Return the spec of the teacher's structure at the widest share that fits, as JSON."""
-    whole, parameters = _whole_teacher(recipe, material)
+    parameters, whole, why = _teacher(recipe, material, trust_code=False)
+    assert whole is not None, why
     device = load_device(recipe.device)
     costing = costing_of(recipe, material, device, budget_of(recipe, device, 4 * parameters))
     for depth in depths(whole):
@@ -84,17 +83,6 @@ def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
             given: Any = json.loads(json.dumps(found.spec.to_json()))
             return {k: v for k, v in given.items() if k not in material.knobs}
     raise InfeasibleError("the teacher's structure fits at no width")
-
-
-def _whole_teacher(recipe: Recipe, material: Material) -> tuple[StudentSpec, int]:
-    """Return the teacher's spec and its parameters; one that is fitted is not fitted for that."""
-    if recipe.teacher.fit is True:
-        network = built_in_spec(recipe, material).build()
-    else:
-        network = encoder_to_fit(recipe, material) if recipe.teacher.fit else load(TEACHER)
-    own = own_module(network, material.shape)
-    assert own is not None
-    return own[1], sum(p.numel() for p in network.parameters())
 
 
 def by_magnitude(members: Any, _: Any, count: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,10 @@ from budget_sets import SETS
 from budgets import RESULTS as OURS
 from common import HERE, TEACHER, add_row, rows_of, run_or_table
 
+from tutelage.devices import load_device
 from tutelage.pipeline.material import Material
+from tutelage.pipeline.planning import budget_of, costing_of
+from tutelage.plan.candidate import weigh
 from tutelage.students.spec import StudentSpec
 
 ENVIRONMENT = HERE / ".work" / "modelopt-env"
@@ -59,22 +63,14 @@ def write_arrays(folder: Path, material: Material) -> Path:
     return path
 
 
-def limits_of(spec: dict[str, Any], number: int) -> dict[str, float | None]:
-    """Return a student's parameters, and its operations as ModelOpt counts them."""
-    network = StudentSpec.from_json(spec).build().eval()
-    macs: list[int] = []
-
-    def count(layer: Any, _: Any, out: torch.Tensor) -> None:
-        macs.append(out.numel() * layer.weight[0].numel())
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        network(torch.zeros(1, *spec["image"]))
-    parameters = sum(p.numel() for p in network.parameters())
-    sizes = {"params": float(parameters), "flops": 2.0 * sum(macs)}
-    return {name: sizes[name] if name in BINDS[number] else None for name in sizes}
+def limits_of(ours: dict[str, Any], material: Material) -> dict[str, float | None]:
+    """Return the size of the student that shipped, as ModelOpt counts it; None: not limited."""
+    recipe = SETS["fashion"].of(ours["budget"], ours["seed"], {})
+    device = load_device(recipe.device)
+    costing = costing_of(recipe, material, device, budget_of(recipe, device, math.inf))
+    student = weigh(StudentSpec.from_json(ours["spec"]), costing)
+    sizes = {"params": float(student.parameters), "flops": 2.0 * student.figure("macs")}
+    return {name: sizes[name] if name in BINDS[ours["budget"]] else None for name in sizes}
 
 
 def cell(ours: dict[str, Any], rate: float, material: Material) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def cell(ours: dict[str, Any], rate: float, material: Material) -> dict[str, Any
         job = {
             "teacher": str(TEACHER), "arrays": str(write_arrays(folder, material)),
             "mean": material.normalisation.mean, "std": material.normalisation.std,
-            "constraints": limits_of(ours["spec"], ours["budget"]), "seconds": ours["cpu_s"],
+            "constraints": limits_of(ours, material), "seconds": ours["cpu_s"],
             "rate": rate, "batch": 128, "clip": 5.0, "shift": 2, "flip": True,
             "seed": ours["seed"], "threads": 1, "result": str(result),
         }  # fmt: skip
