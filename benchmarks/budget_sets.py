@@ -1,8 +1,8 @@
 """The sets of benchmarks/budgets.py: data, teacher and twelve budgets each, over five devices.
 
 `fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist; `digits` the set
-of the demo, `series` JapaneseVowels (`series.py --unpack`) and `texts` a third of the sections
-(`text.py --unpack --set sections`), with teachers that are fitted first.
+of the demo, `series` JapaneseVowels and `leaves` OSULeaf (`series.py --unpack`) and `texts` a third
+of the sections (`text.py --unpack --set sections`), with teachers that are fitted first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tutelage.files import write_atomically
 from tutelage.pipeline.material import Material, read_material
 from tutelage.recipe import Recipe
 
-_SERIES = HERE / ".work" / "series" / "data" / "JapaneseVowels"
+_SERIES = HERE / ".work" / "series" / "data"
 _TEXT = HERE / ".work" / "text"
 _FEWER = HERE / ".work" / "budgets" / "sections.jsonl"
 _SHARE = 3  # one text in so many
@@ -36,12 +36,12 @@ class BudgetSet:
     budgets: tuple[tuple[str, dict[str, str]], ...]
     leaves_out: frozenset[str] = field(default=frozenset())
 
-    def of(self, number: int, seed: int, student: Mapping[str, Any], times: int = 1) -> Recipe:
+    def of(self, number: int, seed: int, student: Mapping[str, Any], times: float = 1) -> Recipe:
         """Return the recipe of one budget; `times` as many epochs, where the set says how many."""
         device, budget = self.budgets[number]
         given: dict[str, Any] = dict(self.recipe)
         if times > 1:
-            given["distill"] = {"epochs": times * given["distill"]["epochs"]}
+            given["distill"] = {"epochs": round(times * given["distill"]["epochs"])}
         return Recipe.parse(
             {
                 "seed": seed, "threads": 1, "device": device, "budget": budget,
@@ -102,6 +102,20 @@ _OF_SERIES = (
     ("nucleo-g0b1", {"latency": "25 ms"}),
     ("disco-f746", {"storage": "10 kB", "latency": "1.5 ms"}),
 )
+_OF_LEAVES = (
+    ("raspberry-pi-4", {"latency": "0.5 ms"}),
+    ("nucleo-l4r5", {"storage": "40 kB"}),
+    ("disco-f746", {"latency": "8 ms"}),
+    ("esp32-s3", {"storage": "32 kB", "latency": "10 ms"}),
+    ("raspberry-pi-4", {"storage": "24 kB"}),
+    ("nucleo-l4r5", {"energy": "300 uJ"}),
+    ("disco-f746", {"storage": "20 kB", "memory": "12 kB"}),
+    ("esp32-s3", {"storage": "16 kB"}),
+    ("nucleo-l4r5", {"memory": "9 kB"}),
+    ("nucleo-g0b1", {"storage": "14 kB"}),
+    ("nucleo-g0b1", {"latency": "60 ms"}),
+    ("disco-f746", {"storage": "10 kB", "latency": "3 ms"}),
+)
 _OF_TEXTS = (
     ("raspberry-pi-4", {"latency": "10 ms"}),
     ("galaxy-s24", {"storage": "3 MB"}),
@@ -116,6 +130,22 @@ _OF_TEXTS = (
     ("galaxy-s24", {"storage": "1.3 MB"}),
     ("browser", {"storage": "1 MB", "latency": "1 ms"}),
 )
+
+
+def _of_series(name: str, budgets: tuple[tuple[str, dict[str, str]], ...]) -> BudgetSet:
+    folder = _SERIES / name
+    return BudgetSet(
+        recipe={
+            "task": "series",
+            "data": {
+                "train": str(folder / f"{name}_TRAIN.ts"), "test": str(folder / f"{name}_TEST.ts")
+            },
+            "teacher": {"fit": True, "network": "resnet1d"},
+        },
+        budgets=budgets,
+        leaves_out=frozenset({"width2", "magnitude2", "fitted2", "auto2"}),
+    )  # fmt: skip
+
 
 SETS = MappingProxyType(
     {
@@ -136,18 +166,8 @@ SETS = MappingProxyType(
             },
             budgets=_OF_DIGITS,
         ),
-        "series": BudgetSet(
-            recipe={
-                "task": "series",
-                "data": {
-                    "train": str(_SERIES / "JapaneseVowels_TRAIN.ts"),
-                    "test": str(_SERIES / "JapaneseVowels_TEST.ts"),
-                },
-                "teacher": {"fit": True, "network": "resnet1d"},
-            },
-            budgets=_OF_SERIES,
-            leaves_out=frozenset({"width2", "magnitude2", "fitted2"}),
-        ),
+        "series": _of_series("JapaneseVowels", _OF_SERIES),
+        "leaves": _of_series("OSULeaf", _OF_LEAVES),
         "texts": BudgetSet(
             recipe={
                 "task": "text",

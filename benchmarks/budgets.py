@@ -1,6 +1,6 @@
 """Twelve budgets over five devices: are limits kept, and how good is what ships, by search.
 
-python benchmarks/budgets.py [--set fashion|digits|series|texts] [--only compact width ...]
+python benchmarks/budgets.py [--set fashion|digits|series|leaves|texts] [--only compact width ...]
                              [--seeds 0 1 2] [--budgets 0 3 7]
 python benchmarks/budgets.py --table
 
@@ -13,12 +13,13 @@ width         the teacher's structure with fewer channels, the same share everyw
 magnitude     the same structure, starting from the teacher's channels of the largest weights as cut
 fitted        the same structure, starting from a slice of the teacher as the product makes it
 width2, magnitude2, fitted2
-              the same for twice the epochs, about the time that `auto` takes with its search
+              the same for twice the epochs
 teacher       compact, and what is part of the teacher starts from a slice of it
 nearest       compact, starting from the smallest student taught before that holds the new one,
               for a quarter or a half of the epochs
 sliced        slices of the teacher, layers fitted to its own
 auto          compact families and slices of the teacher side by side, starting as `nearest` does
+auto2         auto for 1.6 times the epochs: with its search about the time of width2 and the like
 
 The sets are those of benchmarks/budget_sets.py. Seconds are the processor's, of this budget alone;
 the first budget's hold the teacher's fitting, too. A plan was falsely feasible where its artifact
@@ -46,7 +47,7 @@ from tutelage.devices import load_device
 from tutelage.errors import InfeasibleError
 from tutelage.files import read_json
 from tutelage.pipeline import run_recipe
-from tutelage.pipeline.feasible import _teacher  # pyright: ignore[reportPrivateUsage]
+from tutelage.pipeline.feasible import teacher_spec
 from tutelage.pipeline.material import Material
 from tutelage.pipeline.planning import budget_of, costing_of
 from tutelage.plan.candidate import most_parameters
@@ -68,12 +69,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "nearest": {"space": "compact", "start": "nearest"},
     "sliced": {"space": "sliced"},
     "auto": {"space": "auto"},
+    "auto2": {"space": "auto"},
 }
+TIMES = {"width2": 2, "magnitude2": 2, "fitted2": 2, "auto2": 1.6}
 
 
 def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:
     """Return the spec of the teacher's structure at the widest share that fits, as JSON."""
-    parameters, whole, why = _teacher(recipe, material, trust_code=False)
+    parameters, whole, why = teacher_spec(recipe, material, trust_code=False)
     assert whole is not None, why
     device = load_device(recipe.device)
     costing = costing_of(recipe, material, device, budget_of(recipe, device, 4 * parameters))
@@ -124,10 +127,10 @@ def cell(which: str, arm: str, seed: int, number: int, material: Material) -> di
     }  # fmt: skip
     started = time.process_time()
     try:
-        recipe = chosen.of(number, seed, ARMS[arm])
+        times = TIMES.get(arm, 1)
+        recipe = chosen.of(number, seed, ARMS[arm], times)
         if arm.startswith(("width", "magnitude", "fitted")):
             spec = scaled_teacher(recipe, material)
-            times = 2 if arm.endswith("2") else 1
             recipe = chosen.of(number, seed, ARMS[arm] | {"spec": spec}, times)
         with pruned_by_magnitude() if arm.startswith("magnitude") else nullcontext():
             result = run_recipe(recipe, folder, material=material)

@@ -133,21 +133,22 @@ def test_a_definition_follows_the_method_and_the_domain(monkeypatch: pytest.Monk
     assert job.definition() != before[0]
 
 
-def test_code_is_hashed_without_language_models_and_slices_count_where_one_begins(
+def test_code_is_hashed_without_language_models_and_searches_and_slices_count_where_one_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
         "losses/a.py",
         "losses/language.py",
         "students/decoders/network.py",
-        "report/b.py",
+        "report/b.py", "pipeline/trials.py",
         "students/slices/cut.py", "least_squares.py", "pairing.py", "passes.py",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(jobs.tutelage, "__file__", str(tmp_path / "__init__.py"))
     before = jobs.code_hash()
-    for name in ("losses/language.py", "students/decoders/network.py", "report/b.py"):
+    apart = "losses/language.py", "students/decoders/network.py", "report/b.py"
+    for name in (*apart, "pipeline/trials.py"):
         (tmp_path / name).write_text("2")
     assert jobs.code_hash() == before
     alone, begun = (Job(kind="cell", method=m, **PLACE) for m in ("dist", "dist, slice"))

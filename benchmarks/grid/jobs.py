@@ -19,6 +19,7 @@ BASE = "kd"  # the method whose time is everyone's budget
 _FOLDERS = ("losses", "train", "students", "tasks", "teach", "pipeline")
 _FILES = ("least_squares.py", "pairing.py", "passes.py")
 _OF_LANGUAGE = ("language", "decoder", "gguf", "causal_lm", "generat")
+_OF_SEARCH = ("trials", "planning", "feasible", "frontiers", "tightening", "slicing", "narrowing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +127,15 @@ def with_needs(wanted: Sequence[Job]) -> tuple[Job, ...]:
 def code_hash() -> str:
     """Return the hash of the code that decides a row: of the library, and of teaching a cell.
 
-    Files that only language models use are left out: no domain of the grid is one. So are those of
-    slices, which are part of the definition of the methods that begin with one.
+    Files that only language models use are left out: no domain of the grid is one. So are those
+    that look for a student, since a cell is told its own, and those of slices, which are part of
+    the definition of the methods that begin with one.
     """
-    root, slices = _root(), set(_slices().values())
+    root = _root()
+    apart = {*_slices().values(), *(root / "pipeline" / f"{name}.py" for name in _OF_SEARCH)}
     files = [root / name for name in _FILES]
     files += [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*.py"))]
-    named = {path.relative_to(root).as_posix(): path for path in files if path not in slices}
+    named = {path.relative_to(root).as_posix(): path for path in files if path not in apart}
     kept = {n: p for n, p in named.items() if not any(word in n for word in _OF_LANGUAGE)}
     kept |= {f"grid/{n}.py": Path(__file__).parent / f"{n}.py" for n in ("material", "teach")}
     return _hash_of(kept)

@@ -47,6 +47,12 @@ def native_bf16(on: device) -> bool:
     return on.type == "cpu" and bool(probe and probe())
 
 
+def in_half(network: nn.Module, wanted: bool = True) -> torch.autocast:
+    """Return what lets a network compute in bfloat16 where it lies on what does so by itself."""
+    on = next(network.parameters()).device
+    return torch.autocast(on.type, torch.bfloat16, enabled=wanted and native_bf16(on))
+
+
 def share_moved(half: Tensor, plain: Tensor) -> float:
     """Return the root mean square of what decisions moved by, as a share of their spread."""
     moved = (half - plain).float().square().mean().sqrt()

@@ -37,8 +37,9 @@ class StudentPart(Part):
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4,
-        description="how many are compared by short distillations; above four by successive "
-        "halving, above the family's own structures with some drawn at random",
+        description="how many are compared by short distillations: all briefly, then two of those "
+        "near the best for longer (successive halving); above four, some are drawn at random "
+        "beside the family's own structures",
     )
     shrink: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
         1,

@@ -68,7 +68,7 @@ def plan_recipe(
     free = recipe.student.spec is None and recipe.student.source is None
     scores = scores_of(recipe, material, folder)
     known = _known_parameters(folder) if free and scores.rows else None
-    parameters = known or _teacher(recipe, material, trust_code)[0]
+    parameters = known or teacher_spec(recipe, material, trust_code)[0]
     limits = budget_of(recipe, device, 4 * parameters)
     costing = costing_of(recipe, material, device, limits)
     drawn = frontiers(scores, costing) if frontier else {}
@@ -79,11 +79,11 @@ def plan_recipe(
     fresh: list[tuple[str, Candidate]] = []
     if all(c.missed for _, c in stored):
         if free and recipe.student.space == "elastic":
-            fresh = [_cut(material, _teacher(recipe, material, trust_code)[1], costing)]
+            fresh = [_cut(material, teacher_spec(recipe, material, trust_code)[1], costing)]
         elif not (free and recipe.student.space == "sliced"):
             fresh = _rows(recipe, material, costing, parameters, own, progress)
         if free and recipe.student.space in ("auto", "sliced"):
-            _, whole, unlike = _teacher(recipe, material, trust_code)
+            _, whole, unlike = teacher_spec(recipe, material, trust_code)
             why = not_sliced(recipe, material, whole, unlike)
             if why and recipe.student.space == "sliced":
                 raise StudentError(why)
@@ -221,7 +221,7 @@ def _known_parameters(folder: Path) -> int | None:
     return stages["teacher"]["result"]["parameters"] if "teacher" in stages else None
 
 
-def _teacher(
+def teacher_spec(
     recipe: Recipe, material: Material, trust_code: bool
 ) -> tuple[int, StudentSpec | None, str]:
     """Return the teacher's parameters, and its spec where it can be sliced, or why it cannot."""

@@ -139,7 +139,8 @@ def plan(
     )  # fmt: skip
     write_json(run.file("plan.json"), rows)
     best = found[chosen]
-    warm = run.file(trial_file(best)) if search.trials and not elastic else None
+    tried = 0 if elastic else search.steps_taken.get(chosen, 0)
+    warm = run.file(trial_file(best, tried)) if tried else None
     weights, of = best.weights, "the elastic student" if elastic else "the teacher"
     stays: float | None = None
     if weights is None and recipe.student.start == "nearest":

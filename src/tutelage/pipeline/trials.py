@@ -26,7 +26,7 @@ from tutelage.pipeline.taps import UNPAIRED, build_lesson, pair_taps
 from tutelage.pipeline.teaching import Taught
 from tutelage.plan import Candidate
 from tutelage.plan.costs import Costing
-from tutelage.plan.halving import rungs
+from tutelage.plan.halving import FAR, rungs
 from tutelage.plan.scores import Scores
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
@@ -36,7 +36,7 @@ from tutelage.students.spec import StudentSpec
 from tutelage.train.loop import Trainer
 from tutelage.types import Decides
 
-_TRIAL_STEPS, _TRIAL_SHARE, _FEWEST_TRIAL_STEPS = 900, 0.15, 100
+_TRIAL_STEPS, _TRIAL_SHARE, _FEWEST_TRIAL_STEPS = 900, 0.1, 60
 _TRIAL_EXAMPLES = 20_000
 _EARLIER = 4  # students tried for an earlier budget that compete again
 
@@ -66,9 +66,9 @@ def note_taught(scores: Scores, proof: dict[str, Any], spec: StudentSpec, space:
         scores.note_taught(spec, shipped["precision"], space, Measurement.from_json(rows[0]))
 
 
-def trial_file(candidate: Candidate) -> str:
-    """Return where the weights after the longest trial lie in the run directory."""
-    return f"trials/{_name(candidate)}.safetensors"
+def trial_file(candidate: Candidate, steps: int) -> str:
+    """Return where the weights after a trial of so many steps lie in the run directory."""
+    return f"trials/{_key(candidate, steps)}.safetensors"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,9 +90,9 @@ class Search:
 
     @property
     def steps(self) -> int:
-        """Steps of the last, longest trial: 15 % of a whole distillation, at most 900.
+        """Steps of the last, longest trial: a tenth of a whole distillation, at most 900.
 
-        At least 100. Where operations bound the whole they may be a quarter of it, if that is
+        At least 60. Where operations bound the whole they may be a quarter of it, if that is
         less, and are rounded down to a power of two: near budgets then try for equally long.
         """
         count = self.material.train.count
@@ -119,20 +119,26 @@ class Search:
         return tuple(c for c in fresh if c.spec not in known)[:_EARLIER]
 
     def halve(self, found: Sequence[Candidate], earlier: Sequence[Candidate]) -> None:
-        """Try `found` rung by rung; `earlier`, numbered after them, join the last rung."""
+        """Try `found` rung by rung; `earlier`, numbered after them, join the last rung.
+
+        Who is far behind after a rung is out, and where one is left that is the end.
+        """
         ladder = rungs(len(found), self.steps)
-        alive = list(range(len(found)))
+        alive = sorted(range(len(found)), key=self._rank(found))
+        both = [*found, *earlier]
         for number, rung in enumerate(ladder):
-            alive = sorted(alive, key=self._rank(found))[: rung.students]
-            last = number == len(ladder) - 1
-            both = [*found, *earlier]
-            tried = [*alive, *range(len(found), len(both))] if last else alive
-            for place, i in enumerate(tried):
-                label = f"{place + 1}/{len(tried)}"
+            if number == len(ladder) - 1:
+                alive += range(len(found), len(both))
+            if number and len(alive) == 1:
+                break
+            for place, i in enumerate(alive):
+                label = f"{place + 1}/{len(alive)}"
                 if len(ladder) > 1:
                     label = f"{label}, round {number + 1} of {len(ladder)}"
-                self.trials[i] = self._trial(both[i], rung.steps, label, last=last)
+                self.trials[i] = self._trial(both[i], rung.steps, label)
                 self.steps_taken[i] = rung.steps
+            if number < len(ladder) - 1:
+                alive = self._go_on(found, alive)[: ladder[number + 1].students]
 
     def best(self, found: Sequence[Candidate]) -> int:
         """Return the number of the best candidate among those that were tried longest.
@@ -145,6 +151,13 @@ class Search:
         last = [i for i, steps in self.steps_taken.items() if steps == longest]
         return max(last, key=lambda i: (self.trials[i]["value"], found[i].figure("macs")))
 
+    def _go_on(self, found: Sequence[Candidate], tried: Sequence[int]) -> list[int]:
+        """Return those of one rung that are not far behind its best, which comes first."""
+        order = sorted(tried, key=self._rank(found))
+        best = Measurement.from_json(self.trials[order[0]])
+        noise = 0.0 if best.spread is None else best.value - best.spread[0]
+        return [i for i in order if self.trials[i]["value"] >= best.value - max(FAR, noise)]
+
     def _rank(self, found: Sequence[Candidate]) -> Any:
         def rank(i: int) -> tuple[float, float]:
             value = self.trials[i]["value"] if i in self.trials else 0.0
@@ -152,7 +165,7 @@ class Search:
 
         return rank
 
-    def _trial(self, candidate: Candidate, steps: int, label: str, *, last: bool) -> dict[str, Any]:
+    def _trial(self, candidate: Candidate, steps: int, label: str) -> dict[str, Any]:
         """Distil one candidate briefly (see `trial_terms`); return its figure as JSON."""
         recipe, taught = self.recipe, self.taught
         inherits = candidate.weights is not None or recipe.student.start == "teacher"
@@ -163,46 +176,44 @@ class Search:
              recipe.seed, recipe.threads, self.material.views,
              *start_key(recipe, candidate.weights),
              *([] if rate == recipe.distill.rate else [rate]),
-             *([] if last and self.macs is None else [steps])]
+             steps]
         )  # fmt: skip
-        key = _name(candidate) if last else f"{_name(candidate)}-{steps}"
         result = self.run.stage(
-            f"trial-{key}", inputs, lambda: self._distil(candidate, steps, label, key, last, rate)
+            f"trial-{_key(candidate, steps)}",
+            inputs,
+            lambda: self._distil(candidate, steps, label, rate),
         ).result
         scores = scores_of(recipe, self.material, self.run.path)
         scores.add(candidate, self.costing.precision, Measurement.from_json(result), steps)
         return result
 
-    def _examples(self, steps: int, last: bool) -> int:
-        """Return of how many examples a trial is: where steps are dear, two epochs make them."""
-        if self.macs is None or not last:
-            return _TRIAL_EXAMPLES
-        return min(_TRIAL_EXAMPLES, max(1, steps // 2) * self._batch)
+    def _examples(self, steps: int, epochs: int) -> int:
+        """Return of how many examples a trial is: no more than make the steps in these epochs."""
+        return min(_TRIAL_EXAMPLES, max(1, steps // epochs) * self._batch)
 
     def _distil(
-        self, candidate: Candidate, steps: int, label: str, key: str, last: bool, rate: float
+        self, candidate: Candidate, steps: int, label: str, rate: float
     ) -> tuple[Any, list[Path]]:
         recipe, material, taught = self.recipe, self.material, self.taught
         network, _ = first_student(recipe, candidate.spec, taught, candidate.weights)
         terms, paired = trial_terms(recipe, material.decides), UNPAIRED
         if any(LOSSES[term.name].reads == "features" for term in terms):
             paired = pair_taps(recipe, material, taught, network, start=network)
+        least = 1 if steps < self.steps else 2  # validation is read after each: dear in a short one
         lesson = build_lesson(
-            recipe, material, taught, network, paired, terms, examples=self._examples(steps, last)
+            recipe, material, taught, network, paired, terms, examples=self._examples(steps, least)
         )
-        epochs = max(2 if last else 1, round(steps / max(1, lesson.steps())))
+        epochs = max(least, round(steps / max(1, lesson.steps())))
+        path = self.run.file(trial_file(candidate, steps))
         trainer = Trainer(
             lesson,
             schedule_of(recipe, epochs=epochs, seed=recipe.seed, rate=rate),
-            checkpoint=self.run.file(f"checkpoints/trial-{key}.safetensors"),
+            checkpoint=self.run.file(f"checkpoints/trial-{path.stem}.safetensors"),
             progress=self.progress,
             label=f"Trying candidate {label}",
         )
         history = trainer.train()
         figure = validation_figure(material, max(history.figure), f"after {epochs} short epochs")
-        if not last:
-            return figure.to_json(), []
-        path = self.run.file(trial_file(candidate))
         write_tensors(path, network.state_dict())
         return figure.to_json(), [path]
 
@@ -221,6 +232,7 @@ def decision_terms(recipe: Recipe, decides: Decides) -> tuple[Term, ...]:
     return kept or (Term(name=usual, weight=1.0),)
 
 
-def _name(candidate: Candidate) -> str:
+def _key(candidate: Candidate, steps: int) -> str:
     spec = candidate.spec.to_json()
-    return hash_json(spec if candidate.weights is None else ["sliced", spec])[:12]
+    name = hash_json(spec if candidate.weights is None else ["sliced", spec])[:12]
+    return f"{name}-{steps}"

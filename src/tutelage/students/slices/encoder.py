@@ -61,7 +61,7 @@ def slice_encoder(
     if fitted:
         ends = {**({} if same else {"project": stay}), "head": torch.arange(spec.classes)}
         aims = {**own(ends), **layers.aims_of_layers(network.stages, left, kept)}
-        fit(small, network, aims, ids, counts=ids.ne(spec.pad))
+        fit(small, network, aims, ids, counts=ids.ne(spec.pad), half=True)
     return small
 
 

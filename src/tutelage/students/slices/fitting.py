@@ -25,10 +25,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tutelage.least_squares import ridge_solution
+from tutelage.passes import in_half
 
 _RIDGE = 0.01  # times the mean square of what a layer reads
 _SAMPLES = 12_288  # places of all examples' maps or tokens that a layer is fitted to
 _NUMBERS = 1 << 26  # of all examples in the largest map, at most
+_AT_ONCE = 32  # examples that the whole is asked about: larger batches leave the caches
 _DEAD = 1e-3  # of a norm's largest factor: a channel under it says nothing that could be fitted
 _SAME = 1e-5  # of the largest that is said: rounding
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -64,21 +66,23 @@ def own(kept: Mapping[str, Int[Tensor, " k"]]) -> dict[str, Aim]:
 @torch.no_grad()
 def fit(
     small: nn.Module, whole: nn.Module, aims: Aims, inputs: Tensor, *,
-    counts: Bool[Tensor, "b t"] | None = None,
+    counts: Bool[Tensor, "b t"] | None = None, half: bool = False,
 ) -> None:  # fmt: skip
     """Move the layers of `small`, a slice of `whole`, towards their aims, in place.
 
     `aims` are by the names of convolutions and linear layers of the slice. Some hundreds of
     `inputs` do; of large maps fewer are taken, and more of each. `counts` says which tokens of them
     count, where some are pads. Convolutions that pad with other than zeros stay as they are. Both
-    are asked in eval mode, in which `small` is left.
+    are asked in eval mode, in which `small` is left; the whole in bfloat16 where `half`, and where
+    the processor has it.
     """
     aims = {name: aim for name, aim in aims.items() if _covered(small.get_submodule(name))}
     fitting, training = _Fitting(small.eval(), aims), whole.training
     whole.eval()
     every = -(-len(inputs) * _largest(whole, aims.values(), inputs[:1]) // _NUMBERS)
     inputs, counts = inputs[::every], None if counts is None else counts[::every]
-    fitting.ask(whole, inputs, counts)
+    with in_half(whole, half):
+        fitting.ask(whole, inputs, counts)
     whole.train(training)
     fitting.move(inputs)
 
@@ -112,18 +116,25 @@ class _Fitting:
 
     def ask(self, whole: nn.Module, inputs: Tensor, counts: Tensor | None) -> None:
         """Note what the whole says at some places."""
-        draw = torch.Generator().manual_seed(0)
+        draw, begin = torch.Generator().manual_seed(0), 0
+        parts: dict[str, list[Tensor]] = {name: [] for name in self._aims}
 
         def note(name: str, said: Tensor) -> None:
             aim = self._aims[name]
             said = self._by_place(name, said)
-            self._places[name] = _places(said, counts, draw)
-            self._wanted[name] = _at(said[:, aim.outputs.to(said.device)], self._places[name])
+            if name not in self._places:
+                drawn = _places(len(inputs), said.shape[2], counts, draw)
+                self._places[name] = drawn.to(said.device)
+            places = self._places[name][begin : begin + len(said)]
+            parts[name].append(_at(said[:, aim.outputs.to(said.device)], places).float())
 
         with ExitStack() as hooks:
             for name, aim in self._aims.items():
                 hooks.callback(_listen(whole, aim.of, aim.reads, partial(note, name)))
-            whole(inputs)
+            for part in inputs.split(_AT_ONCE):
+                whole(part)
+                begin += len(part)
+        self._wanted = {name: torch.cat(said) for name, said in parts.items()}
 
     def move(self, inputs: Tensor) -> None:
         """Run the slice; each layer moves before it says anything."""
@@ -169,17 +180,15 @@ def _listen(
 
 
 def _places(
-    said: Float[Tensor, "b c l"], counts: Bool[Tensor, "b l"] | None, draw: torch.Generator
+    examples: int, length: int, counts: Bool[Tensor, "b l"] | None, draw: torch.Generator
 ) -> Int[Tensor, "b p"]:
-    """Draw places of what a layer says of each example."""
-    length = said.shape[2]
-    number = min(length, -(-_SAMPLES // len(said)))
+    """Draw places of the `length` at which a layer speaks of each example."""
+    number = min(length, -(-_SAMPLES // examples))
     if counts is None or length != counts.shape[1]:
-        return torch.randint(length, (len(said), number), generator=draw).to(said.device)
+        return torch.randint(length, (examples, number), generator=draw)
     likely = counts.cpu().float()
     likely[likely.sum(dim=1) == 0] = 1.0  # a text of nothing but pads
-    drawn = torch.multinomial(likely, number, replacement=True, generator=draw)
-    return drawn.to(said.device)
+    return torch.multinomial(likely, number, replacement=True, generator=draw)
 
 
 def _by_place(layer: nn.Module, said: Tensor) -> Float[Tensor, "b c l"]:

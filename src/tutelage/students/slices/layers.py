@@ -3,7 +3,8 @@
 Layers go first: one at a time the one without which the decision changes least. Then the parts of
 the residual stream, whole attention heads, and inner units go by the Fisher information of their
 gates (see `channels.importance`). What stays is copied as it is. The size of a head stays, so
-numbers a token and heads shrink together.
+numbers a token and heads shrink together. Networks are asked in bfloat16 where the processor has
+it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tutelage.passes import in_half
 from tutelage.students.families.encoder import Layer
 from tutelage.students.slices.channels import (
     Slicing,
@@ -65,8 +67,8 @@ def with_layers(network: Network, stay: Sequence[int]) -> Network:
 def _go_on(order: list[int], count: int, network: Any, inputs: Tensor) -> None:
     """Say which layers go next, until `count` do; each number counts those that are left then."""
     stages = network.stages
-    with torch.no_grad():
-        own = torch.cat([network(part) for part in inputs.split(_AT_ONCE)])
+    with torch.no_grad(), in_half(network):
+        own = torch.cat([network(part).float() for part in inputs.split(_AT_ONCE)])
         for gone in order:
             network.stages = _but(network.stages, gone)
         while len(order) < count:
@@ -86,7 +88,7 @@ def _without_each(network: Any, inputs: Tensor) -> list[Float[Tensor, "b k"]]:
     for part in inputs.split(_AT_ONCE):
         for number, state in enumerate(_read_by(stages, network, part)):
             network.stages = nn.ModuleList([_Given(state), *stages[number + 1 :]])
-            said[number].append(network(part))
+            said[number].append(network(part).float())
         network.stages = stages
     return [torch.cat(parts) for parts in said]
 
@@ -161,7 +163,7 @@ class Gates(ExitStack):
         moved: dict[str, list[Tensor]] = {}
         for part in inputs.split(_AT_ONCE):
             self._gates = {}
-            with torch.enable_grad():
+            with torch.enable_grad(), in_half(network):
                 total = drawn_decision(network(part).float())
                 every = [gate for gates in self._gates.values() for gate in gates]
                 found = iter(torch.autograd.grad(total, every))

@@ -55,7 +55,7 @@ def slice_vit(
     if fitted:
         ends["head"] = torch.arange(spec.classes)
         aims = {**own(ends), **layers.aims_of_layers(network.stages, left, kept)}
-        fit(small, network, aims, images)
+        fit(small, network, aims, images, half=True)
     return small
 
 
