@@ -19,7 +19,8 @@ nearest       compact, starting from the smallest student taught before that hol
               for a quarter or a half of the epochs
 sliced        slices of the teacher, layers fitted to its own
 auto          compact families and slices of the teacher side by side, starting as `nearest` does
-auto2         auto for 1.6 times the epochs: with its search about the time of width2 and the like
+auto2         auto for 1.8 times the epochs, each budget as if it were the first: with its search about
+              the time of width2 and the like
 
 The sets are those of benchmarks/budget_sets.py. Seconds are the processor's, of this budget alone;
 the first budget's hold the teacher's fitting, too. A plan was falsely feasible where its artifact
@@ -69,9 +70,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "nearest": {"space": "compact", "start": "nearest"},
     "sliced": {"space": "sliced"},
     "auto": {"space": "auto"},
-    "auto2": {"space": "auto"},
+    "auto2": {"space": "auto", "start": "fresh"},
 }
-TIMES = {"width2": 2, "magnitude2": 2, "fitted2": 2, "auto2": 1.6}
+TIMES = {"width2": 2, "magnitude2": 2, "fitted2": 2, "auto2": 1.8}
 
 
 def scaled_teacher(recipe: Recipe, material: Material) -> dict[str, Any]:

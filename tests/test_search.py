@@ -200,7 +200,7 @@ def test_a_new_budget_is_answered_without_teacher_training_or_export(
         raise AssertionError("nothing may be exported or loaded")
 
     monkeypatch.setattr(costs, "as_shipped", refuse)
-    monkeypatch.setattr(feasible, "_teacher", refuse)
+    monkeypatch.setattr(feasible, "teacher_spec", refuse)
     shutil.copytree(searched / "run", tmp_path / "run")
     recipe = _job(
         tmp_path,
@@ -365,7 +365,7 @@ def _search(material: Any, macs: float | None) -> Search:
     ("figures", "spread", "tried"),
     [
         ((0.5, 0.9, 0.6, 0.4), 0.01, [(0, 30), (1, 30), (2, 30), (3, 30)]),
-        ((0.5, 0.9, 0.88, 0.4), 0.01, [(0, 30), (1, 100), (2, 100), (3, 30)]),
+        ((0.5, 0.9, 0.895, 0.4), 0.002, [(0, 30), (1, 100), (2, 100), (3, 30)]),
         ((0.5, 0.9, 0.8, 0.4), 0.15, [(0, 30), (1, 100), (2, 100), (3, 30)]),
         ((0.9, 0.9, 0.89, 0.9), 0.01, [(0, 100), (1, 100), (2, 30), (3, 30)]),
     ],

@@ -125,6 +125,28 @@ def test_a_slice_starts_from_the_teacher_and_ships(tmp_path: Path) -> None:
     assert torch.allclose(student, sliced, atol=1e-3)
 
 
+def test_a_slice_for_a_tighter_budget_starts_from_the_one_taught_before(tmp_path: Path) -> None:
+    tiny.write_data(tmp_path / "data.npz")
+
+    def begun(storage: str) -> dict[str, Any]:
+        changes = {
+            "student": {"space": "sliced", "candidates": 1},
+            "teacher": {"fit": True, "epochs": 12, "width": 8},
+            "budget": {"storage": storage},
+            "distill": {"epochs": 8, "batch": 32},
+            "export": {"precision": "float32"},
+        }
+        recipe = tiny.write_recipe(tmp_path, changes)
+        assert tiny.cli("run", recipe, "--run", tmp_path / "run").status == 0
+        return json.loads((tmp_path / "run/run.json").read_text())["stages"]["distill"]["result"]
+
+    first, second = begun("20 kB"), begun("8 kB")
+    assert "weights of the teacher" in first["start"][0] and first["epochs"] == 8
+    assert "which was taught before" in second["start"][0] and second["epochs"] in (2, 4)
+    assert second["spec"]["depths"] == first["spec"]["depths"]
+    assert second["spec"]["widths"] < first["spec"]["widths"]
+
+
 STUDENT = "student/model.safetensors"
 COMPACT = [SimpleNamespace(spec=n, weights=None) for n in range(4)]
 

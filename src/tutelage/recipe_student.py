@@ -50,8 +50,9 @@ class StudentPart(Part):
     start: Literal["fresh", "teacher", "nearest"] = Field(
         "nearest",
         description="nearest: with a slice of the smallest student taught before in the run, for "
-        "another budget, that holds it, else fresh; teacher: with what fits of its embedding, "
-        "layers, channels; fresh: always with weights of its own",
+        "another budget, that holds it, else as fresh; teacher: with what fits of its embedding, "
+        "layers, channels; fresh: with weights of its own. What the space slices from the teacher "
+        "begins with those of the teacher where nothing nearer holds it",
     )
 
     exits: float | str | None = Field(

@@ -143,7 +143,7 @@ def plan(
     warm = run.file(trial_file(best, tried)) if tried else None
     weights, of = best.weights, "the elastic student" if elastic else "the teacher"
     stays: float | None = None
-    if weights is None and recipe.student.start == "nearest":
+    if not elastic and recipe.student.start == "nearest":
         lesson = scores_of(recipe, material, run.path).lesson
         nearest = from_nearest(run, lesson, best.spec, material, progress)
         if nearest is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FAR = 0.03  # of the metric: who is further behind after a rung does not make it good
+FAR = 0.01  # of the metric: who is further behind after a rung, and by more than chance, is out
 _LAST, _FACTOR, _FEWEST_STEPS = 2, 4, 30
 
 

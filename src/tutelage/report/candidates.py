@@ -71,7 +71,7 @@ def candidates(plan: dict[str, Any]) -> Candidates | None:
     return Candidates(
         columns=tuple(_COLUMNS[name] for name in columns),
         rows=tuple(rows),
-        chart=_chart(plan, given, figures),
+        chart=_chart(plan, given, figures, longest),
         limits=tuple(_limit(given) for given in plan.get("limits") or []),
         why=str(plan.get("why", "")),
         space=str(plan.get("space", "")),
@@ -97,10 +97,7 @@ def _joined(*words: str) -> str:
 def _row(
     candidate: dict[str, Any], figures: dict[str, Measurement], columns: list[str], longest: int
 ) -> CandidateRow:
-    missed = ", ".join(label(name).lower() for name in candidate["missed"])
-    fits, chosen = bool(candidate["fits"]), bool(candidate["chosen"])
     trial = candidate["trial"]
-    outcome = "dropped early" if (candidate.get("steps") or longest) < longest else "fits"
     what, detail = structure(candidate["spec"])
     if candidate["spec"].get("family") == "decoder":  # its file's form was chosen with its sizes
         detail = _joined(detail, candidate.get("precision", ""))
@@ -117,10 +114,19 @@ def _row(
         parameters=made("parameters", candidate["parameters"]),
         figures=tuple(show(figures[n]) if n in figures else None for n in columns),
         trial=None if trial is None else show(measurement(trial)),
-        outcome="chosen" if chosen else outcome if fits else f"misses {missed or 'a limit'}",
-        chosen=chosen,
-        fits=fits,
+        outcome=_outcome(candidate, longest),
+        chosen=bool(candidate["chosen"]),
+        fits=bool(candidate["fits"]),
     )
+
+
+def _outcome(candidate: dict[str, Any], longest: int) -> str:
+    if candidate["chosen"]:
+        return "chosen"
+    if not candidate["fits"]:
+        missed = ", ".join(label(name).lower() for name in candidate["missed"])
+        return f"misses {missed or 'a limit'}"
+    return "dropped early" if (candidate.get("steps") or longest) < longest else "fits"
 
 
 def _limit(limit: dict[str, Any]) -> tuple[str, str, str]:
@@ -132,15 +138,17 @@ def _limit(limit: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _chart(
-    plan: dict[str, Any], given: list[dict[str, Any]], figures: list[dict[str, Measurement]]
-) -> Chart | None:
+    plan: dict[str, Any], given: list[dict[str, Any]], figures: list[dict[str, Measurement]],
+    longest: int,
+) -> Chart | None:  # fmt: skip
     points = []
     for candidate, known in zip(given, figures, strict=True):
         if candidate["trial"] is None or "storage_bytes" not in known:
             continue
         size, trial = known["storage_bytes"], measurement(candidate["trial"])
         state = "chosen" if candidate["chosen"] else "fits" if candidate["fits"] else "does not fit"
-        text = f"{show(size).text}, {show(trial).text}: {describe(candidate['spec'])} ({state})"
+        told = f"{show(size).text}, {show(trial).text}: {describe(candidate['spec'])}"
+        text = f"{told} ({_outcome(candidate, longest)})"
         points.append(Point(x=size.value, y=trial.value, state=state, text=text))
     if not points:
         return None
