@@ -19,8 +19,8 @@ nearest       compact, starting from the smallest student taught before that hol
               for a quarter or a half of the epochs
 sliced        slices of the teacher, layers fitted to its own
 auto          compact families and slices of the teacher side by side, starting as `nearest` does
-auto2         auto for 1.8 times the epochs, each budget as if it were the first: with its search about
-              the time of width2 and the like
+auto2         auto for 1.8 times the epochs, each budget as if it were the first: with its search
+              about the time of width2 and the like
 
 The sets are those of benchmarks/budget_sets.py. Seconds are the processor's, of this budget alone;
 the first budget's hold the teacher's fitting, too. A plan was falsely feasible where its artifact
