@@ -52,7 +52,7 @@ class StudentPart(Part):
         description="nearest: with a slice of the smallest student taught before in the run, for "
         "another budget, that holds it, else as fresh; teacher: with what fits of its embedding, "
         "layers, channels; fresh: with weights of its own. What the space slices from the teacher "
-        "begins with those of the teacher where nothing nearer holds it",
+        "begins with those of the teacher, but for convnets where something nearer holds it",
     )
 
     exits: float | str | None = Field(

@@ -38,6 +38,7 @@ from tutelage.students.spec import StudentSpec
 from tutelage.teach.teachers import from_function
 
 _UNKNOWN = float("inf")  # bytes of a teacher that was not read yet
+_SLICED_ANEW = ("encoder", "vit")  # slices that begin with the teacher's weights for every budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,8 @@ def plan(
     warm = run.file(trial_file(best, tried)) if tried else None
     weights, of = best.weights, "the elastic student" if elastic else "the teacher"
     stays: float | None = None
-    if not elastic and recipe.student.start == "nearest":
+    anew = best.weights is not None and best.spec.family in _SLICED_ANEW
+    if recipe.student.start == "nearest" and not elastic and not anew:
         lesson = scores_of(recipe, material, run.path).lesson
         nearest = from_nearest(run, lesson, best.spec, material, progress)
         if nearest is not None:
