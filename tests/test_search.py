@@ -27,22 +27,24 @@ from tutelage.students.spec import FAMILIES, StudentSpec
 META = {"widths": [4, 8], "depths": [1, 1]}
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("students", range(1, 33))
-def test_halving_ends_with_two_at_most_and_costs_little_more_than_a_distillation(
-    students: int,
+def test_halving_ends_with_few_and_costs_little_more_than_two_distillations(
+    students: int, begun: bool
 ) -> None:
-    ladder = rungs(students, 900)
+    ladder = rungs(students, 900, begun=begun)
     assert ladder[0].students == students
-    assert ladder[-1].students == min(students, 2)
+    assert ladder[-1].students == min(students, 2 if begun else 4)
     assert ladder[-1].steps == 900
     assert [r.steps for r in ladder] == sorted(r.steps for r in ladder)
     assert [r.students for r in ladder] == sorted((r.students for r in ladder), reverse=True)
     assert len(ladder) == 1 or ladder[0].steps <= 900 / 4
-    assert sum(r.students * r.steps for r in ladder) <= 8 * 900  # of 9,000 in a distillation
+    assert len(ladder) > 1 or students == 1 or (students <= 4 and not begun)
+    assert sum(r.students * r.steps for r in ladder) <= (8 if begun else 16) * 900
 
 
 def test_short_trials_make_one_rung_and_no_student_none() -> None:
-    assert [r.students for r in rungs(4, 59)] == [4], "a first rung would be no shorter"
+    assert [r.students for r in rungs(4, 59, begun=True)] == [4], "a first would be no shorter"
     with pytest.raises(ValueError, match="0 students"):
         rungs(0, 900)
 
@@ -181,9 +183,9 @@ def test_a_wide_search_tries_all_briefly_and_the_best_for_longer(searched: Path)
     steps = [row["steps"] for row in rows]
     assert len(rows) > 5, "structures were drawn beside the family's own"
     assert len(set(steps)) == 2
-    assert steps.count(max(steps)) == 2
+    assert steps.count(max(steps)) == 4
     dropped = [r["trial"]["value"] for r in rows if r["steps"] == min(steps)]
-    assert len(dropped) == len(rows) - 2
+    assert len(dropped) == len(rows) - 4
     chosen = next(r for r in rows if r["chosen"])
     last = [r["trial"]["value"] for r in rows if r["steps"] == max(steps)]
     assert chosen["trial"]["value"] == max(last)
@@ -347,17 +349,19 @@ def test_trials_follow_what_bounds_the_whole_and_near_budgets_agree() -> None:
     """4,000 texts make 31 steps an epoch: 120 epochs, then 10 (310 steps), then 4 (124 steps)."""
     given = SimpleNamespace(train=SimpleNamespace(count=4_000))
     steps = [_search(given, macs).steps for macs in (None, 1e6, 2.5e8, 2.3e8, 1e9)]
+    assert steps == [558, 512, 64, 64, 16]
+    steps = [_search(given, macs, begun=True).steps for macs in (None, 1e6, 2.5e8, 2.3e8, 1e9)]
     assert steps == [372, 256, 32, 32, 16]
-    assert _search(given, None)._examples(372, 2) == 20_000
+    assert _search(given, None)._examples(558, 2) == 20_000
     assert _search(given, 1e9)._examples(16, 2) == 8 * 128
 
 
-def _search(material: Any, macs: float | None) -> Search:
+def _search(material: Any, macs: float | None, *, begun: bool = False) -> Search:
     recipe = Recipe.parse({"data": {"train": "texts.csv"}, "teacher": {"source": "encoder"}})
     nothing: Any = None
     return Search(
         recipe=recipe, material=material, taught=nothing, costing=nothing, run=nothing,
-        progress=nothing, macs=macs,
+        progress=nothing, macs=macs, begun=begun,
     )  # fmt: skip
 
 
@@ -375,7 +379,7 @@ def test_who_is_far_behind_is_tried_no_longer_and_one_that_is_left_neither(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The first is ahead by chance where validation is small: both go on."""
-    search = _search(SimpleNamespace(train=SimpleNamespace(count=2_000)), None)
+    search = _search(SimpleNamespace(train=SimpleNamespace(count=2_000)), None, begun=True)
     candidates: Any = [SimpleNamespace(number=i, figure=lambda _: 1.0) for i in range(4)]
 
     def trial(_: Search, candidate: Any, steps: int, __: str) -> dict[str, Any]:

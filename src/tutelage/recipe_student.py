@@ -37,9 +37,10 @@ class StudentPart(Part):
     )
     candidates: Annotated[int, Field(ge=1, le=32)] = Field(
         4,
-        description="how many are compared by short distillations: all briefly, then two of those "
-        "near the best for longer (successive halving); above four, some are drawn at random "
-        "beside the family's own structures",
+        description="how many are compared by short distillations, the better quarter of more than "
+        "four for longer (successive halving); where slices compete all are tried briefly, and two "
+        "of those near the best for longer; above four, some are drawn at random beside the "
+        "family's own structures",
     )
     shrink: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = Field(
         1,

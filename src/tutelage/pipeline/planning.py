@@ -120,6 +120,7 @@ def plan(
     search = Search(
         recipe=recipe, material=material, taught=taught, costing=costing, run=run,
         progress=progress, macs=bounding_macs(material, *found),
+        begun=any(candidate.weights is not None for candidate in found),
     )  # fmt: skip
     earlier = () if recipe.student.spec is not None else search.earlier(found)
     elastic = recipe.student.space == "elastic"

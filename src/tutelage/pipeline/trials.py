@@ -36,7 +36,9 @@ from tutelage.students.spec import StudentSpec
 from tutelage.train.loop import Trainer
 from tutelage.types import Decides
 
-_TRIAL_STEPS, _TRIAL_SHARE, _FEWEST_TRIAL_STEPS = 900, 0.1, 60
+_TRIAL_STEPS = 900
+_TRIAL_SHARE, _FEWEST_TRIAL_STEPS = 0.15, 100
+_TRIAL_SHARE_BEGUN, _FEWEST_TRIAL_STEPS_BEGUN = 0.1, 60
 _TRIAL_EXAMPLES = 20_000
 _EARLIER = 4  # students tried for an earlier budget that compete again
 
@@ -76,6 +78,8 @@ class Search:
     """The trials of one budget: `trials` and `steps_taken` are by the candidate's number.
 
     `macs` are the most multiply-accumulates of a candidate, where they bound how long is taught.
+    `begun`: some candidates begin with weights of the teacher. They are good after fewer steps than
+    fresh ones, among which a few steps decide nothing (benchmarks/RESULTS.md).
     """
 
     recipe: Recipe
@@ -85,22 +89,26 @@ class Search:
     run: Run
     progress: Progress
     macs: float | None = None
+    begun: bool = False
     trials: dict[int, dict[str, Any]] = field(default_factory=dict)
     steps_taken: dict[int, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
-        """Steps of the last, longest trial: a tenth of a whole distillation, at most 900.
+        """Steps of the last, longest trial: 15 % of a whole distillation, from 100 to 900.
 
-        At least 60. Where operations bound the whole they may be a quarter of it, if that is
-        less, and are rounded down to a power of two: near budgets then try for equally long.
+        A tenth, from 60, where some have begun. Where operations bound the whole they may be a
+        quarter of it, if that is less, and are rounded down to a power of two: near budgets then
+        try for equally long.
         """
         count = self.material.train.count
         whole = epochs_for(self.recipe, count, self.macs) * (count // self._batch)
+        share, least = _TRIAL_SHARE, _FEWEST_TRIAL_STEPS
+        if self.begun:
+            share, least = _TRIAL_SHARE_BEGUN, _FEWEST_TRIAL_STEPS_BEGUN
         if self.macs is None:
-            return min(_TRIAL_STEPS, max(_FEWEST_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
-        fewest = min(_FEWEST_TRIAL_STEPS, whole // 4)
-        steps = max(1, fewest, min(_TRIAL_STEPS, round(_TRIAL_SHARE * whole)))
+            return min(_TRIAL_STEPS, max(least, round(share * whole)))
+        steps = max(1, min(least, whole // 4), min(_TRIAL_STEPS, round(share * whole)))
         return 1 << (steps.bit_length() - 1)
 
     @property
@@ -121,9 +129,10 @@ class Search:
     def halve(self, found: Sequence[Candidate], earlier: Sequence[Candidate]) -> None:
         """Try `found` rung by rung; `earlier`, numbered after them, join the last rung.
 
-        Who is far behind after a rung is out, and where one is left that is the end.
+        Where some have begun, who is far behind after a rung is out, and where one is left that is
+        the end.
         """
-        ladder = rungs(len(found), self.steps)
+        ladder = rungs(len(found), self.steps, begun=self.begun)
         alive = sorted(range(len(found)), key=self._rank(found))
         both = [*found, *earlier]
         for number, rung in enumerate(ladder):
@@ -152,8 +161,10 @@ class Search:
         return max(last, key=lambda i: (self.trials[i]["value"], found[i].figure("macs")))
 
     def _go_on(self, found: Sequence[Candidate], tried: Sequence[int]) -> list[int]:
-        """Return those of one rung that are not far behind its best, which comes first."""
+        """Return who goes on after a rung, the best first."""
         order = sorted(tried, key=self._rank(found))
+        if not self.begun:
+            return order
         best = Measurement.from_json(self.trials[order[0]])
         noise = 0.0 if best.spread is None else best.value - best.spread[0]
         return [i for i in order if self.trials[i]["value"] >= best.value - max(FAR, noise)]

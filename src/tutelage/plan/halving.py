@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass
 
 FAR = 0.01  # of the metric: who is further behind after a rung, and by more than chance, is out
-_LAST, _FACTOR, _FEWEST_STEPS = 2, 4, 30
+_FACTOR = 4
+_LAST, _FEWEST_STEPS = 4, 50
+_LAST_BEGUN, _FEWEST_STEPS_BEGUN = 2, 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,23 +24,27 @@ class Rung:
     steps: int
 
 
-def rungs(students: int, steps: int) -> tuple[Rung, ...]:
-    """Return the rungs for so many students; the last tries at most two, for `steps` each.
+def rungs(students: int, steps: int, *, begun: bool = False) -> tuple[Rung, ...]:
+    """Return the rungs for so many students; the last tries at most four, for `steps` each.
 
-    Each rung is a quarter of the next, but no less than 30 steps. There are two or more, but for
-    one student and where 30 steps are more than half of `steps`. All together take less than 8
-    times `steps`, and 3 times of four students: of a tenth of a whole distillation each, less than
-    one and a third of one.
+    Each rung is a quarter of the next, but no less than 50 steps. Where some have `begun` with the
+    teacher's weights a few steps tell which of those are good, and fresh ones are far behind: the
+    last rung then tries at most two, and there is one before it, of no less than 30 steps, unless
+    that is more than half of `steps`. All rungs together take less than 16 times `steps`, and 3
+    times of four students that have begun.
     """
     if students < 1:
         raise ValueError(f"{students} students cannot be tried")
-    count = max(1, math.ceil(math.log(students / _LAST, _FACTOR) - 1e-9))
-    if students == 1 or 2 * _FEWEST_STEPS > steps:
-        return (Rung(students=students, steps=steps),)
+    last, fewest = (_LAST_BEGUN, _FEWEST_STEPS_BEGUN) if begun else (_LAST, _FEWEST_STEPS)
+    count = max(0, math.ceil(math.log(students / last, _FACTOR) - 1e-9))
+    if begun and students > 1:
+        count = max(1, count) if 2 * fewest <= steps else 0
     return tuple(
         Rung(
-            students=min(students, max(_LAST, math.ceil(students / _FACTOR**rung))),
-            steps=max(_FEWEST_STEPS, round(steps / _FACTOR ** (count - rung))),
+            students=min(students, max(last, math.ceil(students / _FACTOR**rung)))
+            if count
+            else students,
+            steps=max(min(steps, fewest), round(steps / _FACTOR ** (count - rung))),
         )
         for rung in range(count + 1)
     )
