@@ -41,9 +41,7 @@ def rungs(students: int, steps: int, *, begun: bool = False) -> tuple[Rung, ...]
         count = max(1, count) if 2 * fewest <= steps else 0
     return tuple(
         Rung(
-            students=min(students, max(last, math.ceil(students / _FACTOR**rung)))
-            if count
-            else students,
+            students=max(min(students, last), math.ceil(students / _FACTOR**rung)),
             steps=max(min(steps, fewest), round(steps / _FACTOR ** (count - rung))),
         )
         for rung in range(count + 1)
