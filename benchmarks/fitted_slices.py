@@ -80,7 +80,7 @@ def learn(lessons: Lessons, student: str, way: str, epochs: int) -> dict[str, An
     rate = recipe_of("fashion", lessons.seed).distill.rate * (1 / 3 if "slow" in way else 1)
     changes = {"epochs": max(1, epochs), "rate": rate}
     recipe = with_usual(
-        recipe_of("fashion", lessons.seed, **changes), "classes", lessons.material.task
+        recipe_of("fashion", lessons.seed, **changes), "classes", lessons.material.task, 10
     )
     knobs = {"family": "convnet", **STUDENTS[student], **lessons.material.knobs}
     spec = StudentSpec.from_json(knobs)

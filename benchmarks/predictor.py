@@ -1,12 +1,16 @@
-"""How well a probe's calibration predicts the latency of whole students that it never saw.
+"""How well the latency of whole students is known before they are trained.
+
+On another device a probe's calibration predicts it; on this machine the plan times an untrained
+stand-in of the student, another network of the same structure, for half a second.
 
 Probes this machine (or takes readings), draws students of random knobs from every family, exports
 them as float32 and int8, and times each in blocks taken in turn. Reported: the mean absolute
 percentage error of the prediction, Kendall's tau over all files and over pairs within 20 % of each
-other, the share inside the 95 % interval; beside them a baseline that knows multiply-accumulates
-alone (a line of least relative error through the same probe's readings), and the noise floor: how
-far two halves of the blocks of the same file lie apart. Run it on a quiet machine. What was read
-stays in .work/readings.yaml.
+other, the share inside the 95 % interval; the same of the stand-ins that the plan times, all of
+them before the first file; beside them a baseline that knows multiply-accumulates alone (a line of
+least relative error through the same probe's readings), and the noise floor: how far two halves of
+the blocks of the same file lie apart, and what two such halves would score. Run it on a quiet
+machine. What was read stays in .work/readings.yaml.
 
 python benchmarks/predictor.py [--students 30] [--minutes 3] [--threads 1] [--readings FILE]
 """
@@ -38,18 +42,25 @@ from tutelage.files import write_atomically
 from tutelage.measure.calibrate import Readings, calibrated, read_readings
 from tutelage.measure.latency import prepare, time_calls
 from tutelage.measure.probing import run_probe
+from tutelage.plan.candidate import weigh
+from tutelage.plan.costs import Costing, Precision
+from tutelage.records import Limit
 from tutelage.students.spec import FAMILIES, StudentSpec
 
+_COLUMNS = {
+    "timed as a stand-in": "stand_in_s", "calibrated": "predicted_s", "macs only": "macs_only_s",
+}  # fmt: skip
 NEAR = 0.2  # files within this share of each other are ranked among themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """One exported student."""
+    """One exported student, and the seconds that the plan read of its stand-in."""
 
     name: str
     path: Path
     costs: GraphCosts
+    stand_in_s: float
 
 
 def main() -> None:
@@ -93,13 +104,15 @@ def main() -> None:
                 "interval_s": [low, high],
                 "inside": low <= measured <= high,
                 "macs_only_s": float(line[0] + line[1] * file.costs.macs),
-                "again": float(np.median(times[0::2]) / np.median(times[1::2]) - 1),
+                "stand_in_s": file.stand_in_s,
+                "halves_s": [float(np.median(times[i::2])) for i in (0, 1)],
             }
         )
     summary = _summary(rows)
     print_table(("", "MAPE", "tau", "tau near"), _cells(summary))
     print(f"inside the interval: {summary['inside']:.0%} of {len(rows)} files; "
-          f"A/A noise floor: {summary['noise_floor']:.1%}")  # fmt: skip
+          f"A/A noise floor: {summary['noise_floor']:.1%}, "
+          f"tau near of two halves: {summary['tau_near_of_halves']}")  # fmt: skip
     assert device.calibration is not None
     write_result(
         options.out,
@@ -139,9 +152,20 @@ def _files(count: int, seed: int, folder: Path) -> Iterator[File]:
         if tokens:
             example = random.integers(1, given["vocabulary"], (4, *shape))
         second = quantize_int8(first, folder / f"{number}-int8.onnx", example)
-        for precision, path in (("float32", first), ("int8", second)):
+        both: tuple[tuple[Precision, Path], ...] = (("float32", first), ("int8", second))
+        for precision, path in both:
             label = f"{number} {name} {dataclasses.asdict(structure)} width {width} {precision}"
-            yield File(name=label, path=path, costs=graph_costs(path))
+            yield File(
+                name=label, path=path, costs=graph_costs(path),
+                stand_in_s=_stand_in_s(spec, precision, meta),
+            )  # fmt: skip
+
+
+def _stand_in_s(spec: StudentSpec, precision: Precision, meta: ArtifactMeta) -> float:
+    """Return what the plan says of a student's latency where the device is this machine."""
+    limit = Limit(metric="latency_s", value=1.0, source="benchmark")
+    costing = Costing(device=host(), limits=(limit,), precision=precision, meta=meta)
+    return weigh(spec, costing).figure("latency_s")
 
 
 def _data(family: str, random: np.random.Generator) -> tuple[tuple[int, ...], dict[str, Any]]:
@@ -183,19 +207,21 @@ def _line(readings: Readings) -> np.ndarray:
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     measured = np.array([row["measured_s"] for row in rows])
+    halves = np.array([row["halves_s"] for row in rows]).T
+    columns = {who: np.array([row[key] for row in rows]) for who, key in _COLUMNS.items()}
     found: dict[str, Any] = {
         "files": len(rows),
         "inside": float(np.mean([row["inside"] for row in rows])),
-        "noise_floor": float(np.median([abs(row["again"]) for row in rows])),
+        "noise_floor": float(np.median(np.abs(halves[0] / halves[1] - 1))),
     }
-    for who, key in (("calibrated", "predicted_s"), ("macs only", "macs_only_s")):
-        said = np.array([row[key] for row in rows])
+    for who, said in columns.items():
         found[who] = {
             "mape": float(np.abs(said / measured - 1).mean()),
             "median_ape": float(np.median(np.abs(said / measured - 1))),
-            "tau": float(kendalltau(said, measured).statistic),
+            "tau": float(kendalltau(said, measured)[0]),
             "tau_near": _tau_near(said, measured),
         }
+    found["tau_near_of_halves"] = _tau_near(*halves)
     return found
 
 
@@ -210,7 +236,7 @@ def _tau_near(said: np.ndarray, measured: np.ndarray) -> float | None:
 
 def _cells(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     cells = []
-    for who in ("calibrated", "macs only"):
+    for who in _COLUMNS:
         row = summary[who]
         near = "no pair" if row["tau_near"] is None else f"{row['tau_near']:.3f}"
         cells.append((who, f"{row['mape']:.1%}", f"{row['tau']:.3f}", near))

@@ -20,7 +20,6 @@ Resumable: a finished (tool, seed) with the same settings is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -48,6 +47,7 @@ from common import (
 )
 from scipy import stats
 from torch import nn
+from torchdistill_job import ENVIRONMENT, PACKAGES, PYTHON, job_for, told
 
 from tutelage.files import read_json, sha256_file, write_json
 from tutelage.losses.objective import Objective, Term
@@ -62,9 +62,6 @@ from tutelage.train.loop import Trainer
 from tutelage.train.schedule import Schedule
 from tutelage.types import Batch, Reading
 
-ENVIRONMENT = HERE / ".work" / "torchdistill-env"
-PYTHON = ENVIRONMENT / "bin" / "python"
-PACKAGES = ("torch==2.14.1", "torchvision==0.29.1", "torchdistill==1.1.5")
 TOOLS = ("tutelage", "torchdistill", "torchdistill-cached")
 SHIFT, HELD_BATCH = 2, 512
 
@@ -157,44 +154,19 @@ def _find(
 def _torchdistill(
     tool: str, seed: int, settings: dict[str, Any], material: Material, teacher: Path, folder: Path
 ) -> dict[str, Any]:
-    if not (folder / "data").exists():
-        _write_idx(folder / "data", material)
     first = folder / f"student-{seed}"
     student = fresh_student(settings["student"], seed)
     students.save(first, student_spec(settings["student"]), student)
-    result = folder / "result.json"
-    job = {
-        **settings,
-        "seed": seed, "teacher": str(teacher.resolve()), "student": str(first),
-        "data": str(folder / "data"), "result": str(result),
-        "steps": material.train.count // settings["batch"],
-        "augment": settings["augment"] != "none",
-        "mean": material.normalisation.mean, "std": material.normalisation.std,
-        "cache": str(folder / f"cache-{seed}") if tool == "torchdistill-cached" else None,
-    }  # fmt: skip
-    write_json(folder / "job.json", job)
-    child = HERE / "torchdistill_child.py"
-    # -P: else this very file would be found beside the child, and taken for the package.
-    subprocess.run([str(PYTHON), "-P", str(child), str(folder / "job.json")], check=True)
-    return json.loads(result.read_text())
-
-
-def _write_idx(folder: Path, material: Material) -> None:
-    """Write the very same images as IDX files, the form torchvision's FashionMNIST reads.
-
-    It wants a training and a test file in every folder, so `test` holds the same twice.
-    """
-    data = material.data
-    parts = {"learn": (data.train, data.validation), "test": (data.test, data.test)}
-    for name, pair in parts.items():
-        raw = folder / name / "FashionMNIST" / "raw"
-        raw.mkdir(parents=True)
-        for prefix, images in zip(("train", "t10k"), pair, strict=True):
-            shape = np.array([0x803, *images.pixels.shape[:3]], ">u4").tobytes()
-            (raw / f"{prefix}-images-idx3-ubyte").write_bytes(shape + images.pixels.tobytes())
-            count = np.array([0x801, len(images)], ">u4").tobytes()
-            labels = images.labels.astype(np.uint8).tobytes()
-            (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(count + labels)
+    schedule, alpha = _schedule(settings, seed), settings["alpha"]
+    varied = settings["augment"] != "none"
+    loss = {"temperature": settings["temperature"], "alpha": alpha, "reduction": "batchmean"}
+    job = job_for(
+        material, schedule, {"KDLoss": loss}, folder,
+        cache=str(folder / f"cache-{seed}") if tool == "torchdistill-cached" else None,
+        teacher=teacher, student=first, workers=settings["workers"],
+        shift=SHIFT if varied else 0, flip=varied,
+    )  # fmt: skip
+    return told(job)
 
 
 class _Timed(Distillation):
@@ -225,11 +197,7 @@ def _tutelage(
             Term(name="cross_entropy", weight=alpha),
         )
     )
-    schedule = Schedule(
-        epochs=settings["epochs"], batch=settings["batch"], optimizer="sgd", shape="cosine",
-        rate=settings["rate"], weight_decay=0.0, warmup=settings["warmup"],
-        floor=settings["floor"], ema=0.0, clip=settings["clip"], precision="float32", seed=seed,
-    )  # fmt: skip
+    schedule = _schedule(settings, seed)
     teacher = TorchTeacher(network, classes=10, image_shape=(1, 28, 28))
     with tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
@@ -255,6 +223,14 @@ def _tutelage(
         "test": float(right.mean()), "epochs": epochs, "fill_s": fill_s,
         "versions": machine(("accelerate",))["versions"], "threads": torch.get_num_threads(),
     }  # fmt: skip
+
+
+def _schedule(settings: dict[str, Any], seed: int) -> Schedule:
+    return Schedule(
+        epochs=settings["epochs"], batch=settings["batch"], optimizer="sgd", shape="cosine",
+        rate=settings["rate"], weight_decay=0.0, warmup=settings["warmup"],
+        floor=settings["floor"], ema=0.0, clip=settings["clip"], precision="float32", seed=seed,
+    )  # fmt: skip
 
 
 def _report(

@@ -119,7 +119,7 @@ class Lessons:
         task, size = self.material.task, SETS[self.which]
         recipe = recipe_of(self.which, self.seed)
         changes = {"epochs": max(1, round(share * self.epochs)), "rate": rate * recipe.distill.rate}
-        recipe = with_usual(recipe_of(self.which, self.seed, **changes), "classes", task)
+        recipe = with_usual(recipe_of(self.which, self.seed, **changes), "classes", task, 10)
         spec = StudentSpec.from_json({**size["spec"], **self.material.knobs, "widths": size[width]})
         with Run(self.folder) as run:
             shutil.rmtree(run.file("checkpoints"), ignore_errors=True)

@@ -7,6 +7,7 @@ import torch
 
 from tutelage.errors import RecipeError
 from tutelage.losses import LOSSES, Term
+from tutelage.losses.decision import dist
 from tutelage.pipeline.lessons import (
     batch_for,
     bounded_by,
@@ -15,6 +16,7 @@ from tutelage.pipeline.lessons import (
     rate_for,
     schedule_of,
     terms_of,
+    usual_losses,
     wants,
     with_usual,
 )
@@ -57,9 +59,9 @@ def test_a_transformer_that_inherits_weights_is_taught_gently(family, inherits, 
 
 def test_texts_are_taught_in_small_batches_unless_the_recipe_says_otherwise():
     text, vision = find_task("text"), find_task("vision")
-    assert with_usual(recipe(), "classes", text).distill.batch == 32
-    assert with_usual(recipe(batch=100), "classes", text).distill.batch == 100
-    assert with_usual(recipe(), "classes", vision).distill.batch == 128
+    assert with_usual(recipe(), "classes", text, 3).distill.batch == 32
+    assert with_usual(recipe(batch=100), "classes", text, 3).distill.batch == 100
+    assert with_usual(recipe(), "classes", vision, 3).distill.batch == 128
 
 
 def test_by_default_dist_teaches():
@@ -67,13 +69,26 @@ def test_by_default_dist_teaches():
 
 
 def test_by_default_images_learn_the_features_of_taps_too_where_there_are_some():
-    usual = with_usual(recipe(), "classes", find_task("vision"))
+    usual = with_usual(recipe(), "classes", find_task("vision"), 3)
     found = terms_of(usual.distill)
     assert [(t.name, t.weight, t.optional) for t in found] == [
         ("dist", 1.0, False), ("features", 4.0, True),
     ]  # fmt: skip
     assert [t.name for t in objective(*found).terms] == ["dist", "features"]
     assert [t.name for t in objective(*found, pairs=()).terms] == ["dist"]
+
+
+def test_two_classes_are_taught_by_kl_since_dist_knows_no_threshold():
+    for task, names in (("vision", ["kl", "features"]), ("text", ["kl"]), ("series", ["kl"])):
+        assert list(usual_losses("classes", find_task(task), 2)) == names
+    assert list(usual_losses("classes", find_task("text"), 3)) == ["dist"]
+    asked = with_usual(recipe(losses={"dist": 1.0}), "classes", find_task("text"), 2)
+    assert list(asked.distill.losses) == ["dist"]
+    logits = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 4.0]])
+    moved = logits + torch.tensor([0.0, 5.0])
+    moved.requires_grad_(True)
+    dist(moved, logits, gamma=0.0).sum().backward()
+    assert moved.grad is not None and moved.grad.abs().max() < 1e-5  # no way back
 
 
 def test_beside_branches_images_learn_no_features_unless_asked_to():
@@ -83,7 +98,7 @@ def test_beside_branches_images_learn_no_features_unless_asked_to():
         ({"features": 1}, ["features", "trajectory"]),
     ):
         given = Recipe.parse({**part, "distill": {"losses": losses} if losses else {}})
-        usual = with_usual(given, "classes", find_task("vision"))
+        usual = with_usual(given, "classes", find_task("vision"), 3)
         assert list(usual.distill.losses) == names
 
 

@@ -137,13 +137,19 @@ def test_it_learns_waves_and_says_how_sure_it_is(channels, tmp_path):
 
 
 def test_long_series_are_read_few_at_a_time(monkeypatch):
-    network = MiniRocket(MiniRocketSpec(channels=1, length=40, classes=2, features=84))
-    series = torch.randn(7, 1, 40)
-    whole, seen = network(series), []
+    spec = MiniRocketSpec(channels=1, length=40, classes=2, features=84)
+    network, series = MiniRocket(spec), torch.randn(7, 1, 40)
     monkeypatch.setattr(minirocket, "_MOST_STEPS", 100)
-    network.shares[0].register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
-    torch.testing.assert_close(network(series), whole)
-    assert seen == [2, 2, 2, 1]
+    frugal, seen, few = MiniRocket(spec), [], []
+    frugal.load_state_dict(network.state_dict())
+    frugal.shares[0].register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    halves = frugal.shares[0]._halves
+    monkeypatch.setattr(
+        frugal.shares[0], "_halves", lambda x, at: few.append(len(x)) or halves(x, at)
+    )
+    torch.testing.assert_close(frugal(series), network(series))
+    assert few[:: len(few) // 4] == [2, 2, 2, 1]
+    assert seen == [7]  # whoever looks inside sees all of them
 
 
 def test_it_predicts_values():
@@ -213,7 +219,7 @@ def test_series_are_mixed_where_the_teacher_alone_says_what_they_are(
     varied = material.labelled.batch(torch.arange(4), 1).inputs  # a teacher learns from no mixture
     assert float((varied - untouched).abs().mean()) < 0.2
     if losses is not None:
-        found = with_usual(recipe, material.decides, material.task)
+        found = with_usual(recipe, material.decides, material.task, len(material.classes))
         assert found.distill.losses == losses
 
 

@@ -173,10 +173,10 @@ def test_batches_are_in_units_of_the_training_spread(tmp_path):
     held = material.validation.batch(torch.arange(material.validation.count), 0).labels
     assert np.allclose(material.said(held[:, None].numpy()), data.validation.labels, rtol=1e-4)
     assert material.augment.stretch == 0.0 and material.augment.jitter > 0
-    assert dict(with_usual(recipe, "values", material.task).distill.losses) == {
+    assert dict(with_usual(recipe, "values", material.task, 0).distill.losses) == {
         "squared_error": 1.0, "value_error": 1.0,
     }  # fmt: skip
-    usual = with_usual(recipe, "classes", find_task("text")).distill
+    usual = with_usual(recipe, "classes", find_task("text"), 3).distill
     assert dict(usual.losses) == {"dist": 1.0} and usual.batch == 32
 
 

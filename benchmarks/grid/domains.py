@@ -10,6 +10,7 @@ HERE = Path(__file__).parent.parent
 WORK = HERE / ".work" / "grid"
 _SERIES = HERE / ".work" / "series" / "data"
 _TEXT = HERE / ".work" / "text"
+_ROCKET = "minirocket"
 _FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -18,8 +19,9 @@ class Domain:
     """One domain.
 
     `recipe` are the recipe's keys of task, data, teacher and augmentation; `epochs` those of plain
-    KD, whose time is everyone's budget. `examples` keeps so many training examples, `labels` that
-    share of the labels (of validation as well). `files` must be there, else `setup` makes them.
+    KD, whose time is everyone's budget. `classes` keeps those alone, by number, of the data and of
+    what a teacher that is given decides; `examples` so many training examples, `labels` that share
+    of the labels (of validation as well). `files` must be there, else `setup` makes them.
     `structure`: which of the family's students is sized; None: the teacher, evenly narrowed.
     """
 
@@ -27,6 +29,7 @@ class Domain:
     epochs: int
     batch: int = 128
     rate: float = 1e-2
+    classes: tuple[int, ...] | None = None
     examples: int | None = None
     labels: float | None = None
     structure: int | None = None
@@ -35,8 +38,10 @@ class Domain:
     setup: str = ""
     sizes: tuple[int, ...] = field(default=(10, 30, 100))
 
-    def holds(self, asks: str, *, sliced: bool, mixed: bool) -> bool:
-        """Say whether a method can be used here."""
+    def holds(self, asks: str, *, sliced: bool, mixed: bool, tool: str) -> bool:
+        """Say whether a method can be used here; other tools read labelled images alone."""
+        if tool and (self.recipe["task"] != "vision" or self.labels is not None):
+            return False
         wants = {asks, "slice" if sliced else "", "mixup" if mixed else ""}
         return not wants & self.leaves_out
 
@@ -44,28 +49,29 @@ class Domain:
         """Return what decides figures, for hashes; paths count by what they are called here."""
         plain = {k: str(v).replace(str(HERE), ".") for k, v in self.recipe.items()}
         numbers = (self.epochs, self.batch, self.rate, self.examples, self.labels, self.structure)
-        return {"recipe": plain, "numbers": list(numbers)}
+        kept = {} if self.classes is None else {"classes": list(self.classes)}
+        return {"recipe": plain, "numbers": list(numbers), **kept}
 
 
-def _series(name: str, epochs: int) -> Domain:
-    """Return a set of series with a teacher that has an inside to teach; see also `series.py`."""
+def _series(name: str, epochs: int, teacher: str = "inception") -> Domain:
+    """Return a set of series; an inception teacher has an inside to teach, minirocket has none."""
     files = tuple(_SERIES / name / f"{name}_{part}.ts" for part in ("TRAIN", "TEST"))
     return Domain(
         recipe={
             "task": "series",
             "data": {"train": str(files[0]), "test": str(files[1]), "validation": 0.2},
-            "teacher": {"fit": True, "network": "inception"},
+            "teacher": {"fit": True, "network": teacher},
             "augment": {"views": 8, "mixup": 0.0},
         },
         epochs=epochs,
         structure=0,
-        leaves_out=frozenset({"maps", "slice"}),
+        leaves_out=frozenset({"maps", "slice"} | ({"features"} if teacher == _ROCKET else set())),
         files=files,
         setup="python benchmarks/series.py --unpack",
     )
 
 
-def _fashion(labels: float | None = None) -> Domain:
+def _fashion(examples: int = 20_000, epochs: int = 8, **kept: Any) -> Domain:
     return Domain(
         recipe={
             "task": "vision",
@@ -73,11 +79,11 @@ def _fashion(labels: float | None = None) -> Domain:
             "teacher": {"source": str(HERE / "teachers" / "fashion-mnist")},
             "augment": {"views": 4, "flip": True, "shift": 2},
         },
-        epochs=8,
-        examples=20_000,
-        labels=labels,
+        epochs=epochs,
+        examples=examples,
         files=(_FASHION,),
         setup=f"put Fashion-MNIST's four IDX files into {_FASHION}",
+        **kept,
     )
 
 
@@ -107,15 +113,18 @@ DOMAINS: dict[str, Domain] = {
             "teacher": {"fit": True},
             "augment": {"views": 4},
         },
-        epochs=20,
+        epochs=60,
     ),
     "fashion": _fashion(),
     "fashion-1%": _fashion(labels=0.01),
+    "shirts": _fashion(classes=(0, 6), examples=3_000, epochs=15),  # T-shirts and shirts
     "ItalyPowerDemand": _series("ItalyPowerDemand", 40),
     "GunPoint": _series("GunPoint", 40),
     "BasicMotions": _series("BasicMotions", 50),
-    "ACSF1": _series("ACSF1", 30),
     "JapaneseVowels": _series("JapaneseVowels", 20),
+    "ACSF1": _series("ACSF1", 60, _ROCKET),
+    "OSULeaf": _series("OSULeaf", 60, _ROCKET),
+    "PickupGesture": _series("PickupGestureWiimoteZ", 60, _ROCKET),
     "spam": _text("mails", _TEXT),
     "sections": _text("sections", _TEXT / "sections"),
 }

@@ -70,13 +70,16 @@ class Job:
         return before
 
     def definition(self) -> str:
-        """Return the hash of what the grid says about this job, and of the code of its slices."""
+        """Return the hash of what the grid says about this job; of slices and tools, the code."""
         method = METHODS.get(self.method)
         said = None if method is None else method.definition()
         timed = METHODS[BASE].definition() if self.kind in ("clock", "search", "cell") else None
         parts = [self.kind, DOMAINS[self.domain].definition(), self.size, said, timed, self.seed]
         sliced = method is not None and method.sliced and self.kind in ("search", "cell")
-        return hash_json([*parts, self.searched, *([_hash_of(_slices())] if sliced else [])])[:12]
+        apart = [_hash_of(_slices())] if sliced else []
+        if method is not None and method.tool:
+            apart.append(_hash_of(_of_tools()))
+        return hash_json([*parts, self.searched, *apart])[:12]
 
 
 def searches(domain: str, size: int, method: str) -> tuple[Job, ...]:
@@ -106,7 +109,7 @@ def cells(
 
 def fits(domain: Domain, method: Method) -> bool:
     """Say whether a method can be used in a domain."""
-    return domain.holds(method.asks, sliced=method.sliced, mixed=method.mixup > 0)
+    return domain.holds(method.asks, sliced=method.sliced, mixed=method.mixup > 0, tool=method.tool)
 
 
 def with_needs(wanted: Sequence[Job]) -> tuple[Job, ...]:
@@ -147,6 +150,11 @@ def _root() -> Path:
 
 def _slices() -> dict[str, Path]:
     return {path.name: path for path in sorted((_root() / "students" / "slices").glob("*.py"))}
+
+
+def _of_tools() -> dict[str, Path]:
+    here = Path(__file__).parent.parent
+    return {name: here / name for name in ("torchdistill_job.py", "torchdistill_child.py")}
 
 
 def _hash_of(files: Mapping[str, Path]) -> str:

@@ -52,7 +52,7 @@ def _read(domain: Domain) -> tuple[Any, Any]:
         if not path.exists():
             raise DataError(f"{path} is missing; make it with: {domain.setup}")
     whole = read_material(recipe_of(domain, 0))
-    data = whole.data
+    data = whole.data if domain.classes is None else _of_classes(whole.data, domain.classes)
     if domain.examples is not None and domain.examples < len(data.train):
         chosen = np.random.default_rng(0).permutation(len(data.train))[: domain.examples]
         data = dataclasses.replace(data, train=data.train.take(np.sort(chosen)))
@@ -62,6 +62,18 @@ def _read(domain: Domain) -> tuple[Any, Any]:
             data, train=_unlabelled(data.train, domain.labels), validation=data.validation.take(few)
         )
     return whole.task, data
+
+
+def _of_classes(data: Any, classes: tuple[int, ...]) -> Any:
+    """Return the examples of these classes, which are counted anew."""
+
+    def part(examples: Any) -> Any:
+        few = examples.take(np.flatnonzero(np.isin(examples.labels, classes)))
+        names = tuple(examples.classes[i] for i in classes)
+        return dataclasses.replace(few, labels=np.searchsorted(classes, few.labels), classes=names)
+
+    parts = {name: part(getattr(data, name)) for name in ("train", "validation", "test")}
+    return dataclasses.replace(data, **parts)
 
 
 def _some(examples: Any, share: float) -> np.ndarray:
@@ -87,11 +99,20 @@ def teacher_of(name: str, domain: Domain) -> nn.Module:
     """Return the domain's teacher: the committed one, or one that is fitted once and kept."""
     recipe = recipe_of(domain, 0)
     if not recipe.teacher.fit:
-        return students.load(str(recipe.teacher.source))
+        network = students.load(str(recipe.teacher.source))
+        return network if domain.classes is None else _deciding(network, domain.classes)
     folder = WORK / "teachers" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), Run(folder) as run:  # others wait, and find it fitted
         return fit_teacher(recipe, material_for(domain, recipe), run, Silent())
+
+
+def _deciding(network: Any, classes: tuple[int, ...]) -> nn.Module:
+    """Return a network that decides between these classes of a convnet's alone."""
+    few = type(network)(dataclasses.replace(network.spec, classes=len(classes))).eval()
+    of_head = {name: t[list(classes)] for name, t in network.state_dict().items() if "head" in name}
+    few.load_state_dict({**network.state_dict(), **of_head})
+    return few
 
 
 def student_for(domain: Domain, size: int, material: Material, teacher: nn.Module) -> StudentSpec:

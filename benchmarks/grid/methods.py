@@ -18,7 +18,8 @@ class Method:
     `option` is `loss.option`, `loss.weight` or `distill.rate` (times the domain's own); `settings`
     are the values that the search tries, the first of them the default. `asks` is what is asked of
     the teacher: nothing, its `decision`, or `features` or `maps` besides. `sliced`: the student
-    starts as a slice of it. `mixup` is the largest share of another example.
+    starts as a slice of it. `mixup` is the largest share of another example. `tool` teaches in the
+    place of this library, in its own environment: `losses` are its classes by name, with options.
     """
 
     losses: dict[str, Any]
@@ -27,6 +28,7 @@ class Method:
     asks: str = "decision"
     sliced: bool = False
     mixup: float = 0.0
+    tool: str = ""
 
     def recipe_part(self, setting: int, rate: float) -> dict[str, Any]:
         """Return the recipe's losses and rate with setting number `setting`; `rate` is usual."""
@@ -50,6 +52,7 @@ class Method:
             "asks": self.asks,
             "sliced": self.sliced,
             **({"mixup": self.mixup} if self.mixup else {}),
+            **({"tool": self.tool} if self.tool else {}),
         }
 
 
@@ -78,6 +81,9 @@ METHODS: dict[str, Method] = {
     "label smoothing": Method(
         losses={"cross_entropy": {"weight": 1.0, "label_smoothing": 0.1}},
         option="cross_entropy.label_smoothing", settings=(0.1, 0.05, 0.2), asks="",
+    ),
+    "no teacher, mixup": Method(
+        losses={"cross_entropy": 1.0}, option="distill.rate", settings=_RATES, asks="", mixup=0.5
     ),
     "deep supervision": Method(
         losses={"cross_entropy": 1.0, "deep_supervision": "auto"},
@@ -116,6 +122,8 @@ METHODS: dict[str, Method] = {
     "dist, deep supervision": _inside("deep_supervision", "dist", "decision", 0.3, 3.0),
     "dist, decision everywhere": _inside("decision_everywhere", "dist", "decision", 0.3, 3.0),
     "dist, labels": Method(losses=_BOTH, option="cross_entropy.weight", settings=(0.5, 1.0, 0.25)),
+    "kl": Method(losses={"kl": 1.0}, option="kl.temperature", settings=(1.0, 2.0, 4.0)),
+    "kl, features": _beside_features({"kl": 1.0}),
     "kl, mixup": Method(
         losses={"kl": 1.0}, option="kl.temperature", settings=(1.0, 2.0, 4.0), mixup=0.5
     ),
@@ -128,5 +136,20 @@ METHODS: dict[str, Method] = {
     "no teacher, slice": Method(
         losses={"cross_entropy": 1.0}, option="distill.rate", settings=_SLICE_RATES, asks="",
         sliced=True,
+    ),
+    "torchdistill: kd": Method(
+        losses={"KDLoss": {"temperature": 4.0, "alpha": 0.5, "reduction": "batchmean"}},
+        option="KDLoss.temperature", settings=(4.0, 2.0, 8.0), asks="", tool="torchdistill",
+    ),
+    "torchdistill: dist": Method(
+        losses={"DISTLoss": {"tau": 1.0}},
+        option="DISTLoss.tau", settings=(1.0, 2.0, 4.0), asks="", tool="torchdistill",
+    ),
+    "torchdistill: srd": Method(
+        losses={
+            "CrossEntropyLoss": {},
+            "SRDLoss": {"weight": 1.0, "exponent": 4.0, "reduction": "batchmean"},
+        },
+        option="SRDLoss.weight", settings=(1.0, 0.3, 0.1), asks="", tool="torchdistill",
     ),
 }  # fmt: skip

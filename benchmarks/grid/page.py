@@ -140,7 +140,7 @@ def _row(block: Block, line: Line, unsearched: bool) -> str:
 
 def anchor_of(domain: str, size: int, method: str, *, unsearched: bool) -> str:
     """Return the name by which one row of the page can be linked to."""
-    words = method.replace(",", "").replace(" ", "-")
+    words = method.replace(",", "").replace(":", "").replace(" ", "-")
     return f"grid-{domain}-{size}-{words}{'-defaults' if unsearched else ''}".replace("%", "")
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,20 @@ from benchmarks.grid.material import (
     teacher_of,
 )
 from benchmarks.grid.methods import METHODS, Method
+from benchmarks.torchdistill_job import job_for, told
 from tutelage.devices import load_device
 from tutelage.errors import TutelageError
 from tutelage.export.onnx_float import export_onnx
-from tutelage.files import write_json
+from tutelage.files import read_tensors, write_json
 from tutelage.measure.costs import graph_figures
-from tutelage.pipeline.inheriting import own_network
-from tutelage.pipeline.learning import Learned, distill
+from tutelage.pipeline.inheriting import own_module, own_network
+from tutelage.pipeline.learning import distill
+from tutelage.pipeline.lessons import schedule_of
 from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.planning import Chosen, meta_of
 from tutelage.pipeline.teaching import Taught, teach
-from tutelage.progress import Progress, Silent
+from tutelage.progress import Silent
+from tutelage.recipe import Recipe
 from tutelage.run import Run, processor_name
 from tutelage.students import spec as students
 from tutelage.students.spec import StudentSpec, sliced_from
@@ -118,6 +121,21 @@ def ask(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     return {"ratio": more / plain}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """A student that was taught: by what its epochs are chosen, and the processor's time.
+
+    `seconds` are without asking, `ends` when each epoch was over.
+    """
+
+    network: torch.nn.Module
+    material: Material
+    figures: list[float]
+    best_epoch: int
+    seconds: float
+    ends: list[float]
+
+
 class _Epochs(Silent):
     """Notes the processor time at the end of every epoch."""
 
@@ -140,11 +158,9 @@ def measure_epoch(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     epochs = 2 + domain.epochs // 10
 
     def times_of(method: str) -> tuple[float, float]:
-        own, seen = replace(job, method=method), _Epochs()
-        whole = _lesson(
-            own, domain, before, epochs=epochs, setting=0, seed=SEARCH_SEED, progress=seen
-        )[2]
-        return whole, min(b - a for a, b in itertools.pairwise(seen.ends))
+        own = replace(job, method=method)
+        lesson = _lesson(own, domain, before, epochs=epochs, setting=0, seed=SEARCH_SEED)
+        return lesson.seconds, min(b - a for a, b in itertools.pairwise(lesson.ends))
 
     rounds: list[tuple[float, ...]] = []
     while _goes_on(rounds):
@@ -178,25 +194,22 @@ def _asking(name: str, domain: Domain, asks: str) -> float:
 def search(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     """Teach for half the time with one setting and a seed of its own; no test split is read."""
     epochs = max(1, epochs_for(job, domain, before) // 2)
-    learned, _, _ = _lesson(job, domain, before, epochs=epochs, setting=job.seed, seed=SEARCH_SEED)
-    return {"validation": max(learned.result["history"]["figure"]), "epochs": epochs}
+    lesson = _lesson(job, domain, before, epochs=epochs, setting=job.seed, seed=SEARCH_SEED)
+    return {"validation": max(lesson.figures), "epochs": epochs}
 
 
 def cell(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
     """Teach one student with the setting that the search chose, and test it once."""
     epochs, setting = epochs_for(job, domain, before), chosen_setting(job, before)
-    learned, material, taught_s = _lesson(
-        job, domain, before, epochs=epochs, setting=setting, seed=job.seed
-    )
-    history, method = learned.result["history"], METHODS[job.method]
+    lesson = _lesson(job, domain, before, epochs=epochs, setting=setting, seed=job.seed)
     return {
-        "test": right_on_test(learned.network, material),
-        "validation": max(history["figure"]),
-        "best_epoch": history["best_epoch"],
+        "test": right_on_test(lesson.network, lesson.material),
+        "validation": max(lesson.figures),
+        "best_epoch": lesson.best_epoch,
         "epochs": epochs,
-        "setting": method.settings[setting],
+        "setting": METHODS[job.method].settings[setting],
         "asked_s": asked_s(job, before),
-        "taught_s": taught_s,
+        "taught_s": lesson.seconds,
     }
 
 
@@ -237,28 +250,63 @@ def right_on_test(network: torch.nn.Module, material: Material) -> float:
 
 
 def _lesson(
-    job: Job, domain: Domain, before: Rows, *, epochs: int, setting: int, seed: int,
-    progress: Progress | None = None,
-) -> tuple[Learned, Material, float]:  # fmt: skip
-    """Teach one student; return it, the material, and processor seconds without asking."""
+    job: Job, domain: Domain, before: Rows, *, epochs: int, setting: int, seed: int
+) -> Lesson:
+    """Teach one student."""
     method = METHODS[job.method]
+    spec = StudentSpec.from_json(
+        before[Job(kind="student", domain=job.domain, size=job.size).key]["spec"]
+    )
+    teacher = teacher_of(job.domain, domain)
     part = {**method.recipe_part(setting, domain.rate), "epochs": epochs}
+    if method.tool:
+        recipe = recipe_of(domain, seed, {"epochs": epochs})
+        with _scratch() as folder:
+            return by_torchdistill(recipe, domain, spec, teacher, part["losses"], folder)
     recipe = recipe_of(domain, seed, part, method.mixup)
     material = material_for(domain, recipe)
     if not method.asks and domain.labels is not None:
         material = labelled_alone(material)
-    teacher = teacher_of(job.domain, domain)
-    spec = StudentSpec.from_json(
-        before[Job(kind="student", domain=job.domain, size=job.size).key]["spec"]
-    )
     with _run(job, method.asks or "decision", seed) as run:
         lock = FileLock(_signals(job.domain, seed, method.asks or "decision").with_suffix(".lock"))
         with lock:  # others that ask the same wait, and find the answers
             taught = teach(recipe, material, run, Silent(), trust_code=False, module=teacher)
-        started = time.process_time()
+        started, seen = time.process_time(), _Epochs()
         chosen = _student(spec, method, taught, material, seed)
-        learned = distill(recipe, material, taught, chosen, run, progress or Silent())
-        return learned, material, time.process_time() - started
+        learned = distill(recipe, material, taught, chosen, run, seen)
+        seconds, history = time.process_time() - started, learned.result["history"]
+    return Lesson(
+        network=learned.network, material=material, figures=history["figure"],
+        best_epoch=history["best_epoch"], seconds=seconds, ends=seen.ends,
+    )  # fmt: skip
+
+
+def by_torchdistill(
+    recipe: Recipe, domain: Domain, spec: StudentSpec, teacher: torch.nn.Module,
+    losses: dict[str, Any], folder: Path,
+) -> Lesson:  # fmt: skip
+    """Return the student that torchdistill teaches, with this library's optimizer and rates."""
+    material = material_for(domain, recipe)
+    torch.manual_seed(recipe.seed)
+    network = spec.build()
+    students.save(folder / "student", spec, network)
+    own = own_module(teacher, material.shape)
+    assert own is not None
+    students.save(folder / "teacher", own[1], own[0])
+    augment = material.augment
+    job = job_for(
+        material, schedule_of(recipe, epochs=recipe.distill.epochs or 1, seed=recipe.seed),
+        losses, folder, teacher=folder / "teacher", student=folder / "student",
+        shift=augment.shift, flip=augment.flip,
+    )  # fmt: skip
+    found = told(job)
+    network.load_state_dict(read_tensors(Path(job["keep"]))[0])
+    figures = [epoch["validation"] for epoch in found["epochs"]]
+    return Lesson(
+        network=network.eval(), material=material, figures=figures,
+        best_epoch=figures.index(max(figures)), seconds=found["cpu_s"],
+        ends=list(itertools.accumulate(epoch["whole_cpu_s"] for epoch in found["epochs"])),
+    )  # fmt: skip
 
 
 def _student(

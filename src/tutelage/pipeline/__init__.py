@@ -120,7 +120,7 @@ def _ready(
         started = time.monotonic()
         material = material or read_material(recipe, progress)
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
-        recipe = with_usual(recipe, material.decides, material.task)
+        recipe = with_usual(recipe, material.decides, material.task, len(material.classes))
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.source)
         run.stage("data", hash_json(found), lambda: (found, []))

@@ -13,7 +13,7 @@ from tutelage.pipeline.class_names import with_classes
 from tutelage.pipeline.fitting import encoder_to_fit
 from tutelage.pipeline.inheriting import own_module
 from tutelage.pipeline.language.initial import initial_language, writes_texts
-from tutelage.pipeline.lessons import epochs_for
+from tutelage.pipeline.lessons import epochs_for, usual_losses
 from tutelage.pipeline.material import Material, read_material
 from tutelage.pipeline.paths import full_path, path_from
 from tutelage.pipeline.teaching import open_teacher
@@ -124,7 +124,8 @@ export:
 def _losses(material: Material) -> str:
     if material.decides == "values":
         return _LOSSES_OF_VALUES
-    return "".join(f"    {name}: {_weight(part)}\n" for name, part in material.task.losses.items())
+    losses = usual_losses(material.decides, material.task, len(material.classes))
+    return "".join(f"    {name}: {_weight(part)}\n" for name, part in losses.items())
 
 
 def _weight(given: float | LossPart) -> str:

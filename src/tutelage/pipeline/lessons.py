@@ -30,7 +30,21 @@ _BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
-def with_usual(recipe: Recipe, decides: Decides, task: Task) -> Recipe:
+def usual_losses(decides: Decides, task: Task, classes: int) -> dict[str, Any]:
+    """Return the losses that teach such data where the recipe names none.
+
+    DIST correlates decisions and leaves their level free. Over an example's two probabilities every
+    correlation is 1 or -1: of two classes it has nothing to teach but an order of the examples, and
+    no threshold (benchmarks/RESULTS.md, shirts). KL takes its place there.
+    """
+    if decides == "values":
+        return dict(_LOSSES_OF_VALUES)
+    if classes != 2:
+        return dict(task.losses)
+    return {"kl" if name == "dist" else name: part for name, part in task.losses.items()}
+
+
+def with_usual(recipe: Recipe, decides: Decides, task: Task, classes: int) -> Recipe:
     """Return the recipe with the losses and the batch that suit its data, where it names none.
 
     Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
@@ -40,7 +54,7 @@ def with_usual(recipe: Recipe, decides: Decides, task: Task) -> Recipe:
     """
     losses: dict[str, Any] = dict(recipe.distill.losses)
     if "losses" not in recipe.distill.model_fields_set:
-        losses = dict(_LOSSES_OF_VALUES if decides == "values" else task.losses)
+        losses = usual_losses(decides, task, classes)
         if recipe.student.exits is not None:
             losses.pop("features", None)
     if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):

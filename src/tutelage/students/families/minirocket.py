@@ -75,11 +75,7 @@ class MiniRocket(nn.Module):
 
     def features(self, series: Float[Tensor, "b c t"]) -> Float[Tensor, "b f"]:
         """Return the shares of all kernels, 0 to 1."""
-        found = []
-        at_once = max(1, min(_MOST_AT_ONCE, _MOST_STEPS // self.spec.length))
-        for few in series.split(at_once):
-            found.append(torch.cat([part(x) for part, x in self._both(few)], 1))
-        return torch.cat(found)
+        return torch.cat([part(x) for part, x in self._both(series)], 1)
 
     def _both(self, series: Tensor) -> list[tuple[Shares, Tensor]]:
         parts: Any = self.shares
@@ -128,6 +124,7 @@ class Shares(nn.Module):
         self.dilations = tuple(dilations)
         self.counts = tuple(dilations.values())
         self.count = _KERNELS * each
+        self.at_once = max(1, min(_MOST_AT_ONCE, _MOST_STEPS // length))
         self.register_buffer("read", _channels(channels, len(dilations)))
         self.biases = nn.Parameter(torch.zeros(_KERNELS, each))
         kernels = torch.full((_KERNELS, 1, _KERNEL), -1.0)
@@ -136,7 +133,11 @@ class Shares(nn.Module):
         self.register_buffer("kernels", kernels, persistent=False)
 
     def forward(self, series: Float[Tensor, "b c t"]) -> Float[Tensor, "b f"]:
-        """Return the shares, of two halves of the kernels for each dilation."""
+        """Return the shares; some series at a time, since what lies between is large."""
+        return torch.cat([self._few(few) for few in series.split(self.at_once)])
+
+    def _few(self, series: Tensor) -> Tensor:
+        """Return the shares of some, of two halves of the kernels for each dilation."""
         found, first = [], 0
         for at, count in enumerate(self.counts):
             for half, said in enumerate(self._halves(series, at)):
