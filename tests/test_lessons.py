@@ -78,8 +78,10 @@ def test_by_default_images_learn_the_features_of_taps_too_where_there_are_some()
     assert [t.name for t in objective(*found, pairs=()).terms] == ["dist"]
 
 
-def test_two_classes_are_taught_by_kl_since_dist_knows_no_threshold():
-    for task, names in (("vision", ["kl", "features"]), ("text", ["kl"]), ("series", ["kl"])):
+def test_two_classes_are_taught_kl_as_well_since_dist_knows_no_threshold():
+    for task, names in (
+        ("vision", ["dist", "features", "kl"]), ("text", ["dist", "kl"]), ("series", ["kl"]),
+    ):  # fmt: skip
         assert list(usual_losses("classes", find_task(task), 2)) == names
     assert list(usual_losses("classes", find_task("text"), 3)) == ["dist"]
     asked = with_usual(recipe(losses={"dist": 1.0}), "classes", find_task("text"), 2)

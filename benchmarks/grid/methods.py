@@ -124,6 +124,10 @@ METHODS: dict[str, Method] = {
     "dist, labels": Method(losses=_BOTH, option="cross_entropy.weight", settings=(0.5, 1.0, 0.25)),
     "kl": Method(losses={"kl": 1.0}, option="kl.temperature", settings=(1.0, 2.0, 4.0)),
     "kl, features": _beside_features({"kl": 1.0}),
+    "dist, kl": Method(
+        losses={**_DIST, "kl": 1.0}, option="kl.weight", settings=(1.0, 0.3, 3.0)
+    ),
+    "dist, kl, features": _beside_features({**_DIST, "kl": 1.0}),
     "kl, mixup": Method(
         losses={"kl": 1.0}, option="kl.temperature", settings=(1.0, 2.0, 4.0), mixup=0.5
     ),

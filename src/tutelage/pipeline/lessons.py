@@ -34,14 +34,13 @@ def usual_losses(decides: Decides, task: Task, classes: int) -> dict[str, Any]:
     """Return the losses that teach such data where the recipe names none.
 
     DIST correlates decisions and leaves their level free. Over an example's two probabilities every
-    correlation is 1 or -1: of two classes it has nothing to teach but an order of the examples, and
-    no threshold (benchmarks/RESULTS.md, shirts). KL takes its place there.
+    correlation is 1 or -1: of two classes it teaches an order of the examples, and no threshold.
+    KL beside it does; alone it was slow to begin (benchmarks/RESULTS.md, two classes).
     """
     if decides == "values":
         return dict(_LOSSES_OF_VALUES)
-    if classes != 2:
-        return dict(task.losses)
-    return {"kl" if name == "dist" else name: part for name, part in task.losses.items()}
+    level = {"kl": 1.0} if classes == 2 and "dist" in task.losses else {}
+    return {**task.losses, **level}
 
 
 def with_usual(recipe: Recipe, decides: Decides, task: Task, classes: int) -> Recipe:
