@@ -170,8 +170,8 @@ def test_a_run_starts_from_its_teacher_exactly_and_resumes(folder):
     parts = {
         "task": "text", "data": {"train": "train.jsonl", "validation": 0.2},
         "teacher": {"source": "encoder", "fit": "all", "epochs": 12},
-        "budget": {"storage": "1 MB"}, "distill": {"epochs": 2, "batch": 16, "rate": 1e-3},
-        "export": {"precision": "float32"}, "threads": 1,
+        "budget": {"storage": "1 MB"}, "export": {"precision": "float32"}, "threads": 1,
+        "distill": {"losses": {"dist": 1}, "epochs": 2, "batch": 16, "rate": 1e-3},
     }  # fmt: skip
     spec = {"family": "encoder", "layers": 1, "hidden": 32, "heads": 2, "inner": 64}
     weights = {}
