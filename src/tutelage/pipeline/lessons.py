@@ -24,6 +24,7 @@ _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
 _GENTLY = 0.1
+_LEVEL = 0.3  # KL beside DIST: at 1 it upsets thresholds that a start inherits, for some steps
 _MOST_STAYS = 0.5
 _BRANCHED = ("trajectory", "branch_labels", "branch_decision")
 _BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
@@ -39,7 +40,7 @@ def usual_losses(decides: Decides, task: Task, classes: int) -> dict[str, Any]:
     """
     if decides == "values":
         return dict(_LOSSES_OF_VALUES)
-    level = {"kl": 1.0} if classes == 2 and "dist" in task.losses else {}
+    level = {"kl": _LEVEL} if classes == 2 and "dist" in task.losses else {}
     return {**task.losses, **level}
 
 
