@@ -8,10 +8,10 @@ draws its own, tutelage from `--views` stored views. torchdistill trains with it
 and the loop of its example; `torchdistill-cached` is the same with its `cache_output` (only for
 `none`: its cache knows no views). tutelage's time to fill its cache is shown counted in.
 
-torchdistill has an environment of its own: `--setup` makes it (about 6 GB). To compare on one
+torchdistill has an environment of its own: the first line makes it (about 6 GB). To compare on one
 torch, start this script with that environment's python; tutelage is installed there, too.
 
-python benchmarks/torchdistill.py --setup
+python benchmarks/tools.py torchdistill
 python benchmarks/torchdistill.py [--epochs 10] [--seeds 0 1 2] [--examples 10000]
 
 Resumable: a finished (tool, seed) with the same settings is not run again.
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -46,8 +45,10 @@ from common import (
     student_spec,
 )
 from scipy import stats
+from tools import TOOLS as OTHERS
+from tools import told
 from torch import nn
-from torchdistill_job import ENVIRONMENT, PACKAGES, PYTHON, job_for, told
+from torchdistill_job import job_for
 
 from tutelage.files import read_json, sha256_file, write_json
 from tutelage.losses.objective import Objective, Term
@@ -69,13 +70,6 @@ SHIFT, HELD_BATCH = 2, 512
 def main() -> None:
     """Run what is missing, print the table, write the result."""
     options = _options()
-    if options.setup:
-        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        install = [str(PYTHON), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, *PACKAGES, "--editable", str(HERE.parent)], check=True)
-        return
-    if not PYTHON.exists():
-        raise SystemExit(f"{ENVIRONMENT} is missing; make it first: {sys.argv[0]} --setup")
     if "torchdistill-cached" in options.tools and options.augment != "none":
         raise SystemExit("torchdistill's cache knows no views: use it with --augment none only")
     torch.set_num_threads(options.threads)
@@ -111,7 +105,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--setup", action="store_true", help="make torchdistill's environment")
     parser.add_argument("--data", default=FASHION_MNIST)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="folder of the teacher")
     parser.add_argument("--student", default="78k", choices=list(STUDENTS))
@@ -166,7 +159,7 @@ def _torchdistill(
         teacher=teacher, student=first, workers=settings["workers"],
         shift=SHIFT if varied else 0, flip=varied,
     )  # fmt: skip
-    return told(job)
+    return told("torchdistill", job)
 
 
 class _Timed(Distillation):
@@ -263,7 +256,8 @@ def _report(
             half = stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / len(apart) ** 0.5
             print(f"tutelage - {other}: {apart.mean():+.2f} points, 95 % interval +-{half:.2f}")
     if len({row[1] for row in rows}) > 1:
-        print(f"two versions of torch; for one, start this script with {ENVIRONMENT}/bin/python")
+        python = OTHERS["torchdistill"].python
+        print(f"two versions of torch; for one, start this script with {python}")
 
 
 def _write(path: Path, runs: list[dict[str, Any]], teacher: str) -> None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tutelage.errors import DataError
-from tutelage.files import write_json, write_tensors
+from tutelage.files import write_tensors
 from tutelage.pipeline.material import Material
 from tutelage.train.schedule import Schedule
-
-HERE = Path(__file__).parent
-ENVIRONMENT = HERE / ".work" / "torchdistill-env"
-PYTHON = ENVIRONMENT / "bin" / "python"
-PACKAGES = ("torch==2.14.1", "torchvision==0.29.1", "torchdistill==1.1.5")
-_SETUP = "python benchmarks/torchdistill.py --setup"
 
 
 def job_for(
@@ -56,18 +47,3 @@ def job_for(
         "mean": material.normalisation.mean, "std": material.normalisation.std,
         "result": str(folder / "result.json"), "keep": str(folder / "taught.safetensors"),
     }  # fmt: skip
-
-
-def told(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job in torchdistill's environment; return what the child wrote.
-
-    Raises `DataError` where that environment is not there.
-    """
-    if not PYTHON.exists():
-        raise DataError(f"{ENVIRONMENT} is missing; make it with: {_SETUP}")
-    path = Path(job["result"]).with_name("job.json")
-    write_json(path, job)
-    child = HERE / "torchdistill_child.py"
-    # -P: else this very file would be found beside the child, and taken for the package.
-    subprocess.run([str(PYTHON), "-P", str(child), str(path)], check=True)
-    return json.loads(Path(job["result"]).read_text())

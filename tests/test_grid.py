@@ -14,17 +14,15 @@ import torch
 from scipy import stats
 
 from tutelage.errors import CorruptFileError, DataError
-from tutelage.files import read_tensors, write_json, write_tensors
+from tutelage.files import write_json
 from tutelage.pipeline.lessons import terms_of, with_usual
 from tutelage.recipe import Recipe
-from tutelage.students import spec as students
 from tutelage.students.families.convnet import ConvNetSpec
 from tutelage.students.spec import StudentSpec
 from tutelage.tasks import find_task
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import torchdistill_job
 from benchmarks.grid import cli, domains, jobs, material, page, summary, teach
 from benchmarks.grid.domains import DOMAINS, Domain
 from benchmarks.grid.jobs import Job, cells, with_needs
@@ -261,55 +259,6 @@ def test_a_real_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list((tmp_path / "runs").iterdir()) == []  # nothing but answers is kept
     again = teach.cell(wanted[0], tiny, rows)
     assert again["test"] == kd["test"]  # the same seed is the same student
-
-
-def test_another_tool_teaches_the_same_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    domain = Domain(recipe=DOMAINS["digits"].recipe, epochs=2, examples=100, batch=32)
-    recipe = material.recipe_of(domain, 3, {"epochs": 2})
-    held = material.material_for(domain, recipe)
-    spec = StudentSpec(family="convnet", knobs=ConvNetSpec(widths=(2,), depths=(1,), **held.knobs))
-    teacher = StudentSpec(
-        family="convnet", knobs=ConvNetSpec(widths=(4,), depths=(1,), **held.knobs)
-    )
-    jobs_told: list[dict[str, Any]] = []
-
-    def told(job: dict[str, Any]) -> dict[str, Any]:
-        jobs_told.append(job)
-        first = students.load(job["student"]).state_dict()
-        write_tensors(Path(job["keep"]), {**first, "head.bias": torch.full((10,), 7.0)})
-        epochs = [{"validation": v, "whole_cpu_s": 2.0} for v in (0.5, 0.4)]
-        return {"cpu_s": 5.0, "epochs": epochs}
-
-    monkeypatch.setattr(teach, "told", told)
-    losses = METHODS["torchdistill: srd"].recipe_part(1, domain.rate)["losses"]
-    found = teach.by_torchdistill(recipe, domain, spec, teacher.build(), losses, tmp_path)
-    assert (found.seconds, found.ends, found.best_epoch) == (5.0, [2.0, 4.0], 0)
-    torch.manual_seed(3)
-    fresh = {**spec.build().state_dict(), "head.bias": torch.full((10,), 7.0)}
-    for name, tensor in fresh.items():
-        torch.testing.assert_close(found.network.state_dict()[name], tensor)
-    (job,) = jobs_told
-    assert job["losses"]["SRDLoss"]["weight"] == 0.3
-    assert (job["shift"], job["flip"], job["side"]) == (1, False, 8)  # as the recipe varies
-    assert len(job["rates"]) == 2 * (100 // 32) and max(job["rates"]) <= 1.0
-    kept = read_tensors(tmp_path / "data" / "train.safetensors")[0]
-    assert kept["pixels"].dtype == torch.uint8 and len(kept["labels"]) == 100
-
-
-def test_other_tools_teach_labelled_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = cells(
-        ("digits", "fashion-1%", "GunPoint"), (30,), ("torchdistill: kd",), (0,), searched=False
-    )
-    assert [job.domain for job in wanted] == ["digits"]
-    before = wanted[0].definition(), Job(kind="cell", method="kd", **PLACE).definition()
-    monkeypatch.setattr(jobs, "_of_tools", lambda: {"gone": Path(__file__)})
-    after = wanted[0].definition(), Job(kind="cell", method="kd", **PLACE).definition()
-    assert before[0] != after[0] and before[1] == after[1]  # its code counts for it alone
-    monkeypatch.setattr(torchdistill_job, "PYTHON", Path("none"))
-    with pytest.raises(DataError, match=r"is missing; make it with: python benchmarks/torchd"):
-        torchdistill_job.told({"result": "none"})
 
 
 @pytest.fixture

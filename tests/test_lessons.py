@@ -1,6 +1,7 @@
 """The recipe's words become terms, needs, objectives and schedules."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tutelage.pipeline.lessons import (
     batch_for,
     bounded_by,
     epochs_for,
+    further_of,
     objective_of,
     rate_for,
     schedule_of,
@@ -47,14 +49,26 @@ def test_weights_and_options_are_taken_over_in_order():
 
 
 @pytest.mark.parametrize(
-    ("family", "inherits", "rate"),
-    [("encoder", True, 1e-3), ("vit", True, 1e-3), ("encoder", False, 1e-2),
-     ("convnet", True, 1e-2), (None, True, 1e-2)],
+    ("family", "width", "inherits", "rate"),
+    [("encoder", 160, True, 1e-3), ("vit", 20, True, 1e-3), ("encoder", 160, False, 3e-3),
+     ("vit", 384, False, 1.25e-3), ("encoder", 20, False, 1e-2), ("convnet", 160, True, 1e-2),
+     ("textconv", 160, False, 1e-2), (None, 0, True, 1e-2)],
 )  # fmt: skip
-def test_a_transformer_that_inherits_weights_is_taught_gently(family, inherits, rate):
-    spec = None if family is None else StudentSpec(family=family, knobs=None)
+def test_transformers_are_taught_gently_that_inherit_or_are_wide(family, width, inherits, rate):
+    knobs = SimpleNamespace(hidden=width)
+    spec = None if family is None else StudentSpec(family=family, knobs=knobs)
     assert rate_for(recipe(), spec, inherits=inherits) == pytest.approx(rate)
     assert rate_for(recipe(rate=5e-3), spec, inherits=inherits) == 5e-3
+
+
+@pytest.mark.parametrize(
+    ("stays", "rate", "epochs", "changes"),
+    [(0.8, 1e-2, 10, {"rate": 1e-2 / 3}), (0.8, 1e-3, 10, {"rate": 1e-3}), (0.2, 1e-2, 20, {}),
+     (None, 1e-2, 40, {})],
+)  # fmt: skip
+def test_what_begins_near_is_taught_further_and_no_faster_than_others(stays, rate, epochs, changes):
+    found, changed = further_of(recipe(), 40, stays, rate)
+    assert found == epochs and changed == pytest.approx(changes)
 
 
 def test_texts_are_taught_in_small_batches_unless_the_recipe_says_otherwise():

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tools import TOOLS
+
 HERE = Path(__file__).parent.parent
 WORK = HERE / ".work" / "grid"
 _SERIES = HERE / ".work" / "series" / "data"
@@ -21,7 +23,8 @@ class Domain:
     `recipe` are the recipe's keys of task, data, teacher and augmentation; `epochs` those of plain
     KD, whose time is everyone's budget. `classes` keeps those alone, by number, of the data and of
     what a teacher that is given decides; `examples` so many training examples, `labels` that share
-    of the labels (of validation as well). `files` must be there, else `setup` makes them.
+    of the labels (of validation as well). Slices are taught at `gently` times the rate. `files`
+    must be there, else `setup` makes them.
     `structure`: which of the family's students is sized; None: the teacher, evenly narrowed.
     """
 
@@ -29,6 +32,7 @@ class Domain:
     epochs: int
     batch: int = 128
     rate: float = 1e-2
+    gently: float = 1.0
     classes: tuple[int, ...] | None = None
     examples: int | None = None
     labels: float | None = None
@@ -39,8 +43,8 @@ class Domain:
     sizes: tuple[int, ...] = field(default=(10, 30, 100))
 
     def holds(self, asks: str, *, sliced: bool, mixed: bool, tool: str) -> bool:
-        """Say whether a method can be used here; other tools read labelled images alone."""
-        if tool and (self.recipe["task"] != "vision" or self.labels is not None):
+        """Say whether a method can be used here; other tools read labelled data of one task."""
+        if tool and (self.recipe["task"] != TOOLS[tool].task or self.labels is not None):
             return False
         wants = {asks, "slice" if sliced else "", "mixup" if mixed else ""}
         return not wants & self.leaves_out
@@ -49,7 +53,11 @@ class Domain:
         """Return what decides figures, for hashes; paths count by what they are called here."""
         plain = {k: str(v).replace(str(HERE), ".") for k, v in self.recipe.items()}
         numbers = (self.epochs, self.batch, self.rate, self.examples, self.labels, self.structure)
-        kept = {} if self.classes is None else {"classes": list(self.classes)}
+        kept: dict[str, Any] = {}
+        if self.classes is not None:
+            kept["classes"] = list(self.classes)
+        if self.gently != 1.0:
+            kept["gently"] = self.gently
         return {"recipe": plain, "numbers": list(numbers), **kept}
 
 
@@ -97,7 +105,8 @@ def _text(name: str, folder: Path) -> Domain:
         },
         epochs=6,
         batch=32,
-        rate=1e-3,
+        rate=3e-3,
+        gently=1 / 3,
         leaves_out=frozenset({"maps", "mixup"}),
         files=(*files, _TEXT / "minilm" / "model.safetensors"),
         setup=f"python benchmarks/text.py --unpack --set {name}",

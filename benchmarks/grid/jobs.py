@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tutelage
 from benchmarks.grid.domains import DOMAINS, Domain
 from benchmarks.grid.methods import METHODS, Method
+from benchmarks.tools import TOOLS
 from tutelage.files import hash_json, sha256_file
 
 Kind = Literal["teacher", "student", "asking", "clock", "search", "cell"]
@@ -78,7 +79,7 @@ class Job:
         sliced = method is not None and method.sliced and self.kind in ("search", "cell")
         apart = [_hash_of(_slices())] if sliced else []
         if method is not None and method.tool:
-            apart.append(_hash_of(_of_tools()))
+            apart.append(_hash_of(_of_tool(method.tool)))
         return hash_json([*parts, self.searched, *apart])[:12]
 
 
@@ -152,9 +153,10 @@ def _slices() -> dict[str, Path]:
     return {path.name: path for path in sorted((_root() / "students" / "slices").glob("*.py"))}
 
 
-def _of_tools() -> dict[str, Path]:
+def _of_tool(name: str) -> dict[str, Path]:
     here = Path(__file__).parent.parent
-    return {name: here / name for name in ("torchdistill_job.py", "torchdistill_child.py")}
+    job = "torchdistill_job.py" if TOOLS[name].task == "vision" else "text_job.py"
+    return {file: here / file for file in (job, TOOLS[name].child, "grid/others.py")}
 
 
 def _hash_of(files: Mapping[str, Path]) -> str:

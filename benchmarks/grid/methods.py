@@ -156,4 +156,19 @@ METHODS: dict[str, Method] = {
         },
         option="SRDLoss.weight", settings=(1.0, 0.3, 0.1), asks="", tool="torchdistill",
     ),
+    "textbrewer: kd": Method(
+        losses={"kd": {"temperature": 4.0}},
+        option="kd.temperature", settings=(4.0, 2.0, 8.0), asks="", tool="textbrewer",
+    ),
+    "textbrewer: tinybert": Method(
+        losses={
+            "kd": {"temperature": 4.0},
+            "hidden_mse": {"weight": 1.0}, "attention_mse_sum": {"weight": 1.0},
+        },
+        option="hidden_mse.weight", settings=(1.0, 0.1, 10.0), asks="", tool="textbrewer",
+    ),
+    "sentence-transformers": Method(
+        losses={"MSELoss": {}},
+        option="distill.rate", settings=_RATES, asks="", tool="sentence-transformers",
+    ),
 }  # fmt: skip

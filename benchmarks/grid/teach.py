@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,18 @@ from benchmarks.grid.material import (
     teacher_of,
 )
 from benchmarks.grid.methods import METHODS, Method
-from benchmarks.torchdistill_job import job_for, told
+from benchmarks.grid.others import Lesson, by_tool
 from tutelage.devices import load_device
 from tutelage.errors import TutelageError
 from tutelage.export.onnx_float import export_onnx
-from tutelage.files import read_tensors, write_json
+from tutelage.files import write_json
 from tutelage.measure.costs import graph_figures
-from tutelage.pipeline.inheriting import own_module, own_network
+from tutelage.pipeline.inheriting import own_network
 from tutelage.pipeline.learning import distill
-from tutelage.pipeline.lessons import schedule_of
 from tutelage.pipeline.material import Material, some_examples
 from tutelage.pipeline.planning import Chosen, meta_of
 from tutelage.pipeline.teaching import Taught, teach
 from tutelage.progress import Silent
-from tutelage.recipe import Recipe
 from tutelage.run import Run, processor_name
 from tutelage.students import spec as students
 from tutelage.students.spec import StudentSpec, sliced_from
@@ -119,21 +117,6 @@ def ask(job: Job, domain: Domain, before: Rows) -> dict[str, Any]:
         rounds.append(tuple(_asking(job.domain, domain, asks) for asks in ("decision", job.method)))
     plain, more = (min(times) for times in zip(*rounds, strict=True))
     return {"ratio": more / plain}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
-    """A student that was taught: by what its epochs are chosen, and the processor's time.
-
-    `seconds` are without asking, `ends` when each epoch was over.
-    """
-
-    network: torch.nn.Module
-    material: Material
-    figures: list[float]
-    best_epoch: int
-    seconds: float
-    ends: list[float]
 
 
 class _Epochs(Silent):
@@ -258,11 +241,12 @@ def _lesson(
         before[Job(kind="student", domain=job.domain, size=job.size).key]["spec"]
     )
     teacher = teacher_of(job.domain, domain)
-    part = {**method.recipe_part(setting, domain.rate), "epochs": epochs}
+    rate = domain.rate * (domain.gently if method.sliced else 1.0)
+    part = {**method.recipe_part(setting, rate), "epochs": epochs}
     if method.tool:
-        recipe = recipe_of(domain, seed, {"epochs": epochs})
+        recipe = recipe_of(domain, seed, {"epochs": epochs, "rate": part["rate"]})
         with _scratch() as folder:
-            return by_torchdistill(recipe, domain, spec, teacher, part["losses"], folder)
+            return by_tool(method.tool, recipe, domain, spec, teacher, part["losses"], folder)
     recipe = recipe_of(domain, seed, part, method.mixup)
     material = material_for(domain, recipe)
     if not method.asks and domain.labels is not None:
@@ -278,34 +262,6 @@ def _lesson(
     return Lesson(
         network=learned.network, material=material, figures=history["figure"],
         best_epoch=history["best_epoch"], seconds=seconds, ends=seen.ends,
-    )  # fmt: skip
-
-
-def by_torchdistill(
-    recipe: Recipe, domain: Domain, spec: StudentSpec, teacher: torch.nn.Module,
-    losses: dict[str, Any], folder: Path,
-) -> Lesson:  # fmt: skip
-    """Return the student that torchdistill teaches, with this library's optimizer and rates."""
-    material = material_for(domain, recipe)
-    torch.manual_seed(recipe.seed)
-    network = spec.build()
-    students.save(folder / "student", spec, network)
-    own = own_module(teacher, material.shape)
-    assert own is not None
-    students.save(folder / "teacher", own[1], own[0])
-    augment = material.augment
-    job = job_for(
-        material, schedule_of(recipe, epochs=recipe.distill.epochs or 1, seed=recipe.seed),
-        losses, folder, teacher=folder / "teacher", student=folder / "student",
-        shift=augment.shift, flip=augment.flip,
-    )  # fmt: skip
-    found = told(job)
-    network.load_state_dict(read_tensors(Path(job["keep"]))[0])
-    figures = [epoch["validation"] for epoch in found["epochs"]]
-    return Lesson(
-        network=network.eval(), material=material, figures=figures,
-        best_epoch=figures.index(max(figures)), seconds=found["cpu_s"],
-        ends=list(itertools.accumulate(epoch["whole_cpu_s"] for epoch in found["epochs"])),
     )  # fmt: skip
 
 

@@ -56,7 +56,6 @@ def distill(
 ) -> Learned:  # fmt: skip
     """Teach the chosen student (once a run) and write `student/`."""
     usual = epochs_for(recipe, material.train.count, chosen.macs)
-    epochs, changes = further_of(recipe, usual, chosen.stays)
     bound = bounded_by(recipe, material.train.count, chosen.macs)
     torch.manual_seed(recipe.seed)
     network, started = chosen.network, ()
@@ -69,6 +68,7 @@ def distill(
     for taken in started:
         progress.say(f"student: starts with {taken}")
     rate = rate_for(recipe, chosen.spec, inherits=bool(started))
+    epochs, changes = further_of(recipe, usual, chosen.stays, rate)
     changes = {"rate": rate, **changes}
     if bound:
         progress.say(f"student: {bound}")

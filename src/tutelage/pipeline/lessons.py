@@ -24,6 +24,7 @@ _PASSES = 3  # forward, and backward for twice as much
 # Each loss for values as if alone: the teacher's value smooths noise, the label is the truth.
 _LOSSES_OF_VALUES = {"squared_error": 1.0, "value_error": 1.0}
 _GENTLY = 0.1
+_NARROW = 48  # numbers a token, up to which a fresh transformer learns at the usual rate
 _LEVEL = 0.3  # KL beside DIST: at 1 it upsets thresholds that a start inherits, for some steps
 _MOST_STAYS = 0.5
 _BRANCHED = ("trajectory", "branch_labels", "branch_decision")
@@ -144,14 +145,19 @@ def batch_for(recipe: Recipe, examples: int) -> int:
 
 
 def rate_for(recipe: Recipe, spec: StudentSpec | None, *, inherits: bool) -> float:
-    """Return the recipe's rate; unset, a tenth of it where a transformer begins with weights.
+    """Return the recipe's rate; unset, less of it for a transformer.
 
-    `inherits`: it takes over weights that were taught before. `spec` is None for one's own student.
+    That is a tenth where it `inherits` weights that were taught before, and with fresh ones, of n
+    numbers a token, 48/n where that is less than 1 (benchmarks/fresh_rates.py). `spec` is None for
+    one's own student. Source: Yang et al., Tensor Programs V (2022): under Adam the rate of hidden
+    weights goes with 1/width.
     """
     rate = recipe.distill.rate
-    if "rate" in recipe.distill.model_fields_set or spec is None or not inherits:
+    if "rate" in recipe.distill.model_fields_set or spec is None:
         return rate
-    return _GENTLY * rate if FAMILIES[spec.family].attends else rate
+    if not FAMILIES[spec.family].attends:
+        return rate
+    return rate * (_GENTLY if inherits else min(1.0, _NARROW / spec.knobs.hidden))
 
 
 def epochs_for(recipe: Recipe, examples: int, macs: float | None = None) -> int:
@@ -172,14 +178,16 @@ def epochs_for(recipe: Recipe, examples: int, macs: float | None = None) -> int:
     return min(usual, max(_FEWEST_BOUNDED_EPOCHS, bound))
 
 
-def further_of(recipe: Recipe, epochs: int, stays: float | None) -> tuple[int, dict[str, float]]:
+def further_of(
+    recipe: Recipe, epochs: int, stays: float | None, rate: float
+) -> tuple[int, dict[str, float]]:
     """Return how long a student that starts as it is chosen is taught, and what of the schedule.
 
     A cut of the elastic student, which learned for `epochs`, is taught further: unless the recipe
     says otherwise for a tenth of them, at a third of the rate. What is a part of a student taught
-    before, by the share `stays`, is taught for a quarter of them at a third of the rate, or for a
-    half at all of it where little stays (benchmarks/warm_starts.py). Every other starts its lesson
-    here.
+    before, by the share `stays`, is taught for a quarter of them at a third of the recipe's rate, or
+    for a half at all of it where little stays (benchmarks/warm_starts.py), but at no more than
+    `rate`, that of any such start. Every other starts its lesson here.
     """
     further = recipe.student.further
     if recipe.student.space == "elastic":
@@ -189,7 +197,7 @@ def further_of(recipe: Recipe, epochs: int, stays: float | None) -> tuple[int, d
         return epochs, {}
     near = stays >= _MOST_STAYS
     usual = max(1, epochs // 4 if near else epochs // 2)
-    changes = {"rate": recipe.distill.rate / 3} if near else {}
+    changes = {"rate": min(rate, recipe.distill.rate / 3)} if near else {}
     return usual if further is None else further, changes
 
 
