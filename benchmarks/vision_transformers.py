@@ -8,10 +8,11 @@ python benchmarks/vision_transformers.py --table
 
 `--fit` trains the transformer (506,074 parameters) on the labels. The students' structures are
 fixed (19,810 and 72,898 parameters). `cnn` learns from the transformer, `vit` from the committed
-convnet. Methods: `dist`; `trajectory` (dist, and the early decisions); `kl-mixup` (kl, and another
-image mixed in, up to a half); `none` (labels alone). All see the same images, views and epochs.
-Each row is one whole run of the product down to the int8 file, is resumable, and reads the test
-split once; its line goes to benchmarks/results/transformers.json.
+convnet. Methods: `dist`; `default` (dist, and features of taps); `trajectory` (dist, and the early
+decisions); `kl-mixup` (kl, and another image mixed in, up to a half); `none` (labels alone). All
+see the same images, views and epochs. Each row is one whole run of the product down to the int8
+file, is resumable, and reads the test split once; its line goes to
+benchmarks/results/transformers.json.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "cnn": {"family": "convnet", "widths": [8, 16, 32], "depths": [1, 1, 1]},
     "vit": {"family": "vit", "patch": 4, "layers": 3, "hidden": 48, "heads": 3, "inner": 96},
 }
-RATES = {"cnn": 0.01, "vit": 0.003}
 METHODS: dict[str, dict[str, Any]] = {
     "dist": {"dist": 1.0},
+    "default": {"dist": 1.0, "features": 4.0},
     "trajectory": {"dist": 1.0, "trajectory": "auto"},
     "kl-mixup": {"kl": 1.0},
     "none": {"cross_entropy": 1.0},
@@ -127,11 +128,7 @@ def recipe_of(options: argparse.Namespace, student: str, method: str, seed: int)
             "teacher": {"source": str(TEACHERS[student]), "precision": "bf16"},
             "augment": {"views": options.views, "flip": True, "mixup": MIXUP.get(method, 0.0)},
             "student": {"spec": STUDENTS[student]},
-            "distill": {
-                "losses": METHODS[method],
-                "epochs": options.epochs or 25,
-                "rate": RATES[student],
-            },
+            "distill": {"losses": METHODS[method], "epochs": options.epochs or 25},
             "export": {"precision": "int8"},
             "threads": options.threads,
         }

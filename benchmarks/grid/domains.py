@@ -95,7 +95,7 @@ def _fashion(examples: int = 20_000, epochs: int = 8, **kept: Any) -> Domain:
     )
 
 
-def _text(name: str, folder: Path) -> Domain:
+def _text(name: str, folder: Path, examples: int | None = None) -> Domain:
     files = tuple(folder / f"{part}.jsonl" for part in ("train", "test"))
     return Domain(
         recipe={
@@ -103,10 +103,10 @@ def _text(name: str, folder: Path) -> Domain:
             "data": {"train": str(files[0]), "test": str(files[1]), "length": 128},
             "teacher": {"source": str(_TEXT / "minilm"), "fit": "all", "epochs": 3},
         },
-        epochs=6,
+        epochs=10,
         batch=32,
-        rate=3e-3,
-        gently=1 / 3,
+        gently=0.1,
+        examples=examples,
         leaves_out=frozenset({"maps", "mixup"}),
         files=(*files, _TEXT / "minilm" / "model.safetensors"),
         setup=f"python benchmarks/text.py --unpack --set {name}",
@@ -135,5 +135,5 @@ DOMAINS: dict[str, Domain] = {
     "OSULeaf": _series("OSULeaf", 60, _ROCKET),
     "PickupGesture": _series("PickupGestureWiimoteZ", 60, _ROCKET),
     "spam": _text("mails", _TEXT),
-    "sections": _text("sections", _TEXT / "sections"),
+    "sections": _text("sections", _TEXT / "sections", examples=3_000),
 }
