@@ -1,8 +1,9 @@
 """The sets of benchmarks/budgets.py: data, teacher and twelve budgets each, over five devices.
 
 `fashion` is 10,000 images of Fashion-MNIST and benchmarks/teachers/fashion-mnist; `digits` the set
-of the demo, `series` JapaneseVowels and `leaves` OSULeaf (`series.py --unpack`) and `texts` a third
-of the sections (`text.py --unpack --set sections`), with teachers that are fitted first.
+of the demo, `series` JapaneseVowels and `leaves` OSULeaf (`series.py --unpack`), `texts` a third of
+the sections and `mails` of SpamAssassin (`text.py --unpack --set sections`, and without `--set`),
+with teachers that are fitted first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from tutelage.recipe import Recipe
 
 _SERIES = HERE / ".work" / "series" / "data"
 _TEXT = HERE / ".work" / "text"
-_FEWER = HERE / ".work" / "budgets" / "sections.jsonl"
+_FEWER = {
+    str(HERE / ".work" / "budgets" / f"{name}.jsonl"): folder / "train.jsonl"
+    for name, folder in (("sections", _TEXT / "sections"), ("mails", _TEXT))
+}
 _SHARE = 3  # one text in so many
 
 
@@ -53,10 +57,11 @@ class BudgetSet:
         """Read the data; of Fashion-MNIST and the texts, fewer than there are."""
         if self.recipe["data"]["train"] == FASHION_MNIST:
             return fashion_mnist(FASHION_MNIST, examples=10_000, flip=True, shift=2, views=4)
-        if self.recipe["data"]["train"] == str(_FEWER) and not _FEWER.exists():
-            lines = (_TEXT / "sections" / "train.jsonl").read_text().splitlines(keepends=True)
-            _FEWER.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(_FEWER, "".join(lines[_SHARE - 1 :: _SHARE]))
+        few = Path(self.recipe["data"]["train"])
+        if str(few) in _FEWER and not few.exists():
+            lines = _FEWER[str(few)].read_text().splitlines(keepends=True)
+            few.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(few, "".join(lines[_SHARE - 1 :: _SHARE]))
         return read_material(self.of(0, seed, {}))
 
 
@@ -147,6 +152,20 @@ def _of_series(name: str, budgets: tuple[tuple[str, dict[str, str]], ...]) -> Bu
     )  # fmt: skip
 
 
+def _of_texts(number: int) -> BudgetSet:
+    few, whole = list(_FEWER.items())[number]
+    return BudgetSet(
+        recipe={
+            "task": "text",
+            "data": {"train": few, "test": str(whole.with_name("test.jsonl")), "length": 64},
+            "teacher": {"source": str(_TEXT / "minilm"), "fit": "all", "epochs": 3},
+            "distill": {"epochs": 6},
+        },
+        budgets=_OF_TEXTS,
+        leaves_out=frozenset({"magnitude", "magnitude2"}),
+    )
+
+
 SETS = MappingProxyType(
     {
         "fashion": BudgetSet(
@@ -168,19 +187,7 @@ SETS = MappingProxyType(
         ),
         "series": _of_series("JapaneseVowels", _OF_SERIES),
         "leaves": _of_series("OSULeaf", _OF_LEAVES),
-        "texts": BudgetSet(
-            recipe={
-                "task": "text",
-                "data": {
-                    "train": str(_FEWER),
-                    "test": str(Path(_TEXT) / "sections" / "test.jsonl"),
-                    "length": 64,
-                },
-                "teacher": {"source": str(_TEXT / "minilm"), "fit": "all", "epochs": 3},
-                "distill": {"epochs": 6},
-            },
-            budgets=_OF_TEXTS,
-            leaves_out=frozenset({"magnitude", "magnitude2"}),
-        ),
+        "texts": _of_texts(0),
+        "mails": _of_texts(1),
     }
 )

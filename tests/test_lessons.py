@@ -94,17 +94,27 @@ def test_by_default_images_learn_the_features_of_taps_too_where_there_are_some()
 
 def test_two_classes_are_taught_kl_as_well_since_dist_knows_no_threshold():
     for task, names in (
-        ("vision", ["dist", "features", "kl"]), ("text", ["dist", "kl"]), ("series", ["kl"]),
+        ("vision", ["dist", "features", "kl"]), ("text", ["kl", "cross_entropy"]),
+        ("series", ["kl"]),
     ):  # fmt: skip
         assert list(usual_losses("classes", find_task(task), 2)) == names
-    assert list(usual_losses("classes", find_task("text"), 3)) == ["dist"]
-    asked = with_usual(recipe(losses={"dist": 1.0}), "classes", find_task("text"), 2)
+    asked = with_usual(recipe(losses={"dist": 1.0}), "classes", find_task("vision"), 2)
     assert list(asked.distill.losses) == ["dist"]
     logits = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 4.0]])
     moved = logits + torch.tensor([0.0, 5.0])
     moved.requires_grad_(True)
     dist(moved, logits, gamma=0.0).sum().backward()
     assert moved.grad is not None and moved.grad.abs().max() < 1e-5  # no way back
+
+
+def test_texts_learn_their_labels_too_where_there_are_some():
+    text = find_task("text")
+    usual = with_usual(recipe(), "classes", text, 3).distill.losses
+    assert usual == {"kl": 1.0, "cross_entropy": 0.5}
+    assert with_usual(recipe(), "classes", text, 3, labelled=False).distill.losses == {"dist": 1.0}
+    assert list(usual_losses("classes", text, 2, labelled=False)) == ["dist", "kl"]
+    vision = find_task("vision")
+    assert usual_losses("classes", vision, 3, labelled=False) == vision.losses
 
 
 def test_beside_branches_images_learn_no_features_unless_asked_to():

@@ -23,8 +23,7 @@ class Domain:
     `recipe` are the recipe's keys of task, data, teacher and augmentation; `epochs` those of plain
     KD, whose time is everyone's budget. `classes` keeps those alone, by number, of the data and of
     what a teacher that is given decides; `examples` so many training examples, `labels` that share
-    of the labels (of validation as well). Slices are taught at `gently` times the rate. `files`
-    must be there, else `setup` makes them.
+    of the labels (of validation as well). `files` must be there, else `setup` makes them.
     `structure`: which of the family's students is sized; None: the teacher, evenly narrowed.
     """
 
@@ -32,7 +31,6 @@ class Domain:
     epochs: int
     batch: int = 128
     rate: float = 1e-2
-    gently: float = 1.0
     classes: tuple[int, ...] | None = None
     examples: int | None = None
     labels: float | None = None
@@ -53,11 +51,7 @@ class Domain:
         """Return what decides figures, for hashes; paths count by what they are called here."""
         plain = {k: str(v).replace(str(HERE), ".") for k, v in self.recipe.items()}
         numbers = (self.epochs, self.batch, self.rate, self.examples, self.labels, self.structure)
-        kept: dict[str, Any] = {}
-        if self.classes is not None:
-            kept["classes"] = list(self.classes)
-        if self.gently != 1.0:
-            kept["gently"] = self.gently
+        kept = {} if self.classes is None else {"classes": list(self.classes)}
         return {"recipe": plain, "numbers": list(numbers), **kept}
 
 
@@ -105,9 +99,10 @@ def _text(name: str, folder: Path, examples: int | None = None) -> Domain:
         },
         epochs=10,
         batch=32,
-        gently=0.1,
+        rate=7.5e-3,
         examples=examples,
-        leaves_out=frozenset({"maps", "mixup"}),
+        structure=0,
+        leaves_out=frozenset({"maps", "mixup", "slice"}),
         files=(*files, _TEXT / "minilm" / "model.safetensors"),
         setup=f"python benchmarks/text.py --unpack --set {name}",
         sizes=(10, 30),

@@ -123,6 +123,9 @@ METHODS: dict[str, Method] = {
     "dist, decision everywhere": _inside("decision_everywhere", "dist", "decision", 0.3, 3.0),
     "dist, labels": Method(losses=_BOTH, option="cross_entropy.weight", settings=(0.5, 1.0, 0.25)),
     "kl": Method(losses={"kl": 1.0}, option="kl.temperature", settings=(1.0, 2.0, 4.0)),
+    "kl, labels": Method(
+        losses={"kl": 1.0, "cross_entropy": 0.5}, option="kl.temperature", settings=(1.0, 2.0, 4.0)
+    ),
     "kl, features": _beside_features({"kl": 1.0}),
     "dist, kl": Method(
         losses={**_DIST, "kl": 1.0}, option="kl.weight", settings=(1.0, 0.3, 3.0)

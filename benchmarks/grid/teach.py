@@ -241,8 +241,7 @@ def _lesson(
         before[Job(kind="student", domain=job.domain, size=job.size).key]["spec"]
     )
     teacher = teacher_of(job.domain, domain)
-    rate = domain.rate * (domain.gently if method.sliced else 1.0)
-    part = {**method.recipe_part(setting, rate), "epochs": epochs}
+    part = {**method.recipe_part(setting, domain.rate), "epochs": epochs}
     if method.tool:
         recipe = recipe_of(domain, seed, {"epochs": epochs, "rate": part["rate"]})
         with _scratch() as folder:

@@ -152,7 +152,10 @@ def distill(
         for note in material.notes:
             said.say(f"data: {note}")
         material = with_classes(recipe, material, trust_code=trust_code, module=module)
-        recipe = with_usual(recipe, material.decides, material.task, len(material.classes))
+        recipe = with_usual(
+            recipe, material.decides, material.task, len(material.classes),
+            labelled=material.labelled is not None,
+        )  # fmt: skip
         check_recipe(recipe, material)
         taught = teach(
             recipe, material, held, said, trust_code=trust_code, module=module, forward=forwards[0]

@@ -120,7 +120,10 @@ def _ready(
         started = time.monotonic()
         material = material or read_material(recipe, progress)
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
-        recipe = with_usual(recipe, material.decides, material.task, len(material.classes))
+        recipe = with_usual(
+            recipe, material.decides, material.task, len(material.classes),
+            labelled=material.labelled is not None,
+        )  # fmt: skip
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.source)
         run.stage("data", hash_json(found), lambda: (found, []))

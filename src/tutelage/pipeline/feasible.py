@@ -63,7 +63,10 @@ def plan_recipe(
     progress = progress or Silent()
     read = read_material(recipe, progress)
     material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
-    recipe = with_usual(recipe, material.decides, material.task, len(material.classes))
+    recipe = with_usual(
+        recipe, material.decides, material.task, len(material.classes),
+        labelled=material.labelled is not None,
+    )  # fmt: skip
     check_recipe(recipe, material)
     free = recipe.student.spec is None and recipe.student.source is None
     scores = scores_of(recipe, material, folder)

@@ -124,7 +124,10 @@ export:
 def _losses(material: Material) -> str:
     if material.decides == "values":
         return _LOSSES_OF_VALUES
-    losses = usual_losses(material.decides, material.task, len(material.classes))
+    losses = usual_losses(
+        material.decides, material.task, len(material.classes),
+        labelled=material.labelled is not None,
+    )  # fmt: skip
     return "".join(f"    {name}: {_weight(part)}\n" for name, part in losses.items())
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tutelage.losses import LOSSES
-from tutelage.losses.objective import INSIDE, Objective, Pairs, Term
+from tutelage.losses.objective import INSIDE, Objective, Pairs, Term, reads_labels
 from tutelage.losses.projectors import Projections
 from tutelage.recipe import DistillPart, LossPart, Recipe
 from tutelage.students.spec import FAMILIES, StudentSpec
@@ -32,8 +32,12 @@ _BY_KL = LossPart.model_validate({"weight": 1.0, "by": "kl"})
 SMALL = 1_000  # examples; below, an epoch is over in a few steps
 
 
-def usual_losses(decides: Decides, task: Task, classes: int) -> dict[str, Any]:
+def usual_losses(
+    decides: Decides, task: Task, classes: int, *, labelled: bool = True
+) -> dict[str, Any]:
     """Return the losses that teach such data where the recipe names none.
+
+    Where those of the task read labels and the data has none, DIST stands in.
 
     DIST correlates decisions and leaves their level free. Over an example's two probabilities every
     correlation is 1 or -1: of two classes it teaches an order of the examples, and no threshold.
@@ -41,11 +45,16 @@ def usual_losses(decides: Decides, task: Task, classes: int) -> dict[str, Any]:
     """
     if decides == "values":
         return dict(_LOSSES_OF_VALUES)
-    level = {"kl": _LEVEL} if classes == 2 and "dist" in task.losses else {}
-    return {**task.losses, **level}
+    losses = dict(task.losses)
+    if not labelled and any(reads_labels(LOSSES[name]) for name in losses):
+        losses = {"dist": 1.0}
+    level = {"kl": _LEVEL} if classes == 2 and "dist" in losses else {}
+    return {**losses, **level}
 
 
-def with_usual(recipe: Recipe, decides: Decides, task: Task, classes: int) -> Recipe:
+def with_usual(
+    recipe: Recipe, decides: Decides, task: Task, classes: int, *, labelled: bool = True
+) -> Recipe:
     """Return the recipe with the losses and the batch that suit its data, where it names none.
 
     Exits need a loss that teaches branches; one is added where the recipe has none: the trajectory,
@@ -55,7 +64,7 @@ def with_usual(recipe: Recipe, decides: Decides, task: Task, classes: int) -> Re
     """
     losses: dict[str, Any] = dict(recipe.distill.losses)
     if "losses" not in recipe.distill.model_fields_set:
-        losses = usual_losses(decides, task, classes)
+        losses = usual_losses(decides, task, classes, labelled=labelled)
         if recipe.student.exits is not None:
             losses.pop("features", None)
     if recipe.student.exits is not None and not any(LOSSES[x].reads in _BRANCHED for x in losses):

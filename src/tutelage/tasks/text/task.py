@@ -206,7 +206,7 @@ class TextTask:
     name = "text"
     families: tuple[str, ...] = ("encoder", "textconv")
     teachers: tuple[str, ...] = ()
-    losses: Mapping[str, float | LossPart] = MappingProxyType({"dist": 1.0})
+    losses: Mapping[str, float | LossPart] = MappingProxyType({"kl": 1.0, "cross_entropy": 0.5})
     batch_size: int = 32  # few epochs want many steps
     keys = frozenset(
         {"format", "text_column", "label_column", "tokenizer", "length", "vocabulary",
