@@ -157,9 +157,9 @@ def rate_for(recipe: Recipe, spec: StudentSpec | None, *, inherits: bool) -> flo
     """Return the recipe's rate; unset, less of it for a transformer.
 
     That is a tenth where it `inherits` weights that were taught before, and with fresh ones, of n
-    numbers a token, 48/n where that is less than 1 (benchmarks/fresh_rates.py). `spec` is None for
-    one's own student. Source: Yang et al., Tensor Programs V (2022): under Adam the rate of hidden
-    weights goes with 1/width.
+    numbers a token, 48/n where that is less than 1 (benchmarks/student_lessons.py). `spec` is None
+    for one's own student. Source: Yang et al., Tensor Programs V (2022): under Adam the rate of
+    hidden weights goes with 1/width.
     """
     rate = recipe.distill.rate
     if "rate" in recipe.distill.model_fields_set or spec is None:
@@ -194,9 +194,9 @@ def further_of(
 
     A cut of the elastic student, which learned for `epochs`, is taught further: unless the recipe
     says otherwise for a tenth of them, at a third of the rate. What is a part of a student taught
-    before, by the share `stays`, is taught for a quarter of them at a third of the recipe's rate, or
-    for a half at all of it where little stays (benchmarks/warm_starts.py), but at no more than
-    `rate`, that of any such start. Every other starts its lesson here.
+    before, by the share `stays`, is taught for a quarter of them at a third of the recipe's rate,
+    but no more than `rate`, that of any such start, or for a half at `rate` where little stays
+    (benchmarks/warm_starts.py). Every other starts its lesson here.
     """
     further = recipe.student.further
     if recipe.student.space == "elastic":

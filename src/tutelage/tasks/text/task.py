@@ -206,6 +206,7 @@ class TextTask:
     name = "text"
     families: tuple[str, ...] = ("encoder", "textconv")
     teachers: tuple[str, ...] = ()
+    # A teacher fitted to these texts errs on some of them (benchmarks/student_lessons.py).
     losses: Mapping[str, float | LossPart] = MappingProxyType({"kl": 1.0, "cross_entropy": 0.5})
     batch_size: int = 32  # few epochs want many steps
     keys = frozenset(
