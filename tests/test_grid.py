@@ -227,6 +227,7 @@ def test_one_percent_of_the_labels() -> None:
     held = material.material_for(domain, material.recipe_of(domain, 1))
     assert held.train.count == 500
     assert held.labelled is not None and 40 <= held.labelled.count <= 60
+    assert not held.well_labelled and material.labelled_alone(held).well_labelled
     assert set(held.data.train.labels) == {-1, *range(10)}
     assert 10 <= held.validation.count <= 20
     assert material.labelled_alone(held).train.count == held.labelled.count

@@ -154,7 +154,7 @@ def distill(
         material = with_classes(recipe, material, trust_code=trust_code, module=module)
         recipe = with_usual(
             recipe, material.decides, material.task, len(material.classes),
-            labelled=material.labelled is not None,
+            labelled=material.well_labelled,
         )  # fmt: skip
         check_recipe(recipe, material)
         taught = teach(

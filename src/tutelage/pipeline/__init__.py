@@ -122,7 +122,7 @@ def _ready(
         material = with_classes(recipe, material, trust_code=trust_code, module=teacher)
         recipe = with_usual(
             recipe, material.decides, material.task, len(material.classes),
-            labelled=material.labelled is not None,
+            labelled=material.well_labelled,
         )  # fmt: skip
         check_recipe(recipe, material)
         found = material.to_json(recipe.data.source)

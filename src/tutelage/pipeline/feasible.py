@@ -65,7 +65,7 @@ def plan_recipe(
     material, device = with_classes(recipe, read, trust_code=trust_code), load_device(recipe.device)
     recipe = with_usual(
         recipe, material.decides, material.task, len(material.classes),
-        labelled=material.labelled is not None,
+        labelled=material.well_labelled,
     )  # fmt: skip
     check_recipe(recipe, material)
     free = recipe.student.spec is None and recipe.student.source is None

@@ -126,7 +126,7 @@ def _losses(material: Material) -> str:
         return _LOSSES_OF_VALUES
     losses = usual_losses(
         material.decides, material.task, len(material.classes),
-        labelled=material.labelled is not None,
+        labelled=material.well_labelled,
     )  # fmt: skip
     return "".join(f"    {name}: {_weight(part)}\n" for name, part in losses.items())
 

@@ -37,7 +37,8 @@ def usual_losses(
 ) -> dict[str, Any]:
     """Return the losses that teach such data where the recipe names none.
 
-    Where those of the task read labels and the data has none, DIST stands in.
+    Where those of the task read labels and the data is not `labelled`, or few of it, DIST stands
+    in: losses that read labels are averaged over the examples that have one.
 
     DIST correlates decisions and leaves their level free. Over an example's two probabilities every
     correlation is 1 or -1: of two classes it teaches an order of the examples, and no threshold.

@@ -62,6 +62,11 @@ class Material:
             return "r2"
         return "agreement" if self.labelled is None else self.chosen_by
 
+    @property
+    def well_labelled(self) -> bool:
+        """Whether half of the training examples or more have a label."""
+        return self.labelled is not None and 2 * self.labelled.count >= self.train.count
+
     def interval(self, value: float, n: int) -> tuple[float, float] | None:
         """Return the 95 % interval of a share of `n` decisions; None for what is no such share."""
         return wilson_interval(value, n) if self.metric in ("accuracy", "agreement") else None
