@@ -26,7 +26,8 @@ The sets are those of benchmarks/budget_sets.py. Seconds are the processor's, of
 the first budget's hold the teacher's fitting, too. A plan was falsely feasible where its artifact
 missed a limit, so that it was tightened. Regret is the test figure against the best of all arms and
 seeds for that budget. Resumable; lines go to benchmarks/results/budgets.json. Rows taught by DIST
-alone, the default before, are in budgets_dist.json.
+alone, the default before, are in budgets_dist.json; those of fresh texts' students at a rate that
+was too high say so (`rate`).
 """
 
 from __future__ import annotations
